@@ -1,0 +1,173 @@
+"""PLUME configuration: a Qwen2-VL configuration plus everything else that changes an embedding.
+
+The paper is arXiv 2604.02073. Field names are the paper's words: *anchor*, *latent steps* (K), *experts*
+(M_e), *active experts* (K_r), *suffix*. Token ids are data of a checkpoint; the strings behind them belong
+to the processor. Invariant: two models with equal configuration and equal weights give equal vectors, so
+every number that changes a vector is a field here and is written to ``config.json``.
+"""
+
+from typing import Any
+
+from transformers import Qwen2VLConfig
+
+POSITION_SCHEMES = ("mrope", "kv_length")
+
+# A PLUME config.json must state these: a silent default would change every vector of the checkpoint.
+_STATED_FIELDS = ("num_latent_steps", "num_active_experts", "position_scheme", "suffix_token_ids")
+
+
+class PlumeConfig(Qwen2VLConfig):
+    """Configuration of [`PlumeForEmbedding`].
+
+    Built from any Qwen2-VL configuration with :meth:`from_backbone`. Defaults are the paper's (sections
+    3.3, 3.4 and 4.1).
+
+    Args:
+        num_latent_steps: K, the latent steps of the rollout (Eq. 3); 0 reads the embedding without any.
+        max_latent_steps: Rows of the step embedding table e(k), the largest K this model can run.
+        num_experts: M_e, specialised experts of the transition adapter; 1 has no router.
+        num_active_experts: K_r, experts that the router selects per step (top-k, Eq. 5).
+        use_shared_expert: Whether the always-on expert E_0 exists (Eq. 5).
+        expert_expansion: Hidden width of an expert as a multiple of the model width D.
+        expert_dropout: Dropout after the activation of an expert, in [0, 1), training only.
+        transition_norm_eps: Epsilon of the LayerNorm in front of the experts.
+        router_uses_anchor: Whether the router sees c(x), the anchor state (Eq. 4).
+        router_uses_step: Whether the router sees e(k), the step embedding (Eq. 4).
+        position_scheme: ``"mrope"`` places latent step k at p_slt + k (the paper), ``"kv_length"`` at the
+            number of cached tokens (how the released checkpoint was evaluated).
+        anchor_token_id: Token whose prefix state is the semantic anchor.
+        latent_start_token_id: ``<slt>``, the last token of every prefix.
+        latent_end_token_id: ``<elt>``, closes the latent block.
+        latent_token_id: ``<ct>``, a latent position in serialized text: counted, never embedded.
+        embedding_token_id: ``<gen>``, whose state is the embedding (Eq. 7).
+        suffix_token_ids: Tokens after the latent block, ``<elt> ... <gen>``.
+        **kwargs: Fields of [`~transformers.Qwen2VLConfig`], flat or nested.
+
+    Raises:
+        ValueError: If a field is out of range or contradicts another one.
+    """
+
+    model_type = "plume"
+
+    def __init__(
+        self,
+        *,
+        num_latent_steps: int = 8,
+        max_latent_steps: int = 32,
+        num_experts: int = 4,
+        num_active_experts: int = 2,
+        use_shared_expert: bool = True,
+        expert_expansion: int = 2,
+        expert_dropout: float = 0.1,
+        transition_norm_eps: float = 1e-5,
+        router_uses_anchor: bool = True,
+        router_uses_step: bool = True,
+        position_scheme: str = "mrope",
+        anchor_token_id: int = 151658,
+        latent_start_token_id: int = 151659,
+        latent_end_token_id: int = 151660,
+        latent_token_id: int = 151661,
+        embedding_token_id: int = 151657,
+        suffix_token_ids: list[int] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        self.num_latent_steps = num_latent_steps
+        self.max_latent_steps = max_latent_steps
+        self.num_experts = num_experts
+        self.num_active_experts = num_active_experts
+        self.use_shared_expert = use_shared_expert
+        self.expert_expansion = expert_expansion
+        self.expert_dropout = expert_dropout
+        self.transition_norm_eps = transition_norm_eps
+        self.router_uses_anchor = router_uses_anchor
+        self.router_uses_step = router_uses_step
+        self.position_scheme = position_scheme
+        self.anchor_token_id = anchor_token_id
+        self.latent_start_token_id = latent_start_token_id
+        self.latent_end_token_id = latent_end_token_id
+        self.latent_token_id = latent_token_id
+        self.embedding_token_id = embedding_token_id
+        self.suffix_token_ids = suffix_token_ids or [latent_end_token_id, embedding_token_id]
+        self._check_latent_fields()
+        super().__init__(**kwargs)
+
+    @classmethod
+    def from_backbone(cls, backbone: Qwen2VLConfig, **fields: Any) -> "PlumeConfig":
+        """Build a PLUME configuration around a Qwen2-VL configuration.
+
+        Args:
+            backbone: Configuration of the backbone, left unchanged.
+            **fields: PLUME fields that differ from their defaults.
+        """
+        inherited = backbone.to_dict()
+        for key in ("model_type", "architectures", "transformers_version"):
+            inherited.pop(key, None)
+        return cls(**{**inherited, **fields})
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> "PlumeConfig":
+        """Read a configuration, refusing a PLUME one that leaves open what changes its vectors.
+
+        Raises:
+            ValueError: If ``config_dict`` is a PLUME configuration without K, K_r, position scheme or suffix.
+        """
+        if config_dict.get("model_type") == cls.model_type:
+            absent = [name for name in _STATED_FIELDS if name not in config_dict and name not in kwargs]
+            if absent:
+                raise ValueError(
+                    f"The PLUME config.json does not state {', '.join(absent)}, so the embeddings it stands for "
+                    "are unknown. Add the values that the checkpoint was trained with, or pass them to "
+                    f"from_pretrained({absent[0]}=...)."
+                )
+        loaded = super().from_dict(config_dict, **kwargs)
+        # Overrides in kwargs are set after construction, so they have not been checked yet.
+        config = loaded[0] if isinstance(loaded, tuple) else loaded
+        config._check_latent_fields()
+        return loaded
+
+    def check_num_latent_steps(self, num_latent_steps: int) -> int:
+        """Return K if this model can run it.
+
+        Raises:
+            ValueError: If K is no integer, negative, or above the step embedding table.
+        """
+        if isinstance(num_latent_steps, bool) or not isinstance(num_latent_steps, int):
+            raise ValueError(f"num_latent_steps must be an integer, got {num_latent_steps!r}.")
+        if not 0 <= num_latent_steps <= self.max_latent_steps:
+            raise ValueError(
+                f"num_latent_steps={num_latent_steps} is outside 0..{self.max_latent_steps}: the step embedding "
+                "e(k) has no row for it. Choose a K in that range, or train with a larger max_latent_steps."
+            )
+        return num_latent_steps
+
+    def _check_latent_fields(self) -> None:
+        counts = {
+            "max_latent_steps": self.max_latent_steps,
+            "num_experts": self.num_experts,
+            "num_active_experts": self.num_active_experts,
+            "expert_expansion": self.expert_expansion,
+        }
+        for name, value in counts.items():
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name} must be a positive integer, got {value!r}.")
+        self.check_num_latent_steps(self.num_latent_steps)
+        if self.num_active_experts > self.num_experts:
+            raise ValueError(
+                f"num_active_experts={self.num_active_experts} exceeds num_experts={self.num_experts}: the router "
+                "cannot select more experts than there are. Lower num_active_experts or raise num_experts."
+            )
+        if not 0 <= self.expert_dropout < 1:
+            raise ValueError(f"expert_dropout must be in [0, 1), got {self.expert_dropout!r}.")
+        if self.position_scheme not in POSITION_SCHEMES:
+            raise ValueError(
+                f"position_scheme={self.position_scheme!r} is unknown. Use 'mrope' (the paper) or 'kv_length' "
+                "(the released checkpoint's evaluation)."
+            )
+        if self.embedding_token_id not in self.suffix_token_ids:
+            raise ValueError(
+                f"suffix_token_ids={self.suffix_token_ids} lacks embedding_token_id={self.embedding_token_id}, so "
+                "there is no state to read the embedding from. End the suffix with that token."
+            )
+
+
+__all__ = ["PlumeConfig"]

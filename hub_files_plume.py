@@ -1,0 +1,105 @@
+"""The files beside weights and code that make a folder a complete Hub repository.
+
+Three JSON files let sentence-transformers drive the model with its built-in module, so that no custom module
+(and no second implementation) exists; a model card tells people how to load it. Existing cards are kept.
+"""
+
+import json
+import os
+from pathlib import Path
+
+_MODALITY = {"method": "forward", "method_output_name": "embeddings"}
+
+_MODULES = [
+    {
+        "idx": 0,
+        "name": "0",
+        "path": "",
+        "type": "sentence_transformers.base.modules.transformer.Transformer",
+        "kwargs": ["num_latent_steps"],
+    }
+]
+
+_TRANSFORMER = {
+    "transformer_task": "feature-extraction",
+    "modality_config": {
+        "text": _MODALITY,
+        "image": _MODALITY,
+        "video": _MODALITY,
+        "message": {**_MODALITY, "format": "structured"},
+    },
+    "module_output_name": "sentence_embedding",
+    "processing_kwargs": {"chat_template": {"add_generation_prompt": True}},
+    "unpad_inputs": False,  # flattened inputs would lose the rows that the rollout needs
+}
+
+_SENTENCE_TRANSFORMERS = {
+    "model_type": "SentenceTransformer",
+    "default_prompt_name": None,
+    "similarity_fn_name": "cosine",
+    "requirements": {
+        "transformers": {"specifier": ">=5.0,<6", "reason": "PLUME subclasses the Qwen2-VL of transformers 5."}
+    },
+}
+
+_CARD = """---
+library_name: sentence-transformers
+pipeline_tag: sentence-similarity
+tags:
+- sentence-transformers
+- transformers
+- multimodal-embedding
+- visual-document-retrieval
+- video-retrieval
+- latent-reasoning
+- custom_code
+---
+# PLUME
+
+Text, images, videos and page images in one retrieval space. Before it embeds, the model thinks a few latent
+steps over its key-value cache (PLUME, arXiv 2604.02073). Replace `org/plume` by this repository's id.
+
+```python
+from sentence_transformers import SentenceTransformer
+
+model = SentenceTransformer("org/plume", trust_remote_code=True)
+queries = model.encode_query(["a red bus at a stop"])
+documents = model.encode_document([{"image": "bus.jpg"}, {"video": "bus.mp4"}, "a bus timetable"])
+print(model.similarity(queries, documents))
+```
+
+```python
+from transformers import AutoModel, AutoProcessor
+
+model = AutoModel.from_pretrained("org/plume", trust_remote_code=True)
+processor = AutoProcessor.from_pretrained("org/plume", trust_remote_code=True)
+embeddings = model(**processor.process_queries(["a red bus at a stop"])).embeddings
+```
+
+The number of latent steps, the token positions, the prompt and the pixel limits are stored with the weights.
+State here: training data, scores with their condition, limits, licence and base model.
+"""
+
+
+def write_hub_files(folder: str | os.PathLike, prompts: dict[str, str] | None = None) -> None:
+    """Write the sentence-transformers files into ``folder``, and a model card where there is none.
+
+    Args:
+        folder: Directory of a saved model or processor.
+        prompts: Instruction per role (``"query"``, ``"document"``). Where omitted, those already in the folder
+            stay.
+    """
+    root = Path(folder)
+    settings = root / "config_sentence_transformers.json"
+    if prompts is None:
+        prompts = json.loads(settings.read_text("utf-8"))["prompts"] if settings.exists() else {}
+    contents = {
+        "modules.json": _MODULES,
+        "sentence_bert_config.json": _TRANSFORMER,
+        settings.name: {**_SENTENCE_TRANSFORMERS, "prompts": prompts},
+    }
+    for name, content in contents.items():
+        (root / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    card = root / "README.md"
+    if not card.exists():
+        card.write_text(_CARD, encoding="utf-8")

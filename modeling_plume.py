@@ -1,0 +1,359 @@
+"""PLUME: universal multimodal embeddings through latent reasoning (arXiv 2604.02073).
+
+The flow, in the order of :meth:`PlumeForEmbedding.forward`:
+
+1. **Prefix** (section 3.3): the Qwen2-VL backbone reads text, images and videos up to ``<slt>``, once.
+   Left padding puts ``<slt>`` in the last column of every row.
+2. **Anchor**: c(x) is the state at ``<anchor>``; z(0) is the state at ``<slt>`` (Eq. 2).
+3. **Rollout**: K times, z~(k-1) = transition(z(k-1), k, c) (Eq. 4-5) and z(k) = backbone(z~(k-1)) at the next
+   position over the cache (Eq. 3).
+4. **Suffix**: ``<elt> ... <gen>`` is read in the same pass as the last step, because z(K) feeds only the cache.
+5. **Embedding**: the state at ``<gen>``, L2-normalised in fp32 (Eq. 7).
+
+Invariants: a row's vectors do not depend on the other rows; nothing is kept on the module between calls; the LM
+head never runs on the way to an embedding.
+"""
+
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
+from transformers import initialization as init
+from transformers.conversion_mapping import register_checkpoint_conversion_mapping
+from transformers.core_model_loading import WeightRenaming
+from transformers.utils import ModelOutput
+
+from .configuration_plume import PlumeConfig
+from .context_plume import CachedContext, Context, RecomputedContext
+from .hub_files_plume import write_hub_files
+from .latent_plume import LatentExperts, LatentRouter, LatentTransition
+from .positions_plume import mrope_index
+
+# Hub checkpoints of Qwen2-VL say `visual.*` and `model.layers.*`. Transformers renames them for its own classes only:
+# without this, a base checkpoint would load as a random language model with no more than a warning.
+register_checkpoint_conversion_mapping(
+    "PlumeForEmbedding",
+    [
+        WeightRenaming(source_patterns=r"^visual", target_patterns="model.visual"),
+        WeightRenaming(
+            source_patterns=r"^model(?!\.(language_model|visual))", target_patterns="model.language_model"
+        ),
+    ],
+    overwrite=True,
+)
+
+
+@dataclass
+class PlumeOutput(ModelOutput):
+    """What one forward pass returns.
+
+    Attributes:
+        embeddings: The retrieval embeddings, ``(B, D)``, fp32, unit length (Eq. 7).
+        anchor_embeddings: The anchor state, ``(B, D)``, fp32, unit length; for training and analysis only.
+        latent_states: z(1)..z(K), ``(B, K, D)``, post-norm.
+        router_probs: pi(1)..pi(K) over all experts, ``(B, K, E)``, fp32 (Eq. 4).
+        suffix_states: The state before the suffix (z(K), or z(0) at K = 0) and at every suffix token,
+            ``(B, 1 + S, D)``, post-norm: state i predicts suffix token i.
+    """
+
+    embeddings: torch.Tensor | None = None
+    anchor_embeddings: torch.Tensor | None = None
+    latent_states: torch.Tensor | None = None
+    router_probs: torch.Tensor | None = None
+    suffix_states: torch.Tensor | None = None
+
+
+class PlumeForEmbedding(Qwen2VLForConditionalGeneration):
+    """A Qwen2-VL model that thinks K latent steps before it embeds. ``generate`` stays a Qwen2-VL's."""
+
+    config_class = PlumeConfig
+    _can_compile_fullgraph = False  # input checks read values on the host
+
+    def __init__(self, config: PlumeConfig) -> None:
+        super().__init__(config)
+        self.latent_transition = LatentTransition(config)
+        self.post_init()
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        """Initialise new parameters; a fresh adapter is the identity because its last layers start at zero."""
+        super()._init_weights(module)
+        if isinstance(module, LatentExperts):
+            init.normal_(module.up_weight, mean=0.0, std=module.up_weight.shape[1] ** -0.5)
+            for zeroed in (module.up_bias, module.down_weight, module.down_bias):
+                init.zeros_(zeroed)
+        elif isinstance(module, LatentRouter) and module.step_embedding is not None:
+            init.normal_(module.step_embedding.weight, mean=0.0, std=1.0)
+
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        pixel_values: torch.Tensor | None = None,
+        image_grid_thw: torch.Tensor | None = None,
+        pixel_values_videos: torch.Tensor | None = None,
+        video_grid_thw: torch.Tensor | None = None,
+        num_latent_steps: int | None = None,
+        suffix_input_ids: torch.Tensor | None = None,
+        causal_lm: bool = False,
+        logits_to_keep: int | torch.Tensor = 0,
+        **kwargs: Any,
+    ) -> PlumeOutput:
+        """Embed a batch of prefixes, any mixture of modalities.
+
+        Args:
+            input_ids: Prefix tokens, ``(B, T)``, left-padded, each row ending in ``<slt>``.
+            attention_mask: 1 for tokens, 0 for padding, ``(B, T)``; all ones where omitted.
+            pixel_values: Image patches, ``(P, C)``, of all images of the batch in order.
+            image_grid_thw: Patch grids of the images, ``(N, 3)``.
+            pixel_values_videos: Video patches, ``(P, C)``.
+            video_grid_thw: Patch grids of the videos, ``(M, 3)``.
+            num_latent_steps: K; ``config.num_latent_steps`` where omitted, 0 for none.
+            suffix_input_ids: Tokens after the latent block, ``(B, S)``, right-padded with anything behind the
+                last ``<gen>``; ``config.suffix_token_ids`` where omitted.
+            causal_lm: Behave as Qwen2-VL's causal language model instead; ``generate`` sets it.
+            logits_to_keep: With ``causal_lm``, as in Qwen2-VL.
+            **kwargs: With ``causal_lm``, the arguments of Qwen2-VL's forward; ignored otherwise.
+
+        Raises:
+            ValueError: If the batch is empty, right-padded, without ``<slt>`` or ``<anchor>``, has other media
+                than placeholders, or K is out of range; in evaluation also if an embedding is not finite.
+        """
+        if causal_lm:
+            return super().forward(
+                input_ids=input_ids,
+                attention_mask=attention_mask,
+                pixel_values=pixel_values,
+                image_grid_thw=image_grid_thw,
+                pixel_values_videos=pixel_values_videos,
+                video_grid_thw=video_grid_thw,
+                logits_to_keep=logits_to_keep,
+                **kwargs,
+            )
+        if num_latent_steps is None:
+            num_latent_steps = self.config.num_latent_steps
+        self.config.check_num_latent_steps(num_latent_steps)
+        media = [
+            (self.config.image_token_id, pixel_values, image_grid_thw),
+            (self.config.video_token_id, pixel_values_videos, video_grid_thw),
+        ]
+        if input_ids is None or input_ids.numel() == 0:
+            raise ValueError("The batch is empty: pass input_ids of shape (B, T) with at least one row.")
+        if attention_mask is None:
+            attention_mask = torch.ones_like(input_ids)
+        self._check_prefix(input_ids, attention_mask, media)
+        if suffix_input_ids is None:
+            suffix = torch.tensor(self.config.suffix_token_ids, device=input_ids.device)
+            suffix_input_ids = suffix.expand(len(input_ids), -1)
+
+        # 1. Prefix: one pass over text and media.
+        num_reserved = num_latent_steps + suffix_input_ids.shape[1]
+        context = self._read_prefix(input_ids, attention_mask, media, num_reserved)
+        # 2. Anchor: the last <anchor> of each row.
+        anchor_BD = _state_at(context.hidden, input_ids, self.config.anchor_token_id)
+        # 3.-4. Rollout and suffix.
+        output = self._rollout(context, anchor_BD, self.get_input_embeddings()(suffix_input_ids), num_latent_steps)
+        # 5. Embedding at the last <gen> of the suffix.
+        gen_BD = _state_at(output.suffix_states[:, 1:], suffix_input_ids, self.config.embedding_token_id)
+        output.embeddings = nn.functional.normalize(gen_BD.float(), dim=-1)
+        output.anchor_embeddings = nn.functional.normalize(anchor_BD.float(), dim=-1)
+        if not self.training and not output.embeddings.isfinite().all():
+            raise ValueError(
+                "The embeddings are not finite (NaN or infinity), so no similarity computed from them would mean "
+                "anything. Check the checkpoint for NaN weights, and use bfloat16 or float32 instead of float16."
+            )
+        return output
+
+    def _rollout(
+        self, context: Context, anchor_BD: torch.Tensor, suffix_BSD: torch.Tensor, num_latent_steps: int
+    ) -> PlumeOutput:
+        """Think K latent steps, then read the suffix (section 3.3). The only rollout in this repository.
+
+        Args:
+            context: The backbone after the prefix; its last column is ``<slt>``.
+            anchor_BD: c(x), ``(B, D)``, post-norm.
+            suffix_BSD: Input vectors of the suffix ``<elt> ... <gen>``, ``(B, S, D)``.
+            num_latent_steps: K.
+        """
+        z_BD = context.hidden[:, -1]  # z(0), Eq. 2
+        latent_states, router_probs = [], []
+        for k in range(1, num_latent_steps + 1):
+            refined_BD, probs_BE = self.latent_transition(z_BD, k, anchor_BD)  # z~(k-1), Eq. 4-5
+            inputs_BSD = refined_BD.unsqueeze(1)
+            if k == num_latent_steps:  # z(K) feeds only the cache: read the suffix in the same pass
+                inputs_BSD = torch.cat([inputs_BSD, suffix_BSD], dim=1)
+            states_BSD = context.extend(inputs_BSD)  # at p_slt + k, Eq. 3
+            z_BD = states_BSD[:, 0]  # z(k)
+            latent_states.append(z_BD)
+            router_probs.append(probs_BE)
+        if num_latent_steps == 0:
+            states_BSD = torch.cat([z_BD.unsqueeze(1), context.extend(suffix_BSD)], dim=1)
+        empty = z_BD.new_empty(len(z_BD), 0, z_BD.shape[-1])
+        no_probs = torch.empty(len(z_BD), 0, self.config.num_experts, device=z_BD.device)
+        return PlumeOutput(
+            latent_states=torch.stack(latent_states, dim=1) if latent_states else empty,
+            router_probs=torch.stack(router_probs, dim=1) if router_probs else no_probs,
+            suffix_states=states_BSD,
+        )
+
+    def _read_prefix(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, media: list[tuple], num_reserved: int
+    ) -> Context:
+        """Run the prefix pass; ``num_reserved`` positions are laid out behind it for latents and suffix."""
+        inputs_embeds = self._embed(input_ids, media)
+        grids = [(token_id, grid_thw) for token_id, _, grid_thw in media]
+        position_ids, next_position = self._position_ids(input_ids, attention_mask, grids)
+        if self.config.position_scheme == "kv_length":
+            next_position = attention_mask.sum(dim=-1)
+        ahead = next_position.unsqueeze(1) + torch.arange(num_reserved, device=input_ids.device)
+        recompute = self.training and self.is_gradient_checkpointing
+        return (RecomputedContext if recompute else CachedContext)(
+            self.model.language_model,
+            inputs_embeds,
+            torch.cat([attention_mask, torch.ones_like(ahead)], dim=-1),
+            torch.cat([position_ids, ahead.expand(3, -1, -1)], dim=-1),
+        )
+
+    def _embed(self, input_ids: torch.Tensor, media: list[tuple]) -> torch.Tensor:
+        """Token embeddings with the vision tower's features in place of the media placeholders, (B, T, D)."""
+        inputs_embeds = self.get_input_embeddings()(input_ids)
+        for token_id, pixels, grid_thw in media:
+            if pixels is not None:
+                # Images and videos go through the same tower; only their placeholders differ.
+                features = torch.cat(self.model.get_image_features(pixels, grid_thw).pooler_output)
+                placeholders = (input_ids == token_id).unsqueeze(-1)
+                inputs_embeds = inputs_embeds.masked_scatter(placeholders, features.to(inputs_embeds))
+        return inputs_embeds
+
+    def _position_ids(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, grids: list[tuple]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        return mrope_index(input_ids, attention_mask, grids, self.config.vision_config.spatial_merge_size)
+
+    def _check_prefix(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, media: list[tuple]) -> None:
+        """Refuse what would give a wrong vector; reads from the device once, before any work is queued."""
+        columns = torch.stack(
+            [
+                (attention_mask[:, 1:] < attention_mask[:, :-1]).any() | (attention_mask[:, -1] == 0).any(),
+                (input_ids[:, -1] != self.config.latent_start_token_id).any(),
+                ~((input_ids == self.config.anchor_token_id) & attention_mask.bool()).any(dim=-1).all(),
+                *((input_ids == token_id).sum() for token_id, _, _ in media),
+            ]
+        )
+        padded_right, without_start, without_anchor, *placeholders = columns.tolist()
+        if padded_right:
+            raise ValueError(
+                "The batch is padded on the right or inside, so its last column is not <slt> and the rollout would "
+                "start from padding. Pad on the left: processor.tokenizer.padding_side = 'left'."
+            )
+        if without_start or without_anchor:
+            absent = "latent_start_token_id" if without_start else "anchor_token_id"
+            raise ValueError(
+                f"A row lacks config.{absent}: PLUME needs <anchor> in the prefix and <slt> at its end. Build inputs "
+                "with PlumeProcessor, with add_generation_prompt=True and the tokenizer of this checkpoint."
+            )
+        for (token_id, pixels, grid_thw), found in zip(media, placeholders, strict=True):
+            merged = self.config.vision_config.spatial_merge_size**2
+            given = 0 if grid_thw is None else grid_thw.prod(dim=-1).sum().item() // merged
+            if found != given or (pixels is None) != (grid_thw is None):
+                raise ValueError(
+                    f"The text holds {found} media placeholders (token {token_id}) but the media given have {given} "
+                    "tokens. Pass pixels and grids together, one media item per placeholder, as PlumeProcessor does."
+                )
+
+    def prepare_inputs_for_generation(self, input_ids: torch.Tensor, **kwargs: Any) -> dict[str, Any]:
+        """Inputs of one decoding step of the plain Qwen2-VL, at positions of our own :func:`mrope_index`."""
+        model_inputs = super().prepare_inputs_for_generation(input_ids, **kwargs)
+        attention_mask = kwargs.get("attention_mask")
+        grids = [
+            (self.config.image_token_id, kwargs.get("image_grid_thw")),
+            (self.config.video_token_id, kwargs.get("video_grid_thw")),
+        ]
+        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        position_ids, _ = self._position_ids(input_ids, mask, grids)
+        model_inputs["position_ids"] = position_ids[..., -model_inputs["input_ids"].shape[1] :]
+        return {**model_inputs, "causal_lm": True}
+
+    @classmethod
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | os.PathLike, *args: Any, **kwargs: Any
+    ) -> "PlumeForEmbedding":
+        """Load a PLUME checkpoint; see :meth:`from_backbone` for a plain Qwen2-VL one.
+
+        Raises:
+            ValueError: If the checkpoint lacks weights, which would otherwise be random.
+        """
+        wants_info = kwargs.pop("output_loading_info", False)
+        model, info = super().from_pretrained(
+            pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs
+        )
+        if info["missing_keys"]:
+            _refuse_missing(pretrained_model_name_or_path, set(info["missing_keys"]))
+        return (model, info) if wants_info else model
+
+    @classmethod
+    def from_backbone(
+        cls,
+        pretrained_model_name_or_path: str | os.PathLike,
+        config_fields: dict[str, Any],
+        row_sources: dict[int, int],
+        **kwargs: Any,
+    ) -> "PlumeForEmbedding":
+        """Start from a Qwen2-VL or UME-R1 checkpoint: its weights, a fresh adapter, rows for the new tokens.
+
+        Args:
+            pretrained_model_name_or_path: Folder or Hub id.
+            config_fields: Fields of [`PlumeConfig`]; at least ``PlumeProcessor.token_fields()``.
+            row_sources: New token id -> the id whose embedding row it starts from, ``PlumeProcessor.row_sources``.
+            **kwargs: Of ``from_pretrained``.
+
+        Raises:
+            ValueError: If anything but the adapter is missing from the checkpoint.
+        """
+        backbone = Qwen2VLConfig.from_pretrained(pretrained_model_name_or_path)
+        model, info = super().from_pretrained(
+            pretrained_model_name_or_path,
+            config=PlumeConfig.from_backbone(backbone, **config_fields),
+            output_loading_info=True,
+            **kwargs,
+        )
+        unexpected = {name for name in info["missing_keys"] if not name.startswith("latent_transition.")}
+        if unexpected:
+            _refuse_missing(pretrained_model_name_or_path, unexpected)
+        highest = max([*row_sources, model.config.latent_token_id])
+        if highest >= model.config.text_config.vocab_size:
+            model.resize_token_embeddings(highest + 1, mean_resizing=False)
+        with torch.no_grad():
+            for rows in {model.get_input_embeddings().weight, model.get_output_embeddings().weight}:
+                for new_id, source_id in row_sources.items():
+                    rows[new_id] = rows[source_id]
+        return model
+
+    def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> None:
+        """Save weights, configuration, code, model card and the sentence-transformers files."""
+        super().save_pretrained(save_directory, *args, **kwargs)
+        write_hub_files(save_directory)
+
+
+def _state_at(states_BTD: torch.Tensor, ids_BT: torch.Tensor, token_id: int) -> torch.Tensor:
+    """The state at the last occurrence of ``token_id`` in each row, ``(B, D)``."""
+    order_BT = torch.arange(1, ids_BT.shape[1] + 1, device=ids_BT.device) * (ids_BT == token_id)
+    index_B = order_BT.argmax(dim=-1)
+    return states_BTD[torch.arange(len(ids_BT), device=ids_BT.device), index_B]
+
+
+def _refuse_missing(source: str | os.PathLike, missing: set[str]) -> None:
+    raise ValueError(
+        f"{source} lacks {len(missing)} weights, e.g. {min(missing)}: they would be random and so would the "
+        "embeddings. If this is a Qwen2-VL or UME-R1 checkpoint, start from it with "
+        "PlumeForEmbedding.from_backbone(source, processor.token_fields(), processor.row_sources)."
+    )
+
+
+PlumeConfig.register_for_auto_class()
+PlumeForEmbedding.register_for_auto_class("AutoModel")
+
+__all__ = ["PlumeForEmbedding", "PlumeOutput"]

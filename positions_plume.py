@@ -1,0 +1,64 @@
+"""Multimodal rotary positions as a pure function of token ids, mask and media grids.
+
+The positions of transformers' own Qwen2-VL differ between library versions for videos and live partly in module
+state; these are the reference ones of the Qwen2-VL release, depend on their arguments only, and never make the
+host wait for the device.
+
+1. A text token advances the position by 1 on all three axes (time, height, width).
+2. A media item of merged grid (t, h, w) spreads its tokens over start + (0..t-1, 0..h-1, 0..w-1).
+3. Whatever follows it continues at start + max(t, h, w).
+4. Padding neither moves the position nor is attended: each row starts at 0 however far it is padded.
+"""
+
+import torch
+
+
+def mrope_index(
+    input_ids: torch.Tensor,
+    attention_mask: torch.Tensor,
+    media: list[tuple[int, torch.Tensor | None]],
+    spatial_merge_size: int,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Positions of every prefix token and the first free position of every row.
+
+    Args:
+        input_ids: Token ids, ``(B, T)``, media placeholders already expanded.
+        attention_mask: 1 for tokens, 0 for padding, ``(B, T)``.
+        media: Per modality its placeholder token id and its grids ``(N, 3)`` in patches as (t, h, w), in the
+            order of appearance over the whole batch; ``None`` where the batch has none.
+        spatial_merge_size: Patches per token along height and width.
+
+    Returns:
+        Positions ``(3, B, T)`` and ``next_position`` ``(B,)``, both int64.
+    """
+    num_axes, (batch, length) = 3, input_ids.shape
+    valid = attention_mask.bool()
+    advance = valid.long()
+    within = torch.zeros(num_axes, batch * length, dtype=torch.long, device=input_ids.device)
+    for token_id, grid_thw in media:
+        if grid_thw is None:
+            continue
+        is_media = ((input_ids == token_id) & valid).flatten()
+        offsets, spans = _offsets_within_media(is_media, grid_thw.to(input_ids.device), spatial_merge_size)
+        within += offsets
+        advance = torch.where(is_media.view(batch, length), spans.view(batch, length), advance)
+    start = advance.cumsum(dim=-1) - advance
+    positions = start + within.view(num_axes, batch, length)
+    return positions.masked_fill(~valid, 0), advance.sum(dim=-1)
+
+
+def _offsets_within_media(
+    is_media: torch.Tensor, grid_thw: torch.Tensor, spatial_merge_size: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Offsets (3, B*T) of media tokens from the start of their item, and spans (B*T,) on its last token."""
+    time, height, width = (grid_thw // grid_thw.new_tensor([1, spatial_merge_size, spatial_merge_size])).unbind(-1)
+    sizes = time * height * width
+    ends = sizes.cumsum(0)
+    rank = is_media.long().cumsum(0) - 1
+    item = torch.searchsorted(ends, rank.clamp(min=0), right=True).clamp(max=len(sizes) - 1)
+    index = rank - (ends - sizes)[item]
+    area = (height * width)[item]
+    offsets = torch.stack([index // area, index % area // width[item], index % width[item]])
+    # The whole span is paid on the last token, so that every token of an item counts from the item's start.
+    spans = torch.where(index == sizes[item] - 1, torch.stack([time, height, width]).amax(0)[item], 0)
+    return offsets * is_media, spans * is_media

@@ -1,0 +1,47 @@
+"""Packaging of PLUME: the repository root is the package ``plume``. All metadata is here."""
+
+from pathlib import Path
+
+from setuptools import setup
+
+ROOT = Path(__file__).parent
+
+EXTRAS = {
+    "st": ["sentence-transformers>=5.4"],
+    "video": ["av>=12"],
+    "train": ["transformers>=5.19,<6", "trl>=1.16,<2", "datasets", "accelerate"],
+}
+EXTRAS["dev"] = [
+    *EXTRAS["st"],
+    *EXTRAS["video"],
+    "accelerate",
+    "build",
+    "hypothesis",
+    "mypy",
+    "pytest",
+    "ruff",
+    "setuptools>=77",
+]
+
+setup(
+    name="plume-embedding",
+    version="0.1.0",
+    description="Universal multimodal embeddings through latent reasoning (PLUME, arXiv 2604.02073)",
+    long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.10",
+    package_dir={"plume": ".", "plume.benchmarks": "benchmarks"},
+    packages=["plume", "plume.benchmarks"],
+    package_data={"plume": ["py.typed"]},
+    install_requires=[
+        "huggingface-hub",
+        "jinja2>=3.1",
+        "numpy",
+        "pillow",
+        "safetensors",
+        "torch>=2.6",
+        "transformers>=5.0,<6",
+    ],
+    extras_require=EXTRAS,
+)
