@@ -266,7 +266,6 @@ class PlumeForEmbedding(Qwen2VLForConditionalGeneration):
 
     def prepare_inputs_for_generation(self, input_ids: torch.Tensor, **kwargs: Any) -> dict[str, Any]:
         """Inputs of one decoding step of the plain Qwen2-VL, at positions of our own :func:`mrope_index`."""
-        model_inputs = super().prepare_inputs_for_generation(input_ids, **kwargs)
         attention_mask = kwargs.get("attention_mask")
         grids = [
             (self.config.image_token_id, kwargs.get("image_grid_thw")),
@@ -274,6 +273,7 @@ class PlumeForEmbedding(Qwen2VLForConditionalGeneration):
         ]
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         position_ids, _ = self._position_ids(input_ids, mask, grids)
+        model_inputs = super().prepare_inputs_for_generation(input_ids, **{**kwargs, "position_ids": position_ids})
         model_inputs["position_ids"] = position_ids[..., -model_inputs["input_ids"].shape[1] :]
         return {**model_inputs, "causal_lm": True}
 

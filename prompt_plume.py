@@ -10,6 +10,7 @@ A prefix reads, in one line per part::
 The chat template is a file of the checkpoint; :func:`build_chat_template` writes it from a :class:`PromptLayout`.
 """
 
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ import torch
 from PIL import Image
 
 MODALITIES = ("text", "image", "video")
+ROLES = ("system", "user", "assistant")
 
 _DIRECTIVE = (
     "\nRepresent the above input text, images, videos, or any combination of the three as embeddings. First output the "
@@ -115,8 +117,8 @@ def to_conversation(item: Any, prompt: str = "") -> list[dict[str, Any]]:
 
     Args:
         item: A text, a PIL image, an array (3-D image, 4-D video), a dict of ``text``, ``image`` and ``video``
-            (each one value or a list of values; a video is a list of frames, so several videos are a list of
-            lists), or chat messages, which pass through.
+            (each one value or a list of values; a list of frames is one video, a list of video files or of lists
+            of frames is several), or chat messages, which pass through.
         prompt: Instruction in front of the text; none where empty.
 
     Raises:
@@ -139,8 +141,8 @@ def _as_parts(item: Any) -> dict[str, list[Any]]:
         return {"video" if item.ndim == 4 else "image": [item]}
     if not isinstance(item, Mapping):
         raise ValueError(
-            f"An input is given as {type(item).__name__}, which has no known modality. Pass a text, an image, an array, a "
-            f"dict with keys from {', '.join(MODALITIES)}, or chat messages."
+            f"An input is given as {type(item).__name__}, which has no known modality. Pass a text, an image, an array, "
+            f"a dict with keys from {', '.join(MODALITIES)}, or chat messages."
         )
     unknown = sorted(set(item) - set(MODALITIES))
     if unknown:
@@ -148,21 +150,24 @@ def _as_parts(item: Any) -> dict[str, list[Any]]:
             f"An input names the unknown modality {unknown[0]!r}, which this model cannot embed. Use keys from "
             f"{', '.join(MODALITIES)}."
         )
-    return {
-        kind: value if _is_several(kind, value) else [value] for kind, value in item.items() if value is not None
-    }
+    return {kind: _as_several(kind, value) for kind, value in item.items() if value is not None}
 
 
-def _is_several(kind: str, value: Any) -> bool:
-    if not isinstance(value, list):
-        return False
-    # A list of frames is one video; only a list of lists, arrays or files is several.
-    return kind != "video" or bool(value) and isinstance(value[0], (list, str)) and not _is_frame_paths(value)
+def _as_several(kind: str, value: Any) -> list[Any]:
+    """The media in ``value``: a list of images is several, a list of frames is one video."""
+    if not isinstance(value, (list, tuple)):
+        return [value]
+    if kind != "video" or (value and all(isinstance(entry, (list, tuple)) for entry in value)):
+        return list(value)
+    return list(value) if value and all(_is_file(entry) and not _is_picture_file(entry) for entry in value) else [value]
 
 
-def _is_frame_paths(value: list[Any]) -> bool:
-    frame_endings = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif")
-    return all(isinstance(frame, str) and frame.lower().endswith(frame_endings) for frame in value)
+def _is_file(value: Any) -> bool:
+    return isinstance(value, (str, os.PathLike))
+
+
+def _is_picture_file(value: Any) -> bool:
+    return os.fspath(value).lower().endswith((".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif"))
 
 
 def canonical_messages(conversation: Sequence[Mapping[str, Any]], control_tokens: Sequence[str]) -> list[dict[str, Any]]:
@@ -187,24 +192,30 @@ def canonical_messages(conversation: Sequence[Mapping[str, Any]], control_tokens
 def _canonical_message(message: Mapping[str, Any], control_tokens: Sequence[str]) -> dict[str, Any]:
     if "role" not in message or "content" not in message:
         raise ValueError(f"A chat message needs 'role' and 'content', got the keys {sorted(message)}.")
+    if message["role"] not in ROLES:
+        raise ValueError(
+            f"A chat message has the role {message['role']!r}; PLUME knows {', '.join(ROLES)}. A pair of inputs is not one "
+            "input: embed its two sides separately."
+        )
     content = message["content"]
-    parts = [{"type": "text", "text": content}] if isinstance(content, str) else list(content)
-    parts = [_canonical_part(part, control_tokens) for part in parts]
+    given = [{"type": "text", "text": content}] if isinstance(content, str) else content
+    parts = [part for entry in given for part in _canonical_parts(entry, control_tokens)]
     texts = [part for part in parts if part["type"] == "text"]
     if len(texts) == 1:
         parts = [part for part in parts if part["type"] != "text"] + texts
     return {"role": message["role"], "content": parts}
 
 
-def _canonical_part(part: Mapping[str, Any], control_tokens: Sequence[str]) -> dict[str, Any]:
+def _canonical_parts(part: Mapping[str, Any], control_tokens: Sequence[str]) -> list[dict[str, Any]]:
     kind = part.get("type")
     if kind not in MODALITIES:
         raise ValueError(
             f"A message part has the unknown type {kind!r}, which this model cannot embed. Use {', '.join(MODALITIES)}."
         )
-    if kind == "text":
-        return {"type": "text", "text": neutralize(part["text"], control_tokens)}
     for key in (kind, "url", "path"):
         if part.get(key) is not None:
-            return {"type": kind, kind: part[key]}
+            values = _as_several(kind, part[key])
+            if kind == "text":
+                values = [neutralize(value, control_tokens) for value in values]
+            return [{"type": kind, kind: value} for value in values]
     raise ValueError(f"A message part of type {kind!r} holds no {kind}: add the key {kind!r}, 'url' or 'path'.")
