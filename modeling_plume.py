@@ -38,9 +38,7 @@ register_checkpoint_conversion_mapping(
     "PlumeForEmbedding",
     [
         WeightRenaming(source_patterns=r"^visual", target_patterns="model.visual"),
-        WeightRenaming(
-            source_patterns=r"^model(?!\.(language_model|visual))", target_patterns="model.language_model"
-        ),
+        WeightRenaming(source_patterns=r"^model(?!\.(language_model|visual))", target_patterns="model.language_model"),
     ],
     overwrite=True,
 )
@@ -155,21 +153,27 @@ class PlumeForEmbedding(Qwen2VLForConditionalGeneration):
         # 2. Anchor: the last <anchor> of each row.
         anchor_BD = _state_at(context.hidden, input_ids, self.config.anchor_token_id)
         # 3.-4. Rollout and suffix.
-        output = self._rollout(context, anchor_BD, self.get_input_embeddings()(suffix_input_ids), num_latent_steps)
+        suffix_BSD = self.get_input_embeddings()(suffix_input_ids)
+        latent_states, router_probs, suffix_states = self._rollout(context, anchor_BD, suffix_BSD, num_latent_steps)
         # 5. Embedding at the last <gen> of the suffix.
-        gen_BD = _state_at(output.suffix_states[:, 1:], suffix_input_ids, self.config.embedding_token_id)
-        output.embeddings = nn.functional.normalize(gen_BD.float(), dim=-1)
-        output.anchor_embeddings = nn.functional.normalize(anchor_BD.float(), dim=-1)
-        if not self.training and not output.embeddings.isfinite().all():
+        gen_BD = _state_at(suffix_states[:, 1:], suffix_input_ids, self.config.embedding_token_id)
+        embeddings = nn.functional.normalize(gen_BD.float(), dim=-1)
+        if not self.training and not embeddings.isfinite().all():
             raise ValueError(
                 "The embeddings are not finite (NaN or infinity), so no similarity computed from them would mean "
                 "anything. Check the checkpoint for NaN weights, and use bfloat16 or float32 instead of float16."
             )
-        return output
+        return PlumeOutput(
+            embeddings=embeddings,
+            anchor_embeddings=nn.functional.normalize(anchor_BD.float(), dim=-1),
+            latent_states=latent_states,
+            router_probs=router_probs,
+            suffix_states=suffix_states,
+        )
 
     def _rollout(
         self, context: Context, anchor_BD: torch.Tensor, suffix_BSD: torch.Tensor, num_latent_steps: int
-    ) -> PlumeOutput:
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Think K latent steps, then read the suffix (section 3.3). The only rollout in this repository.
 
         Args:
@@ -177,9 +181,12 @@ class PlumeForEmbedding(Qwen2VLForConditionalGeneration):
             anchor_BD: c(x), ``(B, D)``, post-norm.
             suffix_BSD: Input vectors of the suffix ``<elt> ... <gen>``, ``(B, S, D)``.
             num_latent_steps: K.
+
+        Returns:
+            z(1)..z(K) ``(B, K, D)``, pi(1)..pi(K) ``(B, K, E)``, and z(K) with the suffix states ``(B, 1 + S, D)``.
         """
         z_BD = context.hidden[:, -1]  # z(0), Eq. 2
-        latent_states, router_probs = [], []
+        latents_KBD, probs_KBE = [], []
         for k in range(1, num_latent_steps + 1):
             refined_BD, probs_BE = self.latent_transition(z_BD, k, anchor_BD)  # z~(k-1), Eq. 4-5
             inputs_BSD = refined_BD.unsqueeze(1)
@@ -187,17 +194,13 @@ class PlumeForEmbedding(Qwen2VLForConditionalGeneration):
                 inputs_BSD = torch.cat([inputs_BSD, suffix_BSD], dim=1)
             states_BSD = context.extend(inputs_BSD)  # at p_slt + k, Eq. 3
             z_BD = states_BSD[:, 0]  # z(k)
-            latent_states.append(z_BD)
-            router_probs.append(probs_BE)
+            latents_KBD.append(z_BD)
+            probs_KBE.append(probs_BE)
         if num_latent_steps == 0:
             states_BSD = torch.cat([z_BD.unsqueeze(1), context.extend(suffix_BSD)], dim=1)
-        empty = z_BD.new_empty(len(z_BD), 0, z_BD.shape[-1])
-        no_probs = torch.empty(len(z_BD), 0, self.config.num_experts, device=z_BD.device)
-        return PlumeOutput(
-            latent_states=torch.stack(latent_states, dim=1) if latent_states else empty,
-            router_probs=torch.stack(router_probs, dim=1) if router_probs else no_probs,
-            suffix_states=states_BSD,
-        )
+            no_probs = torch.empty(len(z_BD), 0, self.config.num_experts, device=z_BD.device)
+            return z_BD.new_empty(len(z_BD), 0, z_BD.shape[-1]), no_probs, states_BSD
+        return torch.stack(latents_KBD, dim=1), torch.stack(probs_KBE, dim=1), states_BSD
 
     def _read_prefix(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor, media: list[tuple], num_reserved: int
@@ -231,7 +234,7 @@ class PlumeForEmbedding(Qwen2VLForConditionalGeneration):
     def _position_ids(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor, grids: list[tuple]
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        return mrope_index(input_ids, attention_mask, grids, self.config.vision_config.spatial_merge_size)
+        return mrope_index(input_ids, attention_mask, grids, self.model.visual.spatial_merge_size)
 
     def _check_prefix(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, media: list[tuple]) -> None:
         """Refuse what would give a wrong vector; reads from the device once, before any work is queued."""
@@ -256,7 +259,7 @@ class PlumeForEmbedding(Qwen2VLForConditionalGeneration):
                 "with PlumeProcessor, with add_generation_prompt=True and the tokenizer of this checkpoint."
             )
         for (token_id, pixels, grid_thw), found in zip(media, placeholders, strict=True):
-            merged = self.config.vision_config.spatial_merge_size**2
+            merged = self.model.visual.spatial_merge_size**2
             given = 0 if grid_thw is None else grid_thw.prod(dim=-1).sum().item() // merged
             if found != given or (pixels is None) != (grid_thw is None):
                 raise ValueError(
@@ -278,7 +281,7 @@ class PlumeForEmbedding(Qwen2VLForConditionalGeneration):
         return {**model_inputs, "causal_lm": True}
 
     @classmethod
-    def from_pretrained(
+    def from_pretrained(  # type: ignore[override]
         cls, pretrained_model_name_or_path: str | os.PathLike, *args: Any, **kwargs: Any
     ) -> "PlumeForEmbedding":
         """Load a PLUME checkpoint; see :meth:`from_backbone` for a plain Qwen2-VL one.
@@ -287,12 +290,11 @@ class PlumeForEmbedding(Qwen2VLForConditionalGeneration):
             ValueError: If the checkpoint lacks weights, which would otherwise be random.
         """
         wants_info = kwargs.pop("output_loading_info", False)
-        model, info = super().from_pretrained(
-            pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs
-        )
+        loaded: Any = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
+        model, info = loaded
         if info["missing_keys"]:
             _refuse_missing(pretrained_model_name_or_path, set(info["missing_keys"]))
-        return (model, info) if wants_info else model
+        return loaded if wants_info else model
 
     @classmethod
     def from_backbone(
@@ -314,12 +316,13 @@ class PlumeForEmbedding(Qwen2VLForConditionalGeneration):
             ValueError: If anything but the adapter is missing from the checkpoint.
         """
         backbone = Qwen2VLConfig.from_pretrained(pretrained_model_name_or_path)
-        model, info = super().from_pretrained(
+        loaded: Any = super().from_pretrained(
             pretrained_model_name_or_path,
             config=PlumeConfig.from_backbone(backbone, **config_fields),
             output_loading_info=True,
             **kwargs,
         )
+        model, info = loaded
         unexpected = {name for name in info["missing_keys"] if not name.startswith("latent_transition.")}
         if unexpected:
             _refuse_missing(pretrained_model_name_or_path, unexpected)

@@ -136,7 +136,7 @@ class PlumeProcessor(ProcessorMixin):
             suffix=layout.suffix,
             **kwargs,
         )
-        to_id = tokenizer.convert_tokens_to_ids
+        to_id: Any = tokenizer.convert_tokens_to_ids
         processor.row_sources = {to_id(token): to_id(sources[token]) for token in added}
         return processor
 
@@ -183,9 +183,11 @@ class PlumeProcessor(ProcessorMixin):
         if isinstance(items, str) or not isinstance(items, Sequence):
             raise ValueError(f"Pass a list of inputs, not a single {type(items).__name__}: [input].")
         conversations = [to_conversation(item, prompt) for item in items]
-        return self.apply_chat_template(conversations, tokenize=True, return_dict=True, **{"return_tensors": "pt", **kwargs})
+        return self.apply_chat_template(
+            conversations, tokenize=True, return_dict=True, **{"return_tensors": "pt", **kwargs}
+        )
 
-    def apply_chat_template(
+    def apply_chat_template(  # type: ignore[override]
         self,
         conversation: Sequence[Any],
         chat_template: str | None = None,
@@ -268,8 +270,8 @@ class PlumeProcessor(ProcessorMixin):
             counts = [prompt.count(placeholder) for prompt in prompts]
             if sum(counts) != len(sources[kind]):
                 raise ValueError(
-                    f"The prompts hold {sum(counts)} placeholders {placeholder} but {len(sources[kind])} {kind}s are given, "
-                    f"so they cannot be matched. Give one {kind} per placeholder."
+                    f"The prompts hold {sum(counts)} placeholders {placeholder} but {len(sources[kind])} {kind}s are "
+                    f"given, so they cannot be matched. Give one {kind} per placeholder."
                 )
             remaining = iter([self._see(kind, source, options) for source in sources[kind]])
             media[kind] = [[next(remaining) for _ in range(count)] for count in counts]
@@ -281,8 +283,8 @@ class PlumeProcessor(ProcessorMixin):
         longest = max(len(self._ids(prompt)) for prompt in expanded)
         if longest > max_length:
             raise ValueError(
-                f"A rendered prompt has {longest} tokens, more than max_length={max_length}; cutting it would lose its end. "
-                "Pass messages to apply_chat_template, which shortens the user's text only, or lower max_pixels."
+                f"A rendered prompt has {longest} tokens, more than max_length={max_length}; cutting it would lose its "
+                "end. Pass messages to apply_chat_template, which shortens the user's text only, or lower max_pixels."
             )
         return self._encode(expanded, media, options)
 
@@ -347,8 +349,8 @@ class PlumeProcessor(ProcessorMixin):
         texts = [p for m in messages if m["role"] == "user" for p in m["content"] if p["type"] == "text" and p["text"]]
         if length > max_length and not truncate:
             raise ValueError(
-                f"An input has {length} tokens, more than max_length={max_length}, and truncation is off. Shorten its text, "
-                "raise max_length, or allow truncation."
+                f"An input has {length} tokens, more than max_length={max_length}, and truncation is off. Shorten its "
+                "text, raise max_length, or allow truncation."
             )
         while length > max_length:
             if not texts:
@@ -356,7 +358,9 @@ class PlumeProcessor(ProcessorMixin):
                     f"An input needs {length} tokens without any of its text, more than max_length={max_length}. Lower "
                     "max_pixels or num_frames, or raise max_length."
                 )
-            offsets = self.tokenizer(texts[-1]["text"], add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+            offsets = self.tokenizer(texts[-1]["text"], add_special_tokens=False, return_offsets_mapping=True)[
+                "offset_mapping"
+            ]
             kept = len(offsets) - (length - max_length)
             cut = texts[-1]["text"][: offsets[kept - 1][1]] if kept > 0 else ""
             # Cutting can join pieces into a token string again.
@@ -367,8 +371,8 @@ class PlumeProcessor(ProcessorMixin):
             length = len(self._ids(prompt))
         if given > length:
             logger.warning_once(
-                f"An input of {given} tokens was shortened to {max_length}: the end of its text is not part of the embedding. "
-                "Raise processor.tokenizer.model_max_length to keep more."
+                f"An input of {given} tokens was shortened to {max_length}: the end of its text is not part of the "
+                "embedding. Raise processor.tokenizer.model_max_length to keep more."
             )
         return prompt
 

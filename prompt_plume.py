@@ -68,7 +68,10 @@ _TEMPLATE = r"""
             {%- if part.type == 'image' -%}{{- '<|vision_start|><|image_pad|><|vision_end|>' -}}
             {%- elif part.type == 'video' -%}{{- '<|vision_start|><|video_pad|><|vision_end|>' -}}
             {%- else -%}
-                {%- if state.instruction -%}{{- state.instruction + '\n' -}}{%- set state.instruction = '' -%}{%- endif -%}
+                {%- if state.instruction -%}
+                    {{- state.instruction + '\n' -}}
+                    {%- set state.instruction = '' -%}
+                {%- endif -%}
                 {{- part.text -}}
             {%- endif -%}
         {%- endfor -%}
@@ -141,8 +144,8 @@ def _as_parts(item: Any) -> dict[str, list[Any]]:
         return {"video" if item.ndim == 4 else "image": [item]}
     if not isinstance(item, Mapping):
         raise ValueError(
-            f"An input is given as {type(item).__name__}, which has no known modality. Pass a text, an image, an array, "
-            f"a dict with keys from {', '.join(MODALITIES)}, or chat messages."
+            f"An input is given as {type(item).__name__}, which has no known modality. Pass a text, an image, an "
+            f"array, a dict with keys from {', '.join(MODALITIES)}, or chat messages."
         )
     unknown = sorted(set(item) - set(MODALITIES))
     if unknown:
@@ -170,7 +173,9 @@ def _is_picture_file(value: Any) -> bool:
     return os.fspath(value).lower().endswith((".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif"))
 
 
-def canonical_messages(conversation: Sequence[Mapping[str, Any]], control_tokens: Sequence[str]) -> list[dict[str, Any]]:
+def canonical_messages(
+    conversation: Sequence[Mapping[str, Any]], control_tokens: Sequence[str]
+) -> list[dict[str, Any]]:
     """Check chat messages and bring them into the order of the prompt.
 
     A single text goes behind its media, whatever the order it was given in; several texts keep their places
@@ -183,8 +188,8 @@ def canonical_messages(conversation: Sequence[Mapping[str, Any]], control_tokens
     shown = [part for message in messages if message["role"] == "user" for part in message["content"]]
     if not any(part["type"] != "text" or part["text"].strip() for part in shown):
         raise ValueError(
-            "An input is empty: no text and no media, so there is nothing to embed. Drop it, or give it a text, an image "
-            "or a video."
+            "An input is empty: no text and no media, so there is nothing to embed. Drop it, or give it a text, an "
+            "image or a video."
         )
     return messages
 
@@ -194,8 +199,8 @@ def _canonical_message(message: Mapping[str, Any], control_tokens: Sequence[str]
         raise ValueError(f"A chat message needs 'role' and 'content', got the keys {sorted(message)}.")
     if message["role"] not in ROLES:
         raise ValueError(
-            f"A chat message has the role {message['role']!r}; PLUME knows {', '.join(ROLES)}. A pair of inputs is not one "
-            "input: embed its two sides separately."
+            f"A chat message has the role {message['role']!r}; PLUME knows {', '.join(ROLES)}. A pair of inputs is not "
+            "one input: embed its two sides separately."
         )
     content = message["content"]
     given = [{"type": "text", "text": content}] if isinstance(content, str) else content

@@ -31,8 +31,8 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.10",
-    package_dir={"plume": ".", "plume.benchmarks": "benchmarks"},
-    packages=["plume", "plume.benchmarks"],
+    package_dir={"plume": ".", "plume.benchmarks": "benchmarks", "plume.hub": "hub"},
+    packages=["plume", "plume.benchmarks", "plume.hub"],
     package_data={"plume": ["py.typed"]},
     install_requires=[
         "huggingface-hub",

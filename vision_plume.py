@@ -22,7 +22,7 @@ from transformers.image_transforms import normalize, rescale
 try:
     import av
 except ImportError:  # the extra `video`
-    av = None
+    av = None  # type: ignore[assignment]
 
 _MAX_ASPECT_RATIO = 200
 _MAX_16_BIT = 65535
@@ -51,10 +51,7 @@ def load_image(source: Any) -> Image.Image:
     """
     if isinstance(source, (str, os.PathLike)):
         with _as_value_error(f"The image {str(source)[:200]!r}", (OSError, ValueError, SyntaxError)):
-            if os.path.isfile(source):
-                source = Image.open(source)
-            else:
-                source = image_utils.load_image(os.fspath(source))
+            source = Image.open(source) if os.path.isfile(source) else image_utils.load_image(os.fspath(source))
     elif isinstance(source, (np.ndarray, torch.Tensor)):
         source = _array_to_image(np.asarray(source))
     if not isinstance(source, Image.Image):
@@ -118,8 +115,8 @@ def load_video(source: Any, num_frames: int) -> list[Image.Image]:
     frames = [load_image(source[i]) for i in _evenly_spaced(len(source), num_frames)]
     if len({frame.size for frame in frames}) > 1:
         raise ValueError(
-            f"The frames of a video differ in size ({sorted({frame.size for frame in frames})}), so they do not fit one "
-            "grid. Resize them to one size first."
+            f"The frames of a video differ in size ({sorted({frame.size for frame in frames})}), so they do not fit "
+            "one grid. Resize them to one size first."
         )
     return frames
 

@@ -1,0 +1,1 @@
+"""What latent thinking costs, measured side by side."""

@@ -1,0 +1,1 @@
+"""Checkpoints: building them here, and later converting and publishing them."""

@@ -1,0 +1,191 @@
+"""Random Qwen2-VL checkpoints in the layouts that exist on the Hub, built offline.
+
+They stand in for weights that cannot be downloaded: real files, real names, real shapes in ratio, no knowledge.
+Weights depend on the seed and the tensor's name alone, so every library version builds the same checkpoint.
+"""
+
+import json
+import zlib
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
+from torch import nn
+from transformers import Qwen2Tokenizer, Qwen2VLConfig, Qwen2VLForConditionalGeneration
+from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
+
+from plume import PAPER_LAYOUT, PlumeConfig, PlumeForEmbedding, PlumeProcessor, PromptLayout
+
+_SPECIAL_TOKENS = [
+    "<|endoftext|>",
+    "<|im_start|>",
+    "<|im_end|>",
+    "<|object_ref_start|>",
+    "<|object_ref_end|>",
+    "<|box_start|>",
+    "<|box_end|>",
+    "<|quad_start|>",
+    "<|quad_end|>",
+    "<|vision_start|>",
+    "<|vision_end|>",
+    "<|vision_pad|>",
+    "<|image_pad|>",
+    "<|video_pad|>",
+]
+_CORPUS = [
+    "You are a helpful assistant. system user assistant",
+    "Find the item that matches the given query.",
+    "a red bus at a stop, two dogs on a sofa, the total of the second row",
+] * 4
+_SPARE_ROWS = 16  # Qwen2-VL's embedding table is longer than its vocabulary too
+
+SIZES: dict[str, dict[str, Any]] = {
+    "tiny": {
+        "text": {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4},
+        "vision": {"depth": 2, "embed_dim": 32, "num_heads": 2, "mlp_ratio": 2},
+        "mrope_section": [1, 1, 2],
+        "vocab_size": None,
+    },
+    "0.2b": {
+        "text": {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 16, "num_attention_heads": 12},
+        "vision": {"depth": 8, "embed_dim": 512, "num_heads": 8, "mlp_ratio": 4},
+        "mrope_section": [8, 12, 12],
+        "vocab_size": 32000,
+    },
+    "2b": {
+        "text": {"hidden_size": 1536, "intermediate_size": 8960, "num_hidden_layers": 28, "num_attention_heads": 12},
+        "vision": {"depth": 32, "embed_dim": 1280, "num_heads": 16, "mlp_ratio": 4},
+        "mrope_section": [16, 24, 24],
+        "vocab_size": 151936,
+    },
+}
+
+
+def build_tokenizer() -> Qwen2Tokenizer:
+    """A Qwen2 tokenizer with Qwen2-VL's control tokens and a vocabulary of about 350."""
+    trained = Tokenizer(models.BPE())
+    trained.normalizer = normalizers.NFC()
+    trained.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(PRETOKENIZE_REGEX), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trained.train_from_iterator(
+        _CORPUS, trainers.BpeTrainer(vocab_size=500, show_progress=False, initial_alphabet=alphabet)
+    )
+    model = json.loads(trained.to_str())["model"]
+    tokenizer = Qwen2Tokenizer(
+        vocab=model["vocab"],
+        merges=[tuple(merge) for merge in model["merges"]],  # type: ignore[misc]
+        padding_side="left",
+        model_max_length=4096,
+        eos_token="<|im_end|>",
+        pad_token="<|endoftext|>",
+    )
+    tokenizer.add_special_tokens({"additional_special_tokens": _SPECIAL_TOKENS})
+    return tokenizer
+
+
+def build_backbone_config(tokenizer: Qwen2Tokenizer, size: str = "tiny", tied: bool = True) -> Qwen2VLConfig:
+    """Configuration of a Qwen2-VL of a size in :data:`SIZES`, for this tokenizer."""
+    shape = SIZES[size]
+    to_id: Any = tokenizer.convert_tokens_to_ids
+    text = {
+        **shape["text"],
+        "vocab_size": shape["vocab_size"] or len(tokenizer) + _SPARE_ROWS,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 32768,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": shape["mrope_section"]},
+        "bos_token_id": to_id("<|endoftext|>"),
+        "eos_token_id": to_id("<|im_end|>"),
+        "pad_token_id": to_id("<|endoftext|>"),
+    }
+    return Qwen2VLConfig(
+        text_config=text,
+        vision_config={**shape["vision"], "hidden_size": shape["text"]["hidden_size"]},
+        image_token_id=to_id("<|image_pad|>"),
+        video_token_id=to_id("<|video_pad|>"),
+        vision_start_token_id=to_id("<|vision_start|>"),
+        vision_end_token_id=to_id("<|vision_end|>"),
+        tie_word_embeddings=tied,
+    )
+
+
+def fill_weights(module: nn.Module, seed: int = 0) -> None:
+    """Fill every parameter with values of a trained model's scale, by name and seed alone.
+
+    At the usual initial scale of 0.02 a small model hardly transforms its input, and no error in it would show.
+    """
+    with torch.no_grad():
+        for name, parameter in module.named_parameters():
+            generator = torch.Generator().manual_seed(seed + zlib.crc32(name.encode()))
+            values = torch.randn(parameter.shape, generator=generator)
+            is_scale = parameter.ndim == 1 and name.endswith("weight")
+            fan_in = parameter.shape[-1] if parameter.ndim == 2 else parameter[0].numel() ** 0.5
+            scale = 1.0 if "embed" in name else fan_in**-0.5 if parameter.ndim > 1 else 0.2
+            parameter.copy_(1 + 0.2 * values if is_scale else scale * values)
+
+
+def save_random_backbone(
+    folder: Path, size: str = "tiny", *, nested_keys: bool = False, tied: bool = True, seed: int = 0
+) -> Path:
+    """Save a random Qwen2-VL checkpoint with tokenizer.
+
+    Args:
+        folder: Where to.
+        size: A key of :data:`SIZES`.
+        nested_keys: Name tensors ``model.visual.* / model.language_model.*``, as transformers 4.52 saved them,
+            instead of the Hub's ``visual.* / model.layers.*``.
+        tied: Whether the LM head shares the token embeddings, as in the 2B model but not in the 7B one.
+        seed: Seed of the weights.
+
+    Returns:
+        ``folder``.
+    """
+    tokenizer = build_tokenizer()
+    model = Qwen2VLForConditionalGeneration(build_backbone_config(tokenizer, size, tied))
+    fill_weights(model, seed)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    if nested_keys:
+        path = folder / "model.safetensors"
+        save_file({_nested(name): weight for name, weight in load_file(path).items()}, path, {"format": "pt"})
+    return folder
+
+
+def _nested(name: str) -> str:
+    if name.startswith(("lm_head", "model.visual", "model.language_model")):
+        return name
+    return f"model.{name}" if name.startswith("visual") else name.replace("model.", "model.language_model.", 1)
+
+
+def save_random_plume(
+    folder: Path, layout: PromptLayout = PAPER_LAYOUT, *, seed: int = 0, **fields: object
+) -> tuple[PlumeForEmbedding, PlumeProcessor]:
+    """Save a tiny random PLUME checkpoint, complete as a Hub repository.
+
+    Args:
+        folder: Where to.
+        layout: Token strings and prompt.
+        seed: Seed of the weights.
+        **fields: Fields of [`PlumeConfig`].
+
+    Returns:
+        The saved model, in evaluation mode, and processor.
+    """
+    backbone = save_random_backbone(folder, seed=seed)
+    processor = PlumeProcessor.from_backbone(
+        backbone, layout, max_pixels=28 * 28 * 16, video_min_pixels=56 * 56, video_max_pixels=28 * 28 * 8
+    )
+    config = PlumeConfig.from_backbone(
+        build_backbone_config(processor.tokenizer), **{**processor.token_fields(), **fields}
+    )
+    model = PlumeForEmbedding(config).eval()
+    fill_weights(model, seed)
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return model, processor
