@@ -30,7 +30,7 @@ from .configuration_plume import PlumeConfig
 from .context_plume import CachedContext, Context, RecomputedContext
 from .hub_files_plume import write_hub_files
 from .latent_plume import LatentExperts, LatentRouter, LatentTransition
-from .positions_plume import mrope_index
+from .positions_plume import mrope_index, rollout_positions
 
 # Hub checkpoints of Qwen2-VL say `visual.*` and `model.layers.*`. Transformers renames them for its own classes only:
 # without this, a base checkpoint would load as a random language model with no more than a warning.
@@ -208,16 +208,21 @@ class PlumeForEmbedding(Qwen2VLForConditionalGeneration):
         """Run the prefix pass; ``num_reserved`` positions are laid out behind it for latents and suffix."""
         inputs_embeds = self._embed(input_ids, media)
         grids = [(token_id, grid_thw) for token_id, _, grid_thw in media]
-        position_ids, next_position = self._position_ids(input_ids, attention_mask, grids)
-        if self.config.position_scheme == "kv_length":
-            next_position = attention_mask.sum(dim=-1)
-        ahead = next_position.unsqueeze(1) + torch.arange(num_reserved, device=input_ids.device)
-        recompute = self.training and self.is_gradient_checkpointing
+        position_ids = rollout_positions(
+            input_ids,
+            attention_mask,
+            grids,
+            self.model.visual.spatial_merge_size,
+            num_reserved,
+            self.config.position_scheme,
+        )
+        reserved = attention_mask.new_ones(len(input_ids), num_reserved)
+        recompute = self.training and self.model.language_model.layers[0].gradient_checkpointing
         return (RecomputedContext if recompute else CachedContext)(
             self.model.language_model,
             inputs_embeds,
-            torch.cat([attention_mask, torch.ones_like(ahead)], dim=-1),
-            torch.cat([position_ids, ahead.expand(3, -1, -1)], dim=-1),
+            torch.cat([attention_mask, reserved], dim=-1),
+            position_ids,
         )
 
     def _embed(self, input_ids: torch.Tensor, media: list[tuple]) -> torch.Tensor:
@@ -230,11 +235,6 @@ class PlumeForEmbedding(Qwen2VLForConditionalGeneration):
                 placeholders = (input_ids == token_id).unsqueeze(-1)
                 inputs_embeds = inputs_embeds.masked_scatter(placeholders, features.to(inputs_embeds))
         return inputs_embeds
-
-    def _position_ids(
-        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, grids: list[tuple]
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        return mrope_index(input_ids, attention_mask, grids, self.model.visual.spatial_merge_size)
 
     def _check_prefix(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, media: list[tuple]) -> None:
         """Refuse what would give a wrong vector; reads from the device once, before any work is queued."""
@@ -275,7 +275,7 @@ class PlumeForEmbedding(Qwen2VLForConditionalGeneration):
             (self.config.video_token_id, kwargs.get("video_grid_thw")),
         ]
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-        position_ids, _ = self._position_ids(input_ids, mask, grids)
+        position_ids, _ = mrope_index(input_ids, mask, grids, self.model.visual.spatial_merge_size)
         model_inputs = super().prepare_inputs_for_generation(input_ids, **{**kwargs, "position_ids": position_ids})
         model_inputs["position_ids"] = position_ids[..., -model_inputs["input_ids"].shape[1] :]
         return {**model_inputs, "causal_lm": True}

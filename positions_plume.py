@@ -1,4 +1,4 @@
-"""Multimodal rotary positions as a pure function of token ids, mask and media grids.
+"""Multimodal rotary positions as pure functions of token ids, mask and media grids.
 
 The positions of transformers' own Qwen2-VL differ between library versions for videos and live partly in module
 state; these are the reference ones of the Qwen2-VL release, depend on their arguments only, and never make the
@@ -45,6 +45,35 @@ def mrope_index(
     start = advance.cumsum(dim=-1) - advance
     positions = start + within.view(num_axes, batch, length)
     return positions.masked_fill(~valid, 0), advance.sum(dim=-1)
+
+
+def rollout_positions(
+    input_ids: torch.Tensor,
+    attention_mask: torch.Tensor,
+    media: list[tuple[int, torch.Tensor | None]],
+    spatial_merge_size: int,
+    num_ahead: int,
+    position_scheme: str,
+) -> torch.Tensor:
+    """Positions of the prefix and of the ``num_ahead`` latent steps and suffix tokens behind it.
+
+    Args:
+        input_ids: As in :func:`mrope_index`; every row ends in ``<slt>``.
+        attention_mask: As in :func:`mrope_index`.
+        media: As in :func:`mrope_index`.
+        spatial_merge_size: As in :func:`mrope_index`.
+        num_ahead: K plus the length of the suffix.
+        position_scheme: ``"mrope"`` continues at p_slt + 1 (section 3.3), ``"kv_length"`` at the number of tokens
+            before it, visual tokens counted one by one.
+
+    Returns:
+        Positions ``(3, B, T + num_ahead)``, int64.
+    """
+    prefix, following = mrope_index(input_ids, attention_mask, media, spatial_merge_size)
+    if position_scheme == "kv_length":
+        following = attention_mask.sum(dim=-1)
+    ahead = following.unsqueeze(1) + torch.arange(num_ahead, device=input_ids.device)
+    return torch.cat([prefix, ahead.expand(len(prefix), -1, -1)], dim=-1)
 
 
 def _offsets_within_media(

@@ -48,6 +48,12 @@ SIZES: dict[str, dict[str, Any]] = {
         "mrope_section": [1, 1, 2],
         "vocab_size": None,
     },
+    "small": {
+        "text": {"hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 4, "num_attention_heads": 8},
+        "vision": {"depth": 2, "embed_dim": 64, "num_heads": 4, "mlp_ratio": 2},
+        "mrope_section": [4, 6, 6],
+        "vocab_size": None,
+    },
     "0.2b": {
         "text": {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 16, "num_attention_heads": 12},
         "vision": {"depth": 8, "embed_dim": 512, "num_heads": 8, "mlp_ratio": 4},
@@ -164,12 +170,13 @@ def _nested(name: str) -> str:
 
 
 def save_random_plume(
-    folder: Path, layout: PromptLayout = PAPER_LAYOUT, *, seed: int = 0, **fields: object
+    folder: Path, size: str = "tiny", layout: PromptLayout = PAPER_LAYOUT, *, seed: int = 0, **fields: object
 ) -> tuple[PlumeForEmbedding, PlumeProcessor]:
-    """Save a tiny random PLUME checkpoint, complete as a Hub repository.
+    """Save a random PLUME checkpoint, complete as a Hub repository.
 
     Args:
         folder: Where to.
+        size: A key of :data:`SIZES`.
         layout: Token strings and prompt.
         seed: Seed of the weights.
         **fields: Fields of [`PlumeConfig`].
@@ -177,12 +184,12 @@ def save_random_plume(
     Returns:
         The saved model, in evaluation mode, and processor.
     """
-    backbone = save_random_backbone(folder, seed=seed)
+    backbone = save_random_backbone(folder, size, seed=seed)
     processor = PlumeProcessor.from_backbone(
         backbone, layout, max_pixels=28 * 28 * 16, video_min_pixels=56 * 56, video_max_pixels=28 * 28 * 8
     )
     config = PlumeConfig.from_backbone(
-        build_backbone_config(processor.tokenizer), **{**processor.token_fields(), **fields}
+        build_backbone_config(processor.tokenizer, size), **{**processor.token_fields(), **fields}
     )
     model = PlumeForEmbedding(config).eval()
     fill_weights(model, seed)

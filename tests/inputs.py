@@ -1,0 +1,39 @@
+"""Inputs that tests share."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parents[1]
+MEDIA = ROOT / "examples" / "media"
+
+
+def noise_image(seed: int, width: int = 84, height: int = 56) -> Image.Image:
+    values = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    return Image.fromarray(values)
+
+
+def noise_video(seed: int, frames: int = 5) -> list[Image.Image]:
+    return [noise_image(100 * seed + index) for index in range(frames)]
+
+
+def mixed_inputs() -> list:
+    """24 inputs: text, image, two images, video, image with text, video with text; no two alike."""
+    inputs = []
+    for seed in range(4):
+        inputs += [
+            " ".join(["a red bus at a stop"] * (1 + 3 * seed)) + f" {seed}",
+            noise_image(seed, 56 + 28 * seed),
+            {"image": [noise_image(seed + 10), noise_image(seed + 20, 112)]},
+            {"video": noise_video(seed, 2 + seed)},
+            {"image": noise_image(seed + 30), "text": f"two dogs on a sofa {seed}"},
+            {"video": noise_video(seed + 40, 3), "text": "the second row " * seed + "total"},
+        ]
+    return inputs
+
+
+def embed(model, processor, inputs, **kwargs) -> torch.Tensor:
+    with torch.no_grad():
+        return model(**processor.process_documents(inputs), **kwargs).embeddings

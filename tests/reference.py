@@ -1,0 +1,82 @@
+"""PLUME once more, one row at a time and as plainly as the paper says it; slow, and written to be compared with.
+
+No cache, no fused tail, no batch, experts in a loop, positions counted token by token.
+"""
+
+import torch
+from torch import nn
+
+
+def adapter(transition, z, step, anchor):
+    """Eq. 4-5 for one latent state ``(D,)``."""
+    query = torch.cat([z + anchor, transition.router.step_embedding.weight[step - 1]])
+    probs = torch.softmax(transition.router.projection(query), dim=-1)
+    normed, bank = transition.layer_norm(z), transition.experts
+
+    def expert(index):
+        hidden = nn.functional.gelu(normed @ bank.up_weight[index] + bank.up_bias[index, 0])
+        return hidden @ bank.down_weight[index] + bank.down_bias[index, 0]
+
+    refined = z + expert(0)
+    for m in sorted(range(len(probs)), key=lambda m: -probs[m].item())[: transition.num_active_experts]:
+        refined = refined + probs[m] * expert(1 + m)
+    return refined, probs
+
+
+def count_positions(ids, grids, media_ids, merge=2):
+    """M-RoPE positions of one unpadded row as a list of (t, h, w), and the next free position."""
+    positions, following, remaining, index = [], 0, {token: list(grids[token]) for token in media_ids}, 0
+    while index < len(ids):
+        if ids[index] in media_ids:
+            t, h, w = remaining[ids[index]].pop(0)
+            h, w = h // merge, w // merge
+            positions += [(following + a, following + b, following + c) for a in range(t) for b in range(h) for c in range(w)]
+            following += max(t, h, w)
+            index += t * h * w
+        else:
+            positions.append((following,) * 3)
+            following += 1
+            index += 1
+    return positions, following
+
+
+def embed_row(model, features, num_latent_steps):
+    """Embedding and anchor embedding of a batch of one, following sections 3.3-3.5 step by step."""
+    config = model.config
+    ids = features["input_ids"][0].tolist()
+    grids = {
+        config.image_token_id: features.get("image_grid_thw", torch.empty(0, 3)).int().tolist(),
+        config.video_token_id: features.get("video_grid_thw", torch.empty(0, 3)).int().tolist(),
+    }
+    positions, following = count_positions(ids, grids, grids.keys())
+    if config.position_scheme == "kv_length":
+        following = len(ids)
+    sequence = list(model.get_input_embeddings()(features["input_ids"])[0])
+    for name, token in (("", config.image_token_id), ("_videos", config.video_token_id)):
+        if f"pixel_values{name}" in features:
+            visual = model.model.visual(features[f"pixel_values{name}"], grid_thw=torch.tensor(grids[token]))
+            for place, vector in zip([i for i, t in enumerate(ids) if t == token], visual.pooler_output, strict=True):
+                sequence[place] = vector
+
+    def backbone():
+        return model.model.language_model(
+            inputs_embeds=torch.stack(sequence).unsqueeze(0),
+            position_ids=torch.tensor(positions).T.unsqueeze(1),
+            use_cache=False,
+        ).last_hidden_state[0]
+
+    states = backbone()
+    anchor = states[max(i for i, token in enumerate(ids) if token == config.anchor_token_id)]
+    z = states[-1]
+    for k in range(1, num_latent_steps + 1):
+        refined, _ = adapter(model.latent_transition, z, k, anchor)
+        sequence.append(refined)
+        positions.append((following,) * 3)
+        following += 1
+        z = backbone()[-1]
+    for token in config.suffix_token_ids:
+        sequence.append(model.get_input_embeddings().weight[token])
+        positions.append((following,) * 3)
+        following += 1
+    gen = backbone()[-1]
+    return gen / gen.norm(), anchor / anchor.norm()

@@ -1,0 +1,264 @@
+"""The embedding itself: independent of batch, cache and attention kernel, and equal to the paper read literally."""
+
+import json
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from inputs import MEDIA, embed, mixed_inputs, noise_image, noise_video
+from reference import embed_row
+
+from plume import PlumeForEmbedding
+from plume.context_plume import CachedContext, RecomputedContext
+from plume.hub.random_checkpoint import save_random_plume
+from plume.positions_plume import mrope_index
+
+VECTORS = Path(__file__).parent / "references" / "vectors.json"
+
+
+def shuffled_batches(count: int, seed: int = 0) -> list[list[int]]:
+    rng = np.random.default_rng(seed)
+    order, batches = rng.permutation(count).tolist(), []
+    while order:
+        size = int(rng.integers(1, 8))
+        batches.append(order[:size])
+        order = order[size:]
+    return batches
+
+
+@pytest.mark.parametrize("scheme", ["mrope", "kv_length"])
+def test_embedding_equals_the_paper_read_literally(model, processor, scheme):
+    model.config.position_scheme = scheme
+    for item in mixed_inputs():
+        features = processor.process_queries([item])
+        with torch.no_grad():
+            output = model(**features)
+            gen, anchor = embed_row(model, features, num_latent_steps=3)
+        assert (output.embeddings[0] - gen).abs().max() <= 1e-5
+        assert (output.anchor_embeddings[0] - anchor).abs().max() <= 1e-5
+
+
+def test_position_schemes_differ_where_media_are_and_agree_on_text(model, processor):
+    inputs = ["a red bus", noise_image(0), {"video": noise_video(1)}]
+    mrope = embed(model, processor, inputs)
+    model.config.position_scheme = "kv_length"
+    kv_length = embed(model, processor, inputs)
+    assert (mrope[0] - kv_length[0]).abs().max() <= 1e-6
+    assert ((mrope[1:] - kv_length[1:]).abs().amax(dim=-1) > 1e-3).all()
+
+
+def test_batch_equals_singles_in_any_order_and_mixture(model, processor):
+    inputs = mixed_inputs()
+    singles = torch.cat([embed(model, processor, [item]) for item in inputs])
+    for seed in range(3):
+        for rows in shuffled_batches(len(inputs), seed):
+            together = embed(model, processor, [inputs[row] for row in rows])
+            assert (together - singles[rows]).abs().max() <= 1e-5
+
+
+def test_batch_equals_singles_in_bfloat16(tmp_path):
+    model, processor = save_random_plume(tmp_path, "small", num_latent_steps=3)
+    model.to(torch.bfloat16)
+    inputs = mixed_inputs()
+    singles = torch.cat([embed(model, processor, [item]) for item in inputs])
+    for rows in shuffled_batches(len(inputs)):
+        together = embed(model, processor, [inputs[row] for row in rows])
+        assert together.dtype == torch.float32
+        assert (together - singles[rows]).abs().max() <= 5e-3
+        assert (1 - (together * singles[rows]).sum(-1)).max() <= 1e-3
+
+
+@pytest.mark.parametrize("scheme", ["mrope", "kv_length"])
+@pytest.mark.parametrize("num_latent_steps", [0, 1, 3, 8])
+def test_cached_rollout_equals_recomputation(model, processor, monkeypatch, scheme, num_latent_steps):
+    model.config.position_scheme = scheme
+    features = processor.process_queries(mixed_inputs()[:6])
+    with torch.no_grad():
+        cached = model(**features, num_latent_steps=num_latent_steps)
+        monkeypatch.setattr("plume.modeling_plume.CachedContext", RecomputedContext)
+        recomputed = model(**features, num_latent_steps=num_latent_steps)
+    for name in ("embeddings", "anchor_embeddings", "router_probs"):
+        assert torch.allclose(cached[name], recomputed[name], atol=1e-5)
+
+
+def test_gradient_checkpointing_in_training_changes_no_vector_and_no_gradient(checkpoint, processor):
+    features = processor.process_queries(mixed_inputs()[:6])
+    results = []
+    for checkpointing in (False, True):
+        model = PlumeForEmbedding.from_pretrained(checkpoint, expert_dropout=0.0).train()
+        if checkpointing:
+            model.gradient_checkpointing_enable()
+        output = model(**features)
+        output.embeddings[:, 0].sum().backward()
+        results.append((output.embeddings.detach(), model.model.language_model.layers[0].mlp.up_proj.weight.grad))
+    assert (results[0][0] - results[1][0]).abs().max() <= 1e-5
+    assert torch.allclose(results[0][1], results[1][1], atol=1e-4)
+
+
+def test_no_latent_steps_equals_one_plain_pass(model, processor):
+    features = processor.process_documents(["a red bus", "two dogs on a sofa and more words"])
+    suffix = torch.tensor(model.config.suffix_token_ids).expand(2, -1)
+    mask = torch.cat([features["attention_mask"], torch.ones_like(suffix)], dim=1)
+    positions = (mask.cumsum(-1) - 1).clamp(min=0).expand(3, -1, -1)
+    with torch.no_grad():
+        plain = model.model.language_model(
+            input_ids=torch.cat([features["input_ids"], suffix], dim=1),
+            attention_mask=mask,
+            position_ids=positions,
+            use_cache=False,
+        ).last_hidden_state[:, -1]
+        output = model(**features, num_latent_steps=0)
+    assert (output.embeddings - torch.nn.functional.normalize(plain, dim=-1)).abs().max() <= 1e-6
+    assert output.latent_states.shape == (2, 0, 32)
+    assert output.router_probs.shape == (2, 0, 4)
+
+
+def test_fused_tail_equals_reading_the_suffix_afterwards(model, processor):
+    features = processor.process_documents(["a red bus", "two dogs on a sofa"])
+    with torch.no_grad():
+        fused = model(**features)
+        # Unfused: the same rollout with a suffix of one throw-away token, then the real suffix behind z(K).
+        context = model._read_prefix(
+            features["input_ids"],
+            features["attention_mask"],
+            [(model.config.image_token_id, None, None)],
+            model.config.num_latent_steps + len(model.config.suffix_token_ids),
+        )
+        assert isinstance(context, CachedContext)
+        z, anchor_at = context.hidden[:, -1], (features["input_ids"] == model.config.anchor_token_id).int().argmax(-1)
+        anchor = context.hidden[torch.arange(2), anchor_at]
+        for k in range(1, model.config.num_latent_steps + 1):
+            z = context.extend(model.latent_transition(z, k, anchor)[0].unsqueeze(1))[:, 0]
+        suffix = torch.tensor(model.config.suffix_token_ids).expand(2, -1)
+        unfused = context.extend(model.get_input_embeddings()(suffix))
+    assert (fused.suffix_states[:, 0] - z).abs().max() <= 1e-5
+    assert (fused.suffix_states[:, 1:] - unfused).abs().max() <= 1e-5
+
+
+def test_sdpa_equals_eager(checkpoint, processor):
+    inputs = mixed_inputs()[:12]
+    sdpa, eager = (
+        embed(PlumeForEmbedding.from_pretrained(checkpoint, attn_implementation=kernel).eval(), processor, inputs)
+        for kernel in ("sdpa", "eager")
+    )
+    assert (sdpa - eager).abs().max() <= 1e-5
+
+
+def test_eight_threads_equal_one(model, processor):
+    inputs = mixed_inputs()[:8]
+    alone = [embed(model, processor, [item]) for item in inputs]
+    together: dict[int, torch.Tensor] = {}
+
+    def work(index):
+        together[index] = embed(model, processor, [inputs[index]])
+
+    threads = [threading.Thread(target=work, args=(index,)) for index in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for index, vector in enumerate(alone):
+        assert (together[index] - vector).abs().max() <= 1e-6
+
+
+def test_an_image_batch_before_a_text_batch_changes_nothing(model, processor):
+    before = embed(model, processor, ["a red bus"])
+    embed(model, processor, [noise_image(1), {"video": noise_video(2)}])
+    after = embed(model, processor, ["a red bus"])
+    assert torch.equal(before, after)
+
+
+def test_the_number_of_latent_steps_matters(model, processor):
+    vectors = [embed(model, processor, ["a red bus"], num_latent_steps=k) for k in range(5)]
+    for first in range(5):
+        for second in range(first):
+            assert (vectors[first] - vectors[second]).abs().max() > 1e-3
+
+
+def test_outputs_have_the_documented_shapes(model, processor):
+    with torch.no_grad():
+        output = model(**processor.process_queries(["a red bus", noise_image(0)]), num_latent_steps=2)
+    assert output.embeddings.shape == output.anchor_embeddings.shape == (2, 32)
+    assert output.latent_states.shape == (2, 2, 32)
+    assert output.router_probs.shape == (2, 2, 4)
+    assert output.suffix_states.shape == (2, 1 + 2, 32)
+    assert torch.allclose(output.embeddings.norm(dim=-1), torch.ones(2))
+    assert torch.allclose(output.router_probs.sum(-1), torch.ones(2, 2))
+    assert torch.equal(output.latent_states[:, -1], output.suffix_states[:, 0])
+
+
+def test_a_row_s_own_suffix_is_read_up_to_its_last_gen(model, processor):
+    config = model.config
+    end, gen = config.latent_end_token_id, config.embedding_token_id
+    features = processor.process_documents(["a red bus", "two dogs"])
+    suffixes = torch.tensor([[end, 70, 71, gen, 72], [end, gen, 75, 76, 77]])
+    with torch.no_grad():
+        together = model(**features, suffix_input_ids=suffixes).embeddings
+        for row, length in enumerate((4, 2)):
+            alone = model(
+                **processor.process_documents([["a red bus", "two dogs"][row]]),
+                suffix_input_ids=suffixes[row : row + 1, :length],
+            ).embeddings
+            assert (alone[0] - together[row]).abs().max() <= 1e-5
+
+
+def test_every_parameter_gets_a_gradient_the_router_included(model, processor):
+    model.train()
+    output = model(**processor.process_queries(mixed_inputs()[:6]))
+    logits = model.lm_head(output.suffix_states)
+    (output.embeddings[:, 0].sum() + logits.sum() * 1e-3).backward()
+    silent = [
+        name
+        for name, parameter in model.named_parameters()
+        if parameter.grad is None or not parameter.grad.abs().sum() > 0
+    ]
+    assert silent == []
+
+
+def test_generation_is_greedy_decoding_of_the_plain_language_model(model, processor):
+    """`generate` (cache, one token at a time) equals the argmax of full passes at our positions."""
+    conversation = [[{"role": "user", "content": [{"type": "image", "image": noise_image(3)}, {"type": "text", "text": "a bus"}]}],
+                    [{"role": "user", "content": [{"type": "video", "video": noise_video(3)}]}]]  # fmt: skip
+    features = processor.apply_chat_template(
+        conversation, tokenize=True, return_dict=True, return_tensors="pt", latent=False
+    )
+    with torch.no_grad():
+        generated = model.generate(**features, max_new_tokens=4, min_new_tokens=4, do_sample=False)
+    prompt_length = features["input_ids"].shape[1]
+    for row in range(2):
+        text = processor.apply_chat_template([conversation[row]], latent=False)
+        single = processor.apply_chat_template(
+            [conversation[row]], tokenize=True, return_dict=True, return_tensors="pt", latent=False
+        )
+        assert text[0].endswith("assistant\n")
+        ids = single["input_ids"]
+        for place in range(4):
+            grids = [(model.config.image_token_id, single.get("image_grid_thw")),
+                     (model.config.video_token_id, single.get("video_grid_thw"))]  # fmt: skip
+            positions, _ = mrope_index(ids, torch.ones_like(ids), grids, 2)
+            media = [(token, single.get(f"pixel_values{name}"), grid)
+                     for (token, grid), name in zip(grids, ("", "_videos"), strict=True)]  # fmt: skip
+            with torch.no_grad():
+                states = model.model.language_model(
+                    inputs_embeds=model._embed(ids, media), position_ids=positions, use_cache=False
+                ).last_hidden_state
+                logits = model.lm_head(states[:, -1])
+            logits[:, model.generation_config.eos_token_id] = -torch.inf
+            ids = torch.cat([ids, logits.argmax(-1, keepdim=True)], dim=1)
+            assert ids[0, -1] == generated[row, prompt_length + place]
+
+
+def test_vectors_equal_the_committed_ones(tmp_path):
+    """The same checkpoint gives the same vectors on every supported library version."""
+    model, processor = save_random_plume(tmp_path, num_latent_steps=3)
+    inputs = [
+        "a red bus at a stop",
+        {"image": str(MEDIA / "bus.png")},
+        {"video": [str(MEDIA / "boat.png")] * 3},
+        {"image": str(MEDIA / "timetable_page.png"), "text": "the total of the second row"},
+    ]
+    with torch.no_grad():
+        vectors = model(**processor.process_queries(inputs)).embeddings
+    assert (vectors - torch.tensor(json.loads(VECTORS.read_text()))).abs().max() <= 1e-5
