@@ -15,29 +15,18 @@ from typing import Any
 import numpy as np
 from transformers import AutoTokenizer, BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
 from transformers.tokenization_utils_base import AddedToken
-from transformers.utils import logging
 
 from .hub_files_plume import write_hub_files
-from .prompt_plume import (
-    PAPER_LAYOUT,
-    PromptLayout,
-    build_chat_template,
-    canonical_messages,
-    neutralize,
-    to_conversation,
-)
+from .options_plume import flatten_media, split_options
+from .prompt_plume import PAPER_LAYOUT, PromptLayout, build_chat_template, canonical_messages, to_conversation
+from .truncation_plume import fit
 from .vision_plume import load_image, load_video, patchify
-
-logger = logging.get_logger(__name__)
 
 # Placeholder token and output names per kind of media.
 _MEDIA = {
     "image": ("<|image_pad|>", "pixel_values", "image_grid_thw"),
     "video": ("<|video_pad|>", "pixel_values_videos", "video_grid_thw"),
 }
-_GROUPS = ("text_kwargs", "images_kwargs", "videos_kwargs", "common_kwargs")
-_IMAGE_OPTIONS = {"min_pixels", "max_pixels"}
-_VIDEO_OPTIONS = {"min_pixels", "max_pixels", "num_frames"}
 
 Media = list[tuple[np.ndarray, tuple[int, int, int]]]
 
@@ -116,13 +105,7 @@ class PlumeProcessor(ProcessorMixin):
             **kwargs: Arguments of the constructor.
         """
         tokenizer = AutoTokenizer.from_pretrained(pretrained_model_name_or_path, padding_side="left")
-        sources = {
-            layout.embedding: "<|object_ref_end|>",
-            layout.anchor: "<|object_ref_start|>",
-            layout.latent_start: "<|object_ref_start|>",
-            layout.latent_end: "<|object_ref_end|>",
-            layout.latent: "<|object_ref_end|>",
-        }
+        sources = layout.row_sources()
         added = [token for token in sources if token not in tokenizer.get_vocab()]
         tokenizer.add_tokens([AddedToken(token, normalized=False) for token in added])
         processor = cls(
@@ -218,7 +201,7 @@ class PlumeProcessor(ProcessorMixin):
             canonical_messages(messages, self.control_tokens)
             for messages in (conversation if is_batch else [conversation])
         ]
-        options, variables = _split_options(kwargs)
+        options, variables = split_options(kwargs)
         template = {
             "chat_template": chat_template or self.chat_template,
             "add_generation_prompt": add_generation_prompt,
@@ -230,11 +213,11 @@ class PlumeProcessor(ProcessorMixin):
         media = {kind: self._load(conversations, kind, options) for kind in _MEDIA}
         max_length = options["text"].pop("max_length", None) or self.tokenizer.model_max_length
         truncate = options["text"].pop("truncation", None) not in (False, "do_not_truncate")
-        prompts = [
+        rows = [
             self._fit(messages, {kind: media[kind][row] for kind in media}, template, max_length, truncate)
             for row, messages in enumerate(conversations)
         ]
-        outputs = self._encode(prompts, media, options)
+        outputs = self._collate(rows, media, options)
         return outputs if return_dict else outputs["input_ids"]
 
     def __call__(
@@ -261,10 +244,10 @@ class PlumeProcessor(ProcessorMixin):
                 "The batch is empty: pass rendered prompts as text, or raw inputs to process_queries and "
                 "process_documents."
             )
-        options, unknown = _split_options(kwargs)
+        options, unknown = split_options(kwargs)
         if unknown:
             raise ValueError(f"Unknown options {sorted(unknown)}: they would have no effect. Remove them.")
-        sources = {"image": _flatten(images, "image"), "video": _flatten(videos, "video")}
+        sources = {"image": flatten_media(images, "image"), "video": flatten_media(videos, "video")}
         media: dict[str, list[Media]] = {}
         for kind, (placeholder, *_) in _MEDIA.items():
             counts = [prompt.count(placeholder) for prompt in prompts]
@@ -277,16 +260,17 @@ class PlumeProcessor(ProcessorMixin):
             media[kind] = [[next(remaining) for _ in range(count)] for count in counts]
         max_length = options["text"].pop("max_length", None) or self.tokenizer.model_max_length
         options["text"].pop("truncation", None)
-        expanded = [
-            self._expand(prompt, {kind: media[kind][row] for kind in media}) for row, prompt in enumerate(prompts)
+        rows = [
+            self._ids(self._expand(prompt, {kind: media[kind][row] for kind in media}))
+            for row, prompt in enumerate(prompts)
         ]
-        longest = max(len(self._ids(prompt)) for prompt in expanded)
+        longest = max(map(len, rows))
         if longest > max_length:
             raise ValueError(
                 f"A rendered prompt has {longest} tokens, more than max_length={max_length}; cutting it would lose its "
                 "end. Pass messages to apply_chat_template, which shortens the user's text only, or lower max_pixels."
             )
-        return self._encode(expanded, media, options)
+        return self._collate(rows, media, options)
 
     def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> list[str]:
         """Save tokenizer, template and settings, and the prompts for sentence-transformers."""
@@ -342,95 +326,30 @@ class PlumeProcessor(ProcessorMixin):
 
     def _fit(
         self, messages: list[dict], media: dict[str, Media], template: dict[str, Any], max_length: int, truncate: bool
-    ) -> str:
-        """Render one input within ``max_length`` tokens, shortening the user's last texts if need be."""
-        prompt = self._expand(self._render(messages, template), media)
-        length = given = len(self._ids(prompt))
+    ) -> list[int]:
         texts = [p for m in messages if m["role"] == "user" for p in m["content"] if p["type"] == "text" and p["text"]]
-        if length > max_length and not truncate:
-            raise ValueError(
-                f"An input has {length} tokens, more than max_length={max_length}, and truncation is off. Shorten its "
-                "text, raise max_length, or allow truncation."
-            )
-        while length > max_length:
-            if not texts:
-                raise ValueError(
-                    f"An input needs {length} tokens without any of its text, more than max_length={max_length}. Lower "
-                    "max_pixels or num_frames, or raise max_length."
-                )
-            offsets = self.tokenizer(texts[-1]["text"], add_special_tokens=False, return_offsets_mapping=True)[
-                "offset_mapping"
-            ]
-            kept = len(offsets) - (length - max_length)
-            cut = texts[-1]["text"][: offsets[kept - 1][1]] if kept > 0 else ""
-            # Cutting can join pieces into a token string again.
-            texts[-1]["text"] = neutralize(cut, self.control_tokens)
-            if not cut:
-                texts.pop()
-            prompt = self._expand(self._render(messages, template), media)
-            length = len(self._ids(prompt))
-        if given > length:
-            logger.warning_once(
-                f"An input of {given} tokens was shortened to {max_length}: the end of its text is not part of the "
-                "embedding. Raise processor.tokenizer.model_max_length to keep more."
-            )
-        return prompt
+        return fit(
+            lambda: self._ids(self._expand(self._render(messages, template), media)),
+            texts,
+            self.tokenizer,
+            max_length,
+            truncate,
+        )
 
     # 5. Pad
 
-    def _encode(self, prompts: list[str], media: dict[str, list[Media]], options: dict[str, dict]) -> BatchFeature:
-        text_options = {"padding": True, "padding_side": "left", "add_special_tokens": False, **options["text"]}
+    def _collate(self, rows: list[list[int]], media: dict[str, list[Media]], options: dict[str, dict]) -> BatchFeature:
+        text_options = {"padding": True, "padding_side": "left", **options["text"]}
         return_tensors = text_options.pop("return_tensors", None)
-        encoded = self.tokenizer(prompts, **text_options)
-        outputs = {"input_ids": encoded["input_ids"], "attention_mask": encoded["attention_mask"]}
+        # `pad` is plain Python. Asking the Rust tokenizer to pad would change its state, and fail between threads.
+        padded = self.tokenizer.pad({"input_ids": rows}, **text_options)
+        outputs = {"input_ids": padded["input_ids"], "attention_mask": padded["attention_mask"]}
         for kind, (_, pixels_name, grid_name) in _MEDIA.items():
             items = [item for row in media[kind] for item in row]
             if items:
                 outputs[pixels_name] = np.concatenate([patches for patches, _ in items])
                 outputs[grid_name] = np.array([grid for _, grid in items])
         return BatchFeature(outputs, tensor_type=return_tensors)
-
-
-def _split_options(kwargs: dict[str, Any]) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
-    """Sort keyword arguments into options for text, image and video; what is left are template variables.
-
-    Accepts them flat or grouped, the way transformers and sentence-transformers of all supported versions pass
-    them.
-    """
-    left = {**kwargs.pop("processor_kwargs", {}), **kwargs}
-    text, image, video, common = ({**left.pop(group, {})} for group in _GROUPS)
-    # Sent by callers that serve audio models too; this processor has neither.
-    for ignored in ("audio_kwargs", "load_audio_from_video", "audio", "do_sample_frames"):
-        left.pop(ignored, None)
-    text = {**common, **text}
-    for name in ("return_tensors", "padding", "padding_side", "truncation", "max_length"):
-        if name in left:
-            text[name] = left.pop(name)
-    for name in _IMAGE_OPTIONS & left.keys():
-        image[name] = left.pop(name)
-    if "num_frames" in left:
-        video["num_frames"] = left.pop("num_frames")
-    for options, known, kind in ((image, _IMAGE_OPTIONS, "image"), (video, _VIDEO_OPTIONS, "video")):
-        unknown = sorted(options.keys() - known - {"return_tensors"})
-        if unknown:
-            raise ValueError(f"Unknown {kind} options {unknown}: they would have no effect. Use {sorted(known)}.")
-        for name in known & options.keys():
-            if isinstance(options[name], bool) or not isinstance(options[name], int) or options[name] < 1:
-                raise ValueError(f"The {kind} option {name} must be a positive integer, got {options[name]!r}.")
-    return {"text": text, "image": image, "video": video}, left
-
-
-def _flatten(media: Any, kind: str) -> list[Any]:
-    """One flat list from media given alone, flat, or one list per prompt."""
-    if media is None:
-        return []
-    if not isinstance(media, (list, tuple)):
-        return [media]
-    if kind == "image":
-        return [image for entry in media for image in (entry if isinstance(entry, (list, tuple)) else [entry])]
-    # A video may itself be a list of frames, so only a list of lists of lists is nested per prompt.
-    nested = any(isinstance(entry, (list, tuple)) and entry and isinstance(entry[0], (list, tuple)) for entry in media)
-    return [video for entry in media for video in entry] if nested else list(media)
 
 
 PlumeProcessor.register_for_auto_class("AutoProcessor")

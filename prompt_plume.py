@@ -43,6 +43,16 @@ class PromptLayout:
     opening: str = ""
     suffix: str = "<elt><gen>"
 
+    def row_sources(self) -> dict[str, str]:
+        """New token -> Qwen2-VL token whose embedding row it starts from, in the order of the additions."""
+        return {
+            self.embedding: "<|object_ref_end|>",
+            self.anchor: "<|object_ref_start|>",
+            self.latent_start: "<|object_ref_start|>",
+            self.latent_end: "<|object_ref_end|>",
+            self.latent: "<|object_ref_end|>",
+        }
+
 
 PAPER_LAYOUT = PromptLayout()
 RELEASED_LAYOUT = PromptLayout(

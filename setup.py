@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from setuptools import setup
+from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).parent
 
@@ -23,6 +24,15 @@ EXTRAS["dev"] = [
     "setuptools>=77",
 ]
 
+
+class BuildPy(build_py):
+    """Leaves this script out of the package whose folder it lies in."""
+
+    def find_package_modules(self, package: str, package_dir: str) -> list[tuple[str, str, str]]:
+        """Modules of a package as (package, module, file)."""
+        return [found for found in super().find_package_modules(package, package_dir) if found[1] != "setup"]
+
+
 setup(
     name="plume-embedding",
     version="0.1.0",
@@ -31,6 +41,7 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.10",
+    cmdclass={"build_py": BuildPy},
     package_dir={"plume": ".", "plume.benchmarks": "benchmarks", "plume.hub": "hub"},
     packages=["plume", "plume.benchmarks", "plume.hub"],
     package_data={"plume": ["py.typed"]},

@@ -49,9 +49,9 @@ SIZES: dict[str, dict[str, Any]] = {
         "vocab_size": None,
     },
     "small": {
-        "text": {"hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 4, "num_attention_heads": 8},
+        "text": {"hidden_size": 512, "intermediate_size": 1024, "num_hidden_layers": 4, "num_attention_heads": 8},
         "vision": {"depth": 2, "embed_dim": 64, "num_heads": 4, "mlp_ratio": 2},
-        "mrope_section": [4, 6, 6],
+        "mrope_section": [8, 12, 12],
         "vocab_size": None,
     },
     "0.2b": {

@@ -30,7 +30,9 @@ def count_positions(ids, grids, media_ids, merge=2):
         if ids[index] in media_ids:
             t, h, w = remaining[ids[index]].pop(0)
             h, w = h // merge, w // merge
-            positions += [(following + a, following + b, following + c) for a in range(t) for b in range(h) for c in range(w)]
+            positions += [
+                (following + a, following + b, following + c) for a in range(t) for b in range(h) for c in range(w)
+            ]
             following += max(t, h, w)
             index += t * h * w
         else:

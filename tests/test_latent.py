@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from reference import adapter
 
 from plume import PlumeConfig, PlumeForEmbedding
 from plume.hub.random_checkpoint import build_backbone_config, build_tokenizer, fill_weights
 from plume.latent_plume import LatentTransition
+from reference import adapter
 
 
 def make_transition(**fields) -> LatentTransition:

@@ -4,9 +4,9 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from reference import count_positions
 
 from plume.positions_plume import mrope_index, rollout_positions
+from reference import count_positions
 
 IMAGE, VIDEO, TEXT = 1, 2, 3
 TEXT_TOKENS = 97  # the released prompt around a 14-token question, without media

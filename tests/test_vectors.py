@@ -7,13 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from inputs import MEDIA, embed, mixed_inputs, noise_image, noise_video
-from reference import embed_row
 
+from inputs import MEDIA, embed, mixed_inputs, noise_image, noise_video
 from plume import PlumeForEmbedding
 from plume.context_plume import CachedContext, RecomputedContext
 from plume.hub.random_checkpoint import save_random_plume
 from plume.positions_plume import mrope_index
+from reference import embed_row
 
 VECTORS = Path(__file__).parent / "references" / "vectors.json"
 
@@ -59,8 +59,8 @@ def test_batch_equals_singles_in_any_order_and_mixture(model, processor):
 
 
 def test_batch_equals_singles_in_bfloat16(tmp_path):
-    model, processor = save_random_plume(tmp_path, "small", num_latent_steps=3)
-    model.to(torch.bfloat16)
+    _, processor = save_random_plume(tmp_path, "small", num_latent_steps=3)
+    model = PlumeForEmbedding.from_pretrained(tmp_path, dtype=torch.bfloat16).eval()
     inputs = mixed_inputs()
     singles = torch.cat([embed(model, processor, [item]) for item in inputs])
     for rows in shuffled_batches(len(inputs)):

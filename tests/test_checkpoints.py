@@ -1,0 +1,243 @@
+"""Loading and saving: base checkpoints in both key layouts, complete PLUME folders, and what is refused."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import Qwen2VLForConditionalGeneration
+
+from inputs import embed, mixed_inputs
+from plume import RELEASED_LAYOUT, PlumeConfig, PlumeForEmbedding, PlumeProcessor
+from plume.hub.random_checkpoint import build_backbone_config, build_tokenizer, save_random_backbone
+
+ADAPTER = "latent_transition."
+
+
+@pytest.mark.parametrize("nested_keys", [False, True])
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_backbone_loads_in_both_key_layouts_with_only_the_adapter_new(tmp_path, nested_keys, tied):
+    save_random_backbone(tmp_path, nested_keys=nested_keys, tied=tied)
+    names = load_file(tmp_path / "model.safetensors").keys()
+    assert any(name.startswith("model.visual.") for name in names) == nested_keys
+    original = Qwen2VLForConditionalGeneration.from_pretrained(tmp_path).state_dict()
+    processor = PlumeProcessor.from_backbone(tmp_path)
+    model = PlumeForEmbedding.from_backbone(tmp_path, processor.token_fields(), processor.row_sources)
+    loaded = model.state_dict()
+    assert {name for name in loaded if name not in original} == {name for name in loaded if name.startswith(ADAPTER)}
+    for name, weight in original.items():
+        if name in ("model.language_model.embed_tokens.weight", "lm_head.weight"):
+            for new, source in processor.row_sources.items():
+                assert torch.equal(loaded[name][new], weight[source])
+            kept = [row for row in range(len(weight)) if row not in processor.row_sources]
+            assert torch.equal(loaded[name][kept], weight[kept])
+        else:
+            assert torch.equal(loaded[name], weight)
+
+
+def test_new_tokens_start_from_the_documented_rows(backbone):
+    processor = PlumeProcessor.from_backbone(backbone)
+    to_id = processor.tokenizer.convert_tokens_to_ids
+    start, end = to_id("<|object_ref_start|>"), to_id("<|object_ref_end|>")
+    first = to_id("<gen>")
+    assert [to_id(token) for token in ("<gen>", "<anchor>", "<slt>", "<elt>", "<ct>")] == list(range(first, first + 5))
+    assert processor.row_sources == dict(zip(range(first, first + 5), (end, start, start, end, end), strict=True))
+
+
+def test_tokens_that_a_checkpoint_has_already_keep_their_rows(tmp_path):
+    """UME-R1 has <gen_emb> and <disc_emb>; only the three others are new."""
+    save_random_backbone(tmp_path)
+    tokenizer = build_tokenizer()
+    tokenizer.add_tokens(["<gen_emb>", "<disc_emb>"])
+    tokenizer.save_pretrained(tmp_path)
+    processor = PlumeProcessor.from_backbone(tmp_path, RELEASED_LAYOUT)
+    fields = processor.token_fields()
+    assert set(processor.row_sources) == {
+        fields[f"{name}_token_id"] for name in ("latent_start", "latent_end", "latent")
+    }
+    assert fields["suffix_token_ids"][0] == fields["latent_end_token_id"]
+    assert fields["suffix_token_ids"][-1] == fields["embedding_token_id"]
+
+
+def test_a_table_without_spare_rows_grows(tmp_path):
+    tokenizer = build_tokenizer()
+    config = build_backbone_config(tokenizer)
+    config.text_config.vocab_size = len(tokenizer)
+    Qwen2VLForConditionalGeneration(config).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    processor = PlumeProcessor.from_backbone(tmp_path)
+    model = PlumeForEmbedding.from_backbone(tmp_path, processor.token_fields(), processor.row_sources)
+    assert len(model.get_input_embeddings().weight) == len(tokenizer) + 5
+    assert torch.isfinite(embed(model.eval(), processor, ["a red bus"])).all()
+
+
+def test_a_backbone_and_a_foreign_checkpoint_are_not_taken_for_plume(backbone, tmp_path):
+    with pytest.raises(ValueError, match="from_backbone"):
+        PlumeForEmbedding.from_pretrained(backbone)
+    shutil.copytree(backbone, tmp_path / "partial")
+    weights = load_file(backbone / "model.safetensors")
+    dropped = {name: weight for name, weight in weights.items() if "layers.1" not in name}
+    save_file(dropped, tmp_path / "partial" / "model.safetensors", {"format": "pt"})
+    processor = PlumeProcessor.from_backbone(backbone)
+    with pytest.raises(ValueError, match="would be random"):
+        PlumeForEmbedding.from_backbone(tmp_path / "partial", processor.token_fields(), processor.row_sources)
+
+
+def test_a_checkpoint_without_its_adapter_is_refused(checkpoint, tmp_path):
+    shutil.copytree(checkpoint, tmp_path, dirs_exist_ok=True)
+    weights = load_file(checkpoint / "model.safetensors")
+    dropped = {name: weight for name, weight in weights.items() if not name.startswith(ADAPTER)}
+    assert len(dropped) < len(weights)
+    save_file(dropped, tmp_path / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ValueError, match=r"lacks \d+ weights"):
+        PlumeForEmbedding.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("field", ["num_latent_steps", "num_active_experts", "position_scheme", "suffix_token_ids"])
+def test_a_config_that_leaves_a_vector_open_is_refused(checkpoint, tmp_path, field):
+    shutil.copytree(checkpoint, tmp_path, dirs_exist_ok=True)
+    stated = json.loads((tmp_path / "config.json").read_text())
+    value = stated.pop(field)
+    (tmp_path / "config.json").write_text(json.dumps(stated))
+    with pytest.raises(ValueError, match=f"does not state {field}"):
+        PlumeForEmbedding.from_pretrained(tmp_path)
+    assert PlumeForEmbedding.from_pretrained(tmp_path, **{field: value}) is not None
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_save_and_load_give_the_same_bits(checkpoint, processor, tmp_path, dtype):
+    model = PlumeForEmbedding.from_pretrained(checkpoint, dtype=dtype).eval()
+    model.config.position_scheme = "kv_length"
+    model.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    again = PlumeForEmbedding.from_pretrained(tmp_path).eval()
+    inputs = mixed_inputs()[:6]
+    assert again.dtype == dtype
+    assert torch.equal(embed(model, processor, inputs), embed(again, PlumeProcessor.from_pretrained(tmp_path), inputs))
+
+
+def test_settings_survive_saving(checkpoint, tmp_path):
+    processor = PlumeProcessor.from_pretrained(checkpoint, num_frames=3, query_prompt="Find a page.")
+    processor.save_pretrained(tmp_path)
+    again = PlumeProcessor.from_pretrained(tmp_path)
+    assert (again.num_frames, again.query_prompt) == (3, "Find a page.")
+    assert again.chat_template == processor.chat_template
+    assert (
+        json.loads((tmp_path / "config_sentence_transformers.json").read_text())["prompts"]["query"] == "Find a page."
+    )
+    config = PlumeConfig.from_pretrained(checkpoint)
+    config.save_pretrained(tmp_path)
+    assert PlumeConfig.from_pretrained(tmp_path).to_dict() == config.to_dict()
+
+
+def test_a_saved_checkpoint_is_a_complete_hub_repository(checkpoint):
+    files = {path.name for path in checkpoint.iterdir()}
+    code = {f"{name}_plume.py" for name in
+            ("configuration", "context", "hub_files", "latent", "modeling", "options", "positions",
+             "processing", "prompt", "truncation", "vision")}  # fmt: skip
+    others = {"README.md", "config.json", "model.safetensors", "modules.json", "sentence_bert_config.json",
+              "config_sentence_transformers.json", "processor_config.json", "chat_template.jinja", "tokenizer.json",
+              "tokenizer_config.json"}  # fmt: skip
+    assert code | others <= files
+    config = json.loads((checkpoint / "config.json").read_text())
+    assert config["model_type"] == "plume"
+    assert config["architectures"] == ["PlumeForEmbedding"]
+    assert config["auto_map"]["AutoModel"] == "modeling_plume.PlumeForEmbedding"
+
+
+def test_saving_keeps_an_existing_card(model, tmp_path):
+    (tmp_path / "README.md").write_text("mine")
+    model.save_pretrained(tmp_path)
+    assert (tmp_path / "README.md").read_text() == "mine"
+
+
+def test_push_to_hub_sends_code_st_files_and_card(model, processor, monkeypatch):
+    """Both pushes against a hub that only records what arrives."""
+    from huggingface_hub import HfApi, RepoUrl
+
+    sent: set[str] = set()
+
+    def create_repo(self, repo_id, **kwargs):
+        return RepoUrl(f"https://huggingface.co/{repo_id}")
+
+    def create_commit(self, repo_id, operations, **kwargs):
+        sent.update(operation.path_in_repo for operation in operations)
+        return type("Commit", (), {"pr_url": None})()
+
+    api = HfApi()
+    for name, recorder in (("create_repo", create_repo), ("create_commit", create_commit)):
+        monkeypatch.setattr(HfApi, name, recorder)
+        for module in ("transformers.utils.hub", "transformers.modeling_utils", "transformers.processing_utils"):
+            # Older versions import the functions, which are methods of an instance made at import.
+            monkeypatch.setattr(f"{module}.{name}", recorder.__get__(api), raising=False)
+    model.push_to_hub("org/plume")
+    processor.push_to_hub("org/plume")
+    assert {"modeling_plume.py", "latent_plume.py", "processing_plume.py", "modules.json", "sentence_bert_config.json",
+            "config_sentence_transformers.json", "README.md", "model.safetensors", "tokenizer.json"} <= sent  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"num_latent_steps": -1}, "outside 0..32"),
+        ({"num_latent_steps": 33}, "outside 0..32"),
+        ({"num_latent_steps": 2.5}, "must be an integer"),
+        ({"num_experts": 0}, "positive integer"),
+        ({"num_active_experts": 5}, "exceeds num_experts"),
+        ({"expert_dropout": 1.0}, "expert_dropout"),
+        ({"position_scheme": "rope"}, "'mrope'"),
+        ({"suffix_token_ids": [1, 2]}, "lacks embedding_token_id"),
+    ],
+)
+def test_impossible_configurations_are_refused(fields, message):
+    with pytest.raises(ValueError, match=message):
+        PlumeConfig.from_backbone(build_backbone_config(build_tokenizer()), **fields)
+
+
+def test_configuration_keeps_every_field_of_the_backbone():
+    backbone = build_backbone_config(build_tokenizer())
+    config = PlumeConfig.from_backbone(backbone)
+    for name, value in backbone.to_dict().items():
+        if name not in ("model_type", "architectures", "transformers_version"):
+            assert config.to_dict()[name] == value
+    assert (config.num_latent_steps, config.num_experts, config.num_active_experts) == (8, 4, 2)
+
+
+def _features(processor, **changes):
+    return {**processor.process_documents(["a red bus"]), **changes}
+
+
+def test_wrong_model_inputs_are_refused_with_cause_and_fix(model, processor):
+    features = processor.process_documents(["a red bus", "two dogs on a sofa"], padding_side="right")
+    with pytest.raises(ValueError, match="padded on the right"):
+        model(**features)
+    features = processor.process_documents(["a red bus"])
+    with pytest.raises(ValueError, match="batch is empty"):
+        model(input_ids=features["input_ids"][:0])
+    with pytest.raises(ValueError, match="latent_start_token_id"):
+        model(input_ids=features["input_ids"][:, :-1])
+    anchor = features["input_ids"] == model.config.anchor_token_id
+    with pytest.raises(ValueError, match="anchor_token_id"):
+        model(input_ids=features["input_ids"].masked_fill(anchor, 5))
+    with pytest.raises(ValueError, match="outside 0..8"):
+        model(**features, num_latent_steps=9)
+    with pytest.raises(ValueError, match="outside 0..8"):
+        model(**features, num_latent_steps=-1)
+
+
+def test_placeholders_without_media_are_refused(model, processor):
+    from inputs import noise_image
+
+    features = processor.process_documents([noise_image(0), noise_image(1)])
+    with pytest.raises(ValueError, match=r"holds 12 media placeholders .* have 6"):
+        model(**{**features, "image_grid_thw": features["image_grid_thw"][:1]})
+    with pytest.raises(ValueError, match="media placeholders"):
+        model(input_ids=features["input_ids"], attention_mask=features["attention_mask"])
+
+
+def test_nan_weights_are_reported_instead_of_embedded(model, processor):
+    with torch.no_grad():
+        model.model.language_model.layers[1].mlp.up_proj.weight[0, 0] = float("nan")
+    with pytest.raises(ValueError, match="not finite"):
+        embed(model, processor, ["a red bus"])

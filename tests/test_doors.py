@@ -1,0 +1,209 @@
+"""Four doors, one vector: remote code, sentence-transformers, the installed package, the hub by name."""
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import sentence_transformers
+import torch
+from packaging.version import Version
+from sentence_transformers import SentenceTransformer
+
+from inputs import MEDIA, embed, mixed_inputs, noise_image, noise_video
+
+takes_processing_kwargs = pytest.mark.skipif(
+    Version(sentence_transformers.__version__) < Version("6"),
+    reason="encode(processing_kwargs=...) came with sentence-transformers 6",
+)
+ITEMS = [
+    "a red bus at a stop",
+    {"image": str(MEDIA / "bus.png")},
+    {"image": [str(MEDIA / "boat.png"), str(MEDIA / "bus.png")]},
+    {"image": str(MEDIA / "timetable_page.png"), "text": "the total"},
+    {"video": str(MEDIA / "rolling_ball.mp4")},
+    {"video": str(MEDIA / "rolling_ball.mp4"), "text": "two dogs"},
+]
+
+REMOTE = """
+import json, sys
+import torch
+from transformers import AutoConfig, AutoModel, AutoProcessor
+name, items = sys.argv[1], json.loads(sys.argv[2])
+model = AutoModel.from_pretrained(name, trust_remote_code=True).eval()
+processor = AutoProcessor.from_pretrained(name, trust_remote_code=True)
+config = AutoConfig.from_pretrained(name, trust_remote_code=True)
+assert type(model).__module__.startswith("transformers_modules"), type(model).__module__
+assert "plume" not in sys.modules
+with torch.no_grad():
+    vectors = [model(**processor.process_documents([item])).embeddings[0].tolist() for item in items]
+model.save_pretrained("resaved")
+processor.save_pretrained("resaved")
+again = AutoModel.from_pretrained("resaved", trust_remote_code=True).eval()
+with torch.no_grad():
+    vectors += again(**processor.process_documents(items)).embeddings.tolist()
+print(json.dumps(vectors))
+"""
+
+SENTENCE_TRANSFORMERS = """
+import json, sys
+from sentence_transformers import SentenceTransformer
+name, items = sys.argv[1], json.loads(sys.argv[2])
+model = SentenceTransformer(name, trust_remote_code=True)
+assert type(model[0].model).__module__.startswith("transformers_modules")
+print(json.dumps(model.encode(items).tolist()))
+"""
+
+
+@pytest.fixture(scope="module")
+def expected(checkpoint, processor) -> np.ndarray:
+    from plume import PlumeForEmbedding
+
+    return embed(PlumeForEmbedding.from_pretrained(checkpoint).eval(), processor, ITEMS).numpy()
+
+
+@pytest.fixture(scope="module")
+def hub(checkpoint, tmp_path_factory) -> dict[str, str]:
+    """Environment in which the literal name "org/plume" is a cached hub repository, offline."""
+    cache = tmp_path_factory.mktemp("hub")
+    repository, revision = cache / "models--org--plume", "0123456789abcdef0123456789abcdef01234567"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text(revision)
+    (repository / "snapshots").mkdir()
+    os.symlink(checkpoint, repository / "snapshots" / revision)
+    return {"HF_HUB_CACHE": str(cache), "HF_MODULES_CACHE": str(tmp_path_factory.mktemp("modules"))}
+
+
+def run_elsewhere(code: str, name: str, folder, environment: dict[str, str]) -> np.ndarray:
+    """Run code in a fresh interpreter, outside the checkout, in which `plume` has not been imported."""
+    done = subprocess.run(
+        [sys.executable, "-c", code, name, json.dumps(ITEMS)],
+        cwd=folder,
+        env={**os.environ, "HF_HUB_OFFLINE": "1", **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return np.array(json.loads(done.stdout.splitlines()[-1]), dtype=np.float32)
+
+
+@pytest.mark.parametrize("by_name", [False, True], ids=["folder", "org/plume"])
+def test_remote_code_gives_the_same_vectors_and_saves_itself(checkpoint, hub, expected, tmp_path, by_name):
+    vectors = run_elsewhere(REMOTE, "org/plume" if by_name else str(checkpoint), tmp_path, hub)
+    assert np.abs(vectors - np.concatenate([expected, expected])).max() <= 1e-5
+    assert (tmp_path / "resaved" / "modeling_plume.py").exists()
+    assert (tmp_path / "resaved" / "modules.json").exists()
+
+
+@pytest.mark.parametrize("by_name", [False, True], ids=["folder", "org/plume"])
+def test_sentence_transformers_with_remote_code(checkpoint, hub, expected, tmp_path, by_name):
+    vectors = run_elsewhere(SENTENCE_TRANSFORMERS, "org/plume" if by_name else str(checkpoint), tmp_path, hub)
+    assert np.abs(vectors - expected).max() <= 1e-5
+
+
+@pytest.fixture(scope="module")
+def encoder(checkpoint) -> SentenceTransformer:
+    """Sentence-transformers after `import plume`: no trust_remote_code."""
+    return SentenceTransformer(str(checkpoint))
+
+
+def test_sentence_transformers_after_importing_plume(encoder, expected):
+    assert type(encoder[0].model).__module__ == "plume.modeling_plume"
+    assert np.abs(encoder.encode(ITEMS) - expected).max() <= 1e-5
+    assert np.abs(encoder.encode(ITEMS, batch_size=2) - expected).max() <= 1e-5
+
+
+def test_sentence_transformers_takes_every_kind_of_input(encoder, model, processor):
+    image, video = noise_image(5), noise_video(6)
+    array = np.stack([np.asarray(frame) for frame in video])
+    messages = [{"role": "user", "content": [{"type": "image", "image": image}, {"type": "text", "text": "a bus"}]}]
+    given = [image, np.asarray(image), {"video": video}, array, messages, {"image": image, "text": "a bus"}]
+    vectors = np.stack([encoder.encode([item])[0] for item in given])
+    ours = embed(model, processor, [image, image, {"video": video}, {"video": video}, messages, messages]).numpy()
+    assert np.abs(vectors - ours).max() <= 1e-5
+    mixed = mixed_inputs()
+    assert np.abs(encoder.encode(mixed) - embed(model, processor, mixed).numpy()).max() <= 1e-5
+
+
+def test_queries_and_documents_get_their_prompts(encoder, model, processor):
+    with torch.no_grad():
+        queries = model(**processor.process_queries(ITEMS)).embeddings.numpy()
+        own = model(**processor.process_queries(ITEMS, prompt="Find a page.")).embeddings.numpy()
+    assert np.abs(encoder.encode_query(ITEMS) - queries).max() <= 1e-5
+    assert np.abs(encoder.encode_document(ITEMS) - encoder.encode(ITEMS)).max() <= 1e-6
+    assert np.abs(encoder.encode(ITEMS, prompt="Find a page.") - own).max() <= 1e-5
+    assert np.abs(queries - own).max() > 1e-3
+
+
+def test_latent_steps_and_dimensions_are_arguments_of_encode(encoder, model, processor):
+    one = embed(model, processor, ITEMS, num_latent_steps=1).numpy()
+    assert np.abs(encoder.encode(ITEMS, num_latent_steps=1) - one).max() <= 1e-5
+    assert encoder.encode(ITEMS, truncate_dim=8).shape == (len(ITEMS), 8)
+
+
+@takes_processing_kwargs
+def test_pixel_limits_are_an_argument_of_encode(encoder, model, processor):
+    small = encoder.encode([noise_image(0, 280, 280)], processing_kwargs={"image": {"max_pixels": 28 * 28 * 4}})
+    with torch.no_grad():
+        ours = model(**processor.process_documents([noise_image(0, 280, 280)], max_pixels=28 * 28 * 4)).embeddings
+    assert np.abs(small - ours.numpy()).max() <= 1e-5
+
+
+def test_long_text_beside_an_image_keeps_the_end_of_the_prompt(encoder, model, processor):
+    """sentence-transformers cuts from the right; the processor has shortened the text before that."""
+    item = {"image": noise_image(7), "text": "a red bus at a stop " * 200}
+    encoder.max_seq_length, before = 128, encoder.max_seq_length
+    try:
+        vector = encoder.encode([item])
+    finally:
+        encoder.max_seq_length = before
+    with torch.no_grad():
+        ours = model(**processor.process_documents([item], max_length=128)).embeddings.numpy()
+    assert np.abs(vector - ours).max() <= 1e-5
+
+
+def test_saving_through_sentence_transformers_keeps_the_vectors(encoder, expected, tmp_path):
+    encoder.save_pretrained(str(tmp_path))
+    assert np.abs(SentenceTransformer(str(tmp_path)).encode(ITEMS) - expected).max() <= 1e-6
+    assert (tmp_path / "modeling_plume.py").exists()
+
+
+def test_a_pair_is_refused(encoder):
+    with pytest.raises(ValueError, match="embed its two sides separately"):
+        encoder.encode([("a red bus", "two dogs")])
+
+
+@takes_processing_kwargs
+def test_right_padding_through_sentence_transformers_is_refused(encoder):
+    with pytest.raises(ValueError, match="padded on the right"):
+        encoder.encode(
+            ["a red bus", "two dogs on a sofa and more"], processing_kwargs={"text": {"padding_side": "right"}}
+        )
+
+
+PROCESSES = """
+import sys
+import numpy as np
+import plume
+from sentence_transformers import SentenceTransformer
+if __name__ == "__main__":
+    model = SentenceTransformer(sys.argv[1])
+    texts = [f"a red bus {i}" for i in range(12)]
+    pool = model.start_multi_process_pool(["cpu", "cpu"])
+    together = model.encode(texts, pool=pool, chunk_size=3)
+    model.stop_multi_process_pool(pool)
+    print(np.abs(together - model.encode(texts)).max())
+"""
+
+
+def test_several_processes_give_the_same_vectors(checkpoint, tmp_path):
+    script = tmp_path / "processes.py"
+    script.write_text(PROCESSES)
+    done = subprocess.run(
+        [sys.executable, str(script), str(checkpoint)], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert float(done.stdout.splitlines()[-1]) <= 1e-5

@@ -1,0 +1,281 @@
+"""The processor: pixels, videos, padding, truncation, and errors that name cause and fix."""
+
+import importlib
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from inputs import MEDIA, embed, mixed_inputs, noise_image, noise_video
+from plume import vision_plume
+from plume.vision_plume import load_image, load_video, patchify, smart_resize
+
+PATCHES = {"patch_size": 14, "merge_size": 2, "temporal_patch_size": 2}
+
+
+def pil_processor(**limits):
+    """Transformers' own processor without torchvision, whose name and place depend on the version."""
+    for module, name in (("image_processing_pil_qwen2_vl", "Qwen2VLImageProcessorPil"),
+                         ("image_processing_qwen2_vl", "Qwen2VLImageProcessor")):  # fmt: skip
+        try:
+            return getattr(importlib.import_module(f"transformers.models.qwen2_vl.{module}"), name)(**limits)
+        except (ImportError, AttributeError):
+            continue
+    return pytest.skip("this transformers has no Qwen2-VL image processor that runs without torchvision")
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "LA", "P", "CMYK", "1"])
+@pytest.mark.parametrize("size", [(84, 56), (300, 200), (31, 97), (20, 900)])
+def test_pixels_equal_transformers_pil_processor_bit_for_bit(mode, size):
+    image = noise_image(1, *size).convert(mode)
+    theirs = pil_processor(min_pixels=56 * 56, max_pixels=28 * 28 * 64)(images=[image], return_tensors="np")
+    patches, grid = patchify([load_image(image)], min_pixels=56 * 56, max_pixels=28 * 28 * 64, **PATCHES)
+    assert np.array_equal(patches, theirs["pixel_values"])
+    assert list(grid) == theirs["image_grid_thw"][0].tolist()
+
+
+def test_patches_of_a_clip_hold_consecutive_frames():
+    frames = [noise_image(seed) for seed in range(4)]
+    limits = {"min_pixels": 56 * 56, "max_pixels": 28 * 28 * 64}
+    clip, grid = patchify(frames, **limits, **PATCHES)
+    assert grid == (2, 4, 6)
+    values = clip.reshape(2, 24, 3, 2, 14, 14)
+    for index, frame in enumerate(frames):
+        alone, _ = patchify([frame], **limits, **PATCHES)
+        assert np.array_equal(values[index // 2, :, :, index % 2], alone.reshape(24, 3, 2, 14, 14)[:, :, 0])
+
+
+def test_an_odd_clip_repeats_its_last_frame():
+    frames = [noise_image(seed) for seed in range(3)]
+    limits = {"min_pixels": 56 * 56, "max_pixels": 28 * 28 * 64}
+    odd, even = (patchify(clip, **limits, **PATCHES)[0] for clip in (frames, [*frames, frames[-1]]))
+    assert np.array_equal(odd, even)
+
+
+@pytest.mark.parametrize("source", ["path", "pathlib", "array", "tensor", "channels first", "float", "data URI"])
+def test_every_source_of_an_image_gives_the_same_pixels(source, tmp_path):
+    image = noise_image(2)
+    path = tmp_path / "noise.png"
+    image.save(path)
+    array = np.asarray(image)
+    import base64
+
+    given = {
+        "path": str(path),
+        "pathlib": path,
+        "array": array,
+        "tensor": torch.tensor(array),
+        "channels first": np.moveaxis(array, -1, 0),
+        "float": array / 255,
+        "data URI": "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode(),
+    }[source]
+    assert np.array_equal(np.asarray(load_image(given)), array)
+
+
+def test_exif_orientation_is_applied(tmp_path):
+    image = noise_image(3, 84, 56)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # rotate by 90 degrees to view
+    image.save(tmp_path / "turned.jpg", exif=exif, quality=95)
+    upright = load_image(tmp_path / "turned.jpg")
+    assert upright.size == (56, 84)
+    assert np.array_equal(np.asarray(upright), np.asarray(load_image(Image.open(tmp_path / "turned.jpg"))))
+
+
+def test_sixteen_bit_grey_keeps_its_brightness():
+    grey = np.linspace(0, 65535, 56 * 84).reshape(56, 84).astype(np.uint16)
+    loaded = np.asarray(load_image(Image.fromarray(grey)))
+    assert abs(loaded.mean() - 127.5) < 1
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "expected"), [(448, 448, (448, 448)), (28, 28, (56, 56)), (2000, 1000, (1400, 700))]
+)
+def test_smart_resize(height, width, expected):
+    assert smart_resize(height, width, 28, 56 * 56, 1280 * 28 * 28) == expected
+
+
+def test_a_video_file_is_sampled_evenly_over_its_length():
+    frames = load_video(MEDIA / "rolling_ball.mp4", num_frames=8)
+    ball = [np.asarray(frame).astype(int) for frame in frames]
+    # Blueness finds the ball; it rolls from left to right over the whole clip.
+    centers = [np.argmax((frame[60:80, :, 2] - frame[60:80, :, 0]).sum(0)) for frame in ball]
+    assert len(frames) == 8
+    assert centers == sorted(centers)
+    assert centers[0] < 50
+    assert centers[-1] > 110
+
+
+def test_frames_arrays_and_files_are_the_same_video(model, processor):
+    frames = load_video(MEDIA / "rolling_ball.mp4", num_frames=8)
+    array = np.stack([np.asarray(frame) for frame in frames])
+    vectors = embed(
+        model,
+        processor,
+        [
+            {"video": str(MEDIA / "rolling_ball.mp4")},
+            {"video": frames},
+            array,
+            {"video": torch.tensor(np.moveaxis(array, -1, 1))},
+        ],
+    )
+    assert (vectors - vectors[0]).abs().max() <= 1e-6
+
+
+def test_a_file_whose_header_lies_about_its_frames_is_counted(monkeypatch):
+    """A stream that promises more frames than it holds must not shorten the sample."""
+
+    class Liar:
+        def __init__(self, container):
+            self._container = container
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *args):
+            self._container.close()
+
+        @property
+        def streams(self):
+            stream = type("Stream", (), {"frames": 1000})
+            return type("Streams", (), {"video": [stream]})
+
+        def decode(self, video):
+            return self._container.decode(video=video)
+
+    real_open = vision_plume.av.open
+    expected = load_video(MEDIA / "rolling_ball.mp4", num_frames=4)
+    monkeypatch.setattr(vision_plume.av, "open", lambda path: Liar(real_open(path)))
+    frames = load_video(MEDIA / "rolling_ball.mp4", num_frames=4)
+    assert [frame.tobytes() for frame in frames] == [frame.tobytes() for frame in expected]
+
+
+def test_pixel_limits_and_frames_are_settings_and_can_change_per_call(processor):
+    image, video = {"image": noise_image(0, 280, 280)}, {"video": noise_video(0, 8)}
+
+    def grids(**options):
+        features = processor.process_documents([image, video], **options)
+        return features["image_grid_thw"][0].tolist(), features["video_grid_thw"][0].tolist()
+
+    assert grids() == ([1, 8, 8], [4, 4, 6])
+    assert grids(max_pixels=28 * 28 * 4, num_frames=2) == ([1, 4, 4], [1, 4, 6])
+    nested = {"images_kwargs": {"max_pixels": 28 * 28 * 4}, "videos_kwargs": {"num_frames": 4}}
+    assert grids(**nested) == ([1, 4, 4], [2, 4, 6])
+    assert grids(processor_kwargs=nested) == ([1, 4, 4], [2, 4, 6])
+
+
+def test_batches_are_padded_on_the_left_and_end_in_the_latent_start(processor):
+    features = processor.process_documents(mixed_inputs())
+    start = processor.token_fields()["latent_start_token_id"]
+    assert (features["input_ids"][:, -1] == start).all()
+    assert (features["attention_mask"].diff(dim=-1) >= 0).all()
+
+
+@pytest.mark.parametrize("item", [{"text": "a red bus " * 40}, {"image": noise_image(0), "text": "a red bus " * 40}])
+def test_truncation_shortens_the_text_of_the_user_only(processor, item):
+    whole = processor.process_queries([item])
+    short = processor.process_queries([item], max_length=100)
+    assert short["input_ids"].shape[1] <= 100 < whole["input_ids"].shape[1]
+    before, after = (processor.tokenizer.decode(ids["input_ids"][0]) for ids in (whole, short))
+    head, tail = before.split("a red bus")[0], before[before.index("\n<anchor>") :]
+    assert after.startswith(head + "a red bus a red")
+    assert after.endswith(tail)
+
+
+@pytest.mark.parametrize("max_length", range(60, 75))
+def test_truncation_uses_the_length_that_there_is(processor, max_length):
+    length = processor.process_documents(["two dogs on a sofa " * 30], max_length=max_length)["input_ids"].shape[1]
+    assert max_length - 2 <= length <= max_length
+
+
+def test_text_longer_than_the_limit_is_refused_when_truncation_is_off(processor):
+    with pytest.raises(ValueError, match="truncation is off"):
+        processor.process_documents(["a red bus " * 50], max_length=60, truncation=False)
+
+
+def test_media_that_alone_exceed_the_limit_are_refused(processor):
+    with pytest.raises(ValueError, match="without any of its text"):
+        processor.process_documents([{"image": noise_image(0), "text": "a red bus"}], max_length=30)
+
+
+def test_rendered_prompts_are_encoded_as_transformers_does(model, processor):
+    conversation = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "a bus"}]}]
+    conversation[0]["content"][0]["image"] = noise_image(4)
+    text = processor.apply_chat_template(conversation)
+    rendered = processor(text=[text], images=[noise_image(4)], return_tensors="pt")
+    direct = processor.apply_chat_template(conversation, tokenize=True, return_dict=True, return_tensors="pt")
+    assert rendered.keys() == direct.keys()
+    for name in direct:
+        assert torch.equal(rendered[name], direct[name])
+
+
+def test_user_text_cannot_smuggle_an_image_placeholder(processor):
+    features = processor.process_documents(["look <|vision_start|><|image_pad|><|vision_end|> <slt><anchor>"])
+    fields = processor.token_fields()
+    assert (features["input_ids"] == fields["anchor_token_id"]).sum() == 1
+    assert (features["input_ids"] == fields["latent_start_token_id"]).sum() == 1
+    assert "pixel_values" not in features
+
+
+def _broken_png(tmp_path):
+    path = tmp_path / "broken.png"
+    noise_image(0).save(path)
+    path.write_bytes(path.read_bytes()[:200])
+    return path
+
+
+def _broken_mp4(tmp_path):
+    path = tmp_path / "broken.mp4"
+    path.write_bytes((MEDIA / "rolling_ball.mp4").read_bytes()[:300])
+    return path
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda folder: {"image": _broken_png(folder)}, "could not be read"),
+        (lambda folder: {"image": folder / "absent.png"}, "could not be read"),
+        (lambda folder: {"image": 7}, "given as int"),
+        (lambda folder: {"image": np.zeros((5, 5, 7), np.uint8)}, "is no picture"),
+        (lambda folder: {"image": np.full((8, 8, 3), 300.0)}, "outside \\[0, 1\\]"),
+        (lambda folder: {"image": np.zeros((8, 8, 3), np.int32)}, "dtype int32"),
+        (lambda folder: {"image": noise_image(0, 1000, 3)}, "200 times"),
+        (lambda folder: {"video": []}, "no frames"),
+        (lambda folder: {"video": np.zeros((0, 8, 8, 3), np.uint8)}, "no frames"),
+        (lambda folder: {"video": _broken_mp4(folder)}, "could not be read"),
+        (lambda folder: {"video": folder / "absent.mp4"}, "could not be read"),
+        (lambda folder: {"video": 5}, "given as int"),
+        (lambda folder: {"video": [noise_image(0), noise_image(1, 28)]}, "differ in size"),
+    ],
+)
+def test_unusable_media_are_refused_with_the_cause(processor, tmp_path, make, message):
+    with pytest.raises(ValueError, match=message):
+        processor.process_documents([make(tmp_path)])
+
+
+def test_a_video_file_without_pyav_names_the_extra(processor, monkeypatch):
+    monkeypatch.setattr(vision_plume, "av", None)
+    with pytest.raises(ImportError, match=r"plume-embedding\[video\]"):
+        processor.process_documents([{"video": str(MEDIA / "rolling_ball.mp4")}])
+
+
+def test_an_empty_batch_is_refused(processor):
+    with pytest.raises(ValueError, match="batch is empty"):
+        processor.process_queries([])
+    with pytest.raises(ValueError, match="batch is empty"):
+        processor(text=[])
+    with pytest.raises(ValueError, match="Pass a list"):
+        processor.process_queries("a red bus")
+
+
+@pytest.mark.parametrize("options", [{"max_pixels": 0}, {"num_frames": "8"}, {"videos_kwargs": {"fps": 2}}])
+def test_wrong_options_are_refused(processor, options):
+    with pytest.raises(ValueError, match="option"):
+        processor.process_documents([noise_image(0)], **options)
+
+
+def test_more_placeholders_than_media_are_refused(processor):
+    text = processor.apply_chat_template([{"role": "user", "content": [{"type": "image", "image": noise_image(0)}]}])
+    with pytest.raises(ValueError, match="2 placeholders .* but 1 images"):
+        processor(text=[text, text], images=[noise_image(0)])
