@@ -121,7 +121,7 @@ def neutralize(text: str, control_tokens: Sequence[str]) -> str:
     """Break up control tokens inside user text, so that text can never act as one: ``<gen>`` -> ``< gen>``."""
     if not control_tokens:
         return text
-    pattern = "|".join(re.escape(token) for token in sorted(control_tokens, key=len, reverse=True))
+    pattern = "|".join(re.escape(token) for token in control_tokens)
     return re.sub(pattern, lambda found: f"{found[0][0]} {found[0][1:]}", text)
 
 

@@ -193,7 +193,7 @@ def test_a_row_s_own_suffix_is_read_up_to_its_last_gen(model, processor):
     config = model.config
     end, gen = config.latent_end_token_id, config.embedding_token_id
     features = processor.process_documents(["a red bus", "two dogs"])
-    suffixes = torch.tensor([[end, 70, 71, gen, 72], [end, gen, 75, 76, 77]])
+    suffixes = torch.tensor([[end, gen, 71, gen, 72], [end, gen, 75, 76, 77]])
     with torch.no_grad():
         together = model(**features, suffix_input_ids=suffixes).embeddings
         for row, length in enumerate((4, 2)):
@@ -202,6 +202,18 @@ def test_a_row_s_own_suffix_is_read_up_to_its_last_gen(model, processor):
                 suffix_input_ids=suffixes[row : row + 1, :length],
             ).embeddings
             assert (alone[0] - together[row]).abs().max() <= 1e-5
+
+
+def test_the_anchor_is_the_last_one_of_the_prefix(model, processor):
+    """The prompt of the released checkpoint names the embedding token in its directive; anchors may repeat as well."""
+    features = processor.process_documents(["a red bus"])
+    twice = features["input_ids"].clone()
+    twice[0, 5] = model.config.anchor_token_id
+    with torch.no_grad():
+        gen, anchor = embed_row(model, {**features, "input_ids": twice}, num_latent_steps=3)
+        output = model(**{**features, "input_ids": twice})
+    assert (output.embeddings[0] - gen).abs().max() <= 1e-5
+    assert (output.anchor_embeddings[0] - anchor).abs().max() <= 1e-5
 
 
 def test_every_parameter_gets_a_gradient_the_router_included(model, processor):
