@@ -53,6 +53,8 @@ class PlumeOutput(ModelOutput):
         anchor_embeddings: The anchor state, ``(B, D)``, fp32, unit length; for training and analysis only.
         latent_states: z(1)..z(K), ``(B, K, D)``, post-norm.
         router_probs: pi(1)..pi(K) over all experts, ``(B, K, E)``, fp32 (Eq. 4).
+        suffix_log_probs: Log-probability of each suffix token given what precedes it, ``(B, S)``, fp32, in nats; only
+            with ``suffix_mask``, and 0 where it is 0.
         suffix_states: The state before the suffix (z(K), or z(0) at K = 0) and at every suffix token,
             ``(B, 1 + S, D)``, post-norm: state i predicts suffix token i.
     """
@@ -62,6 +64,7 @@ class PlumeOutput(ModelOutput):
     latent_states: torch.Tensor | None = None
     router_probs: torch.Tensor | None = None
     suffix_states: torch.Tensor | None = None
+    suffix_log_probs: torch.Tensor | None = None
 
 
 class PlumeForEmbedding(Qwen2VLForConditionalGeneration):
@@ -96,6 +99,7 @@ class PlumeForEmbedding(Qwen2VLForConditionalGeneration):
         video_grid_thw: torch.Tensor | None = None,
         num_latent_steps: int | None = None,
         suffix_input_ids: torch.Tensor | None = None,
+        suffix_mask: torch.Tensor | None = None,
         causal_lm: bool = False,
         logits_to_keep: int | torch.Tensor = 0,
         **kwargs: Any,
@@ -112,6 +116,7 @@ class PlumeForEmbedding(Qwen2VLForConditionalGeneration):
             num_latent_steps: K; ``config.num_latent_steps`` where omitted, 0 for none.
             suffix_input_ids: Tokens after the latent block, ``(B, S)``, right-padded with anything behind the
                 last ``<gen>``; ``config.suffix_token_ids`` where omitted.
+            suffix_mask: Suffix tokens to score with the LM head, ``(B, S)`` of bool; none where omitted.
             causal_lm: Behave as Qwen2-VL's causal language model instead; ``generate`` sets it.
             logits_to_keep: With ``causal_lm``, as in Qwen2-VL.
             **kwargs: With ``causal_lm``, the arguments of Qwen2-VL's forward; ignored otherwise.
@@ -169,7 +174,14 @@ class PlumeForEmbedding(Qwen2VLForConditionalGeneration):
             latent_states=latent_states,
             router_probs=router_probs,
             suffix_states=suffix_states,
+            suffix_log_probs=None if suffix_mask is None else self._score(suffix_states, suffix_input_ids, suffix_mask),
         )
+
+    def _score(self, states_BSD: torch.Tensor, ids_BS: torch.Tensor, mask_BS: torch.Tensor) -> torch.Tensor:
+        """Log-probability of the masked suffix tokens; only their states meet the LM head."""
+        logits_NV = self.lm_head(states_BSD[:, :-1][mask_BS]).float()
+        scores_N = -nn.functional.cross_entropy(logits_NV, ids_BS[mask_BS], reduction="none")
+        return torch.zeros(mask_BS.shape, device=mask_BS.device).masked_scatter(mask_BS, scores_N)
 
     def _rollout(
         self, context: Context, anchor_BD: torch.Tensor, suffix_BSD: torch.Tensor, num_latent_steps: int

@@ -42,8 +42,14 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.10",
     cmdclass={"build_py": BuildPy},
-    package_dir={"plume": ".", "plume.benchmarks": "benchmarks", "plume.hub": "hub"},
-    packages=["plume", "plume.benchmarks", "plume.hub"],
+    package_dir={
+        "plume": ".",
+        "plume.benchmarks": "benchmarks",
+        "plume.hub": "hub",
+        "plume.training": "training",
+        "plume.training.data": "training/data",
+    },
+    packages=["plume", "plume.benchmarks", "plume.hub", "plume.training", "plume.training.data"],
     package_data={"plume": ["py.typed"]},
     install_requires=[
         "huggingface-hub",

@@ -1,0 +1,53 @@
+"""A small training corpus in the UME-R1 format, drawn and written in a second."""
+
+import json
+import random
+from pathlib import Path
+
+from PIL import Image, ImageDraw
+
+COLORS = {"red": "#d33", "blue": "#36c", "green": "#393", "black": "#222", "white": "#eee", "orange": "#e80"}
+DIRECTIVE = "Represent the above input text, images, videos, or any combination of the three as embeddings."
+
+
+def _draw(path: Path, outer: str, inner: str) -> None:
+    picture = Image.new("RGB", (56, 56), COLORS[outer])
+    ImageDraw.Draw(picture).rectangle((18, 18, 38, 38), fill=COLORS[inner])
+    picture.save(path)
+
+
+def _side(value: str, reply: str, **media) -> dict:
+    question = f"{value}\n<disc_emb>\n{DIRECTIVE}"
+    return {**media, "conversations": [{"from": "human", "value": question}, {"from": "gpt", "value": reply}]}
+
+
+def write_corpus(folder: Path, rows: int = 200, negatives: int = 0, seed: int = 0) -> Path:
+    """Write ``pairs.jsonl`` and ``media/``: three datasets, images, clips of frames, and text; returns the file."""
+    rng, media = random.Random(seed), folder / "media"
+    media.mkdir(parents=True)
+    for outer in COLORS:
+        for inner in COLORS:
+            _draw(media / f"{outer}-{inner}.png", outer, inner)
+    lines = []
+    for index in range(rows):
+        outer, inner = rng.sample(sorted(COLORS), 2)
+        name = ("boxes", "clips", "words")[index % 3]
+        picture = f"{outer}-{inner}.png"
+        thought = f"<think>The outside is {outer}. It is 3.5 cm wide. The inside is {inner}. That is all.</think>"
+        reply = thought + f"<answer>{outer} around {inner}\n<gen_emb>"
+        target = _side(f"a {inner} box inside a {outer} one", reply)
+        if name == "boxes":
+            query = _side("<image>\nFind the sentence about this picture.", reply, image=picture)
+        elif name == "clips":
+            query = _side(
+                "<video>\nFind the sentence about this clip.", reply, videos=[picture, f"{outer}-{outer}.png"]
+            )
+        else:
+            query, target = target, _side("<image>\n", reply, images=[picture])
+        row = {"dataset_name": name, "qry": query, "pos": target}
+        if negatives:
+            row["neg"] = [_side(f"a {outer} box inside a {inner} one", reply) for _ in range(negatives)]
+        lines.append(json.dumps(row))
+    file = folder / "pairs.jsonl"
+    file.write_text("\n".join(lines) + "\n")
+    return file

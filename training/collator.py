@@ -1,0 +1,230 @@
+"""From parsed pairs to stage-free tensors: all heavy work happens here, in the workers, once.
+
+Rows are queries, then targets, then hard negatives, in one left-padded batch: both sides go through one rollout.
+The suffix is *not* built here: it depends on the stage, which only the trainer knows (late rewriting).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from plume import PlumeProcessor
+from plume.training.config import PlumeTrainingConfig
+from plume.training.curriculum import Stage, split_segments
+from plume.training.data import Pair, RowError, Side, parse_row
+
+_MEDIA = (("pixel_values", "image_grid_thw"), ("pixel_values_videos", "video_grid_thw"))
+
+
+@dataclass
+class Text:
+    """Token ids of one row's rationale, per segment, and of what stands between it and the embedding token."""
+
+    segments: list[list[int]]
+    answer: list[int]
+
+
+class Texts:
+    """What the rows of a batch hold beside tensors. A class, so that device placement does not walk through it."""
+
+    def __init__(self, rows: Sequence[Text], places: Sequence[str], num_media: Sequence[tuple[int, int]]) -> None:
+        self.rows, self.places, self.num_media = list(rows), list(places), list(num_media)
+
+
+@dataclass
+class Rows:
+    """Some rows of a batch with the suffix of a stage: what one forward pass takes.
+
+    Attributes:
+        inputs: Keyword arguments of the model.
+        places: Where each row comes from, for messages.
+        num_media: Images and videos of each row.
+    """
+
+    inputs: dict[str, Any]
+    places: list[str]
+    num_media: list[tuple[int, int]]
+
+    def tensors(self) -> list[torch.Tensor]:
+        """Its tensors."""
+        return [value for value in self.inputs.values() if isinstance(value, torch.Tensor)]
+
+    def __len__(self) -> int:
+        return len(self.inputs["input_ids"])
+
+
+class PairCollator:
+    """Turn rows of :func:`~plume.training.data.load_rows` into a batch.
+
+    Args:
+        processor: Writes the prompts.
+        media_root: As in :func:`~plume.training.data.parse_row`.
+        max_length: Most prefix tokens; the user's text is shortened to fit.
+        max_suffix_length: Most rationale tokens; later segments are left out. Unlimited where omitted.
+        num_negatives: Hard negatives taken from each row, the first ones; every row must have that many.
+    """
+
+    def __init__(
+        self,
+        processor: PlumeProcessor,
+        media_root: str | None = None,
+        max_length: int | None = None,
+        max_suffix_length: int | None = None,
+        num_negatives: int = 0,
+    ) -> None:
+        self.processor, self.media_root = processor, media_root
+        self.max_length, self.max_suffix_length = max_length, max_suffix_length
+        self.num_negatives = num_negatives
+
+    @classmethod
+    def from_config(cls, processor: PlumeProcessor, args: PlumeTrainingConfig) -> "PairCollator":
+        """The collator of a run."""
+        return cls(processor, args.media_root, args.prefix_max_length, args.max_suffix_length, args.num_negatives)
+
+    def __call__(self, rows: Sequence[dict[str, str]]) -> dict[str, Any]:
+        """Batch of N pairs and H hard negatives.
+
+        Returns:
+            ``prefix``: model inputs of the 2N + H rows; ``texts``: their :class:`Texts`; ``candidate_ids``
+            ``(N + H,)``; ``num_pairs``.
+
+        Raises:
+            ValueError: If a row is unusable; the message names file and line.
+        """
+        pairs = [self._parse(row) for row in rows]
+        negatives = [(row, side) for row, pair in zip(rows, pairs, strict=True) for side in self._negatives(row, pair)]
+        sides = [*(pair.query for pair in pairs), *(pair.target for pair in pairs), *(side for _, side in negatives)]
+        places = [*(row["place"] for row in rows)] * 2 + [row["place"] for row, _ in negatives]
+        candidates = sides[len(pairs) :]
+        return {
+            "prefix": self._encode(sides, places),
+            "texts": Texts(
+                [self._tokenize(side) for side in sides], places, [(len(s.images), len(s.videos)) for s in sides]
+            ),
+            "candidate_ids": torch.tensor([side.identity() for side in candidates]),
+            "num_pairs": len(pairs),
+        }
+
+    def _negatives(self, row: dict[str, str], pair: Pair) -> tuple[Side, ...]:
+        if len(pair.negatives) < self.num_negatives:
+            raise ValueError(
+                f"{row['place']} has {len(pair.negatives)} hard negatives but num_negatives={self.num_negatives}. All "
+                "ranks must hold equally many: lower num_negatives, or give every row that many."
+            )
+        return pair.negatives[: self.num_negatives]
+
+    def _parse(self, row: dict[str, str]) -> Pair:
+        try:
+            return parse_row(row["row"], self.media_root)
+        except RowError as error:
+            raise ValueError(
+                f"{row['place']} cannot be trained on: {error}. Mend the row, or let --skip_bad_rows leave out "
+                "and count such rows."
+            ) from error
+
+    def _encode(self, sides: list[Side], places: list[str]) -> dict[str, torch.Tensor]:
+        try:
+            contents = [side.content() for side in sides]
+            return dict(self.processor.process_documents(contents, prompt="", max_length=self.max_length))
+        except ValueError as error:
+            raise ValueError(f"One of the rows {sorted(set(places))} cannot be encoded: {error}") from error
+
+    def _tokenize(self, side: Side) -> Text:
+        """Rationale and answer as ids; the pieces around the answer are those of the suffix."""
+        encode = lambda text: self.processor.tokenizer(text, add_special_tokens=False)["input_ids"]  # noqa: E731
+        between = self.processor.suffix.removeprefix(self.processor.latent_end_token)
+        closing = between.removesuffix(self.processor.embedding_token)
+        tag, newline = closing.rstrip("\n"), closing[len(closing.rstrip("\n")) :]
+        answer = f"<answer>{side.answer}</answer>" if side.answer else ""
+        segments = [encode(segment) for segment in split_segments(side.rationale)]
+        if self.max_suffix_length is not None:
+            kept, length = [], 0
+            for segment in segments:
+                length += len(segment)
+                if length > self.max_suffix_length:
+                    break
+                kept.append(segment)
+            segments = kept
+        return Text(segments, encode(tag + answer + newline))
+
+
+def rewrite(batch: dict[str, Any], stage: Stage, suffix: list[int], score: bool = True) -> Rows:
+    """All rows of a batch at a stage of the curriculum.
+
+    Args:
+        batch: From :class:`PairCollator`.
+        stage: What to replace by how many latent steps.
+        suffix: The fully latent suffix, ``config.suffix_token_ids``.
+        score: Whether the model scores the suffix tokens.
+    """
+    suffixes = [stage.rewrite(text.segments, text.answer, suffix) for text in batch["texts"].rows]
+    width = max(map(len, suffixes))
+    device = batch["prefix"]["input_ids"].device
+    ids = torch.tensor([row + [row[-1]] * (width - len(row)) for row in suffixes])
+    mask = torch.arange(width) < torch.tensor([[len(row)] for row in suffixes])
+    # The padding must not hold the embedding token, whose last occurrence is the embedding.
+    ids = ids.masked_fill(~mask, suffix[0])
+    inputs = {
+        **batch["prefix"],
+        "num_latent_steps": stage.num_latent_steps,
+        "suffix_input_ids": ids.to(device),
+    }
+    if score:
+        inputs["suffix_mask"] = mask.to(device)
+    return Rows(inputs, batch["texts"].places, batch["texts"].num_media)
+
+
+def split_rows(rows: Rows, sizes: Sequence[int]) -> list[Rows]:
+    """Cut rows into consecutive chunks, each trimmed to its own longest prefix and suffix.
+
+    Args:
+        rows: The rows.
+        sizes: Rows per chunk, adding up to all rows.
+    """
+    inputs, chunks, start = rows.inputs, [], 0
+    for size in sizes:
+        stop = start + size
+        chunk: dict[str, Any] = {"num_latent_steps": inputs["num_latent_steps"]}
+        mask = inputs["attention_mask"][start:stop]
+        first = mask.shape[1] - mask.sum(dim=1).max().item()
+        chunk["input_ids"], chunk["attention_mask"] = inputs["input_ids"][start:stop, first:], mask[:, first:]
+        chunk["suffix_input_ids"] = inputs["suffix_input_ids"][start:stop]
+        if "suffix_mask" in inputs:
+            scored = inputs["suffix_mask"][start:stop]
+            width = scored.sum(dim=1).max().item()
+            chunk["suffix_mask"] = scored[:, :width]
+            chunk["suffix_input_ids"] = chunk["suffix_input_ids"][:, :width]
+        for names, counts in zip(_MEDIA, zip(*rows.num_media, strict=True), strict=True):
+            chunk.update(_slice_media(inputs, *names, sum(counts[:start]), sum(counts[:stop])))
+        chunks.append(Rows(chunk, rows.places[start:stop], rows.num_media[start:stop]))
+        start = stop
+    return chunks
+
+
+def _slice_media(inputs: dict[str, Any], pixels: str, grid: str, first: int, last: int) -> dict[str, torch.Tensor]:
+    """Patches and grids of the media ``first`` to ``last - 1`` of the batch."""
+    if first == last:
+        return {}
+    patches = inputs[grid].prod(dim=1)
+    begin, end = patches[:first].sum().item(), patches[:last].sum().item()
+    return {pixels: inputs[pixels][begin:end], grid: inputs[grid][first:last]}
+
+
+def chunk_sizes(lengths: torch.Tensor, chunk_size: int | None, chunk_tokens: int | None) -> list[int]:
+    """Rows per chunk: at most ``chunk_size`` rows, and at most ``chunk_tokens`` padded tokens where given.
+
+    Args:
+        lengths: Prefix tokens per row, ``(R,)``.
+        chunk_size: Most rows per chunk; all where omitted.
+        chunk_tokens: Most rows times longest prefix; a single row may exceed it.
+    """
+    sizes, rows, longest = [], 0, 0
+    for length in lengths.tolist():
+        full = rows == chunk_size or (chunk_tokens is not None and (rows + 1) * max(longest, length) > chunk_tokens)
+        if rows and full:
+            sizes.append(rows)
+            rows, longest = 0, 0
+        rows, longest = rows + 1, max(longest, length)
+    return [*sizes, rows]

@@ -1,0 +1,103 @@
+"""Configuration of a training run, in trl's idiom: one dataclass, flags or YAML."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from trl import SFTConfig
+
+from plume.training.curriculum import PAPER_WEIGHTS, Curriculum
+from plume.training.losses import Weights
+
+
+@dataclass
+class PlumeTrainingConfig(SFTConfig):
+    """Arguments of [`PlumeTrainer`], beside those of [`~transformers.TrainingArguments`].
+
+    Changed defaults: ``learning_rate`` 5e-5 and ``per_device_train_batch_size`` 16 (the paper's per-device batch),
+    ``gradient_checkpointing`` False (GradCache bounds the memory already), ``dataloader_drop_last`` True (all ranks
+    hold equally many pairs), ``remove_unused_columns`` False, ``max_length`` of the prefix 4096.
+
+    Fields are grouped as curriculum, objective, memory, data, model.
+    """
+
+    # Curriculum
+    num_latent_steps: int | None = field(
+        default=None, metadata={"help": "K of the final stage; the checkpoint's where omitted."}
+    )
+    stage_weights: list[float] = field(
+        default_factory=lambda: list(PAPER_WEIGHTS),
+        metadata={"help": "Share of stages 0..S in the run, in any unit; 0 skips a stage."},
+    )
+    stage_mixing: float = field(default=0.0, metadata={"help": "Probability that a step rehearses an earlier stage."})
+    stage_lr_scales: list[float] | None = field(
+        default=None, metadata={"help": "Factor on the learning rate per stage; all 1 where omitted."}
+    )
+    rewarm_steps: int = field(
+        default=0, metadata={"help": "Steps over which the learning rate rises again after a change of stage."}
+    )
+
+    # Objective
+    ce_weight: float = field(default=1.0, metadata={"help": "Coefficient of the suffix cross entropy."})
+    embedding_weight: float = field(default=1.0, metadata={"help": "Coefficient of InfoNCE of the embeddings."})
+    anchor_weight: float = field(default=1.0, metadata={"help": "Coefficient of InfoNCE of the anchor embeddings."})
+    balance_weight: float = field(default=0.1, metadata={"help": "Coefficient of the routing balance."})
+    temperature: float = field(default=0.02, metadata={"help": "Temperature of InfoNCE."})
+
+    # Memory
+    chunk_size: int | None = field(
+        default=None, metadata={"help": "Rows per GradCache chunk; the whole batch at once where omitted."}
+    )
+    chunk_tokens: int | None = field(
+        default=None, metadata={"help": "Padded prefix tokens per GradCache chunk; no such limit where omitted."}
+    )
+
+    # Data
+    media_root: str | None = field(default=None, metadata={"help": "Folder that media paths are relative to."})
+    sub_batch_size: int = field(default=64, metadata={"help": "Consecutive pairs from one dataset; 1 mixes fully."})
+    max_suffix_length: int | None = field(
+        default=None, metadata={"help": "Most rationale tokens per row; later sentences are left out."}
+    )
+
+    num_negatives: int = field(
+        default=0, metadata={"help": "Hard negatives ('neg') taken from each row; every row must have that many."}
+    )
+
+    # Model
+    freeze_vision: bool = field(default=False, metadata={"help": "Keep the vision tower as it is."})
+
+    # Changed defaults
+    learning_rate: float = field(default=5e-5, metadata={"help": "Peak learning rate."})
+    per_device_train_batch_size: int = field(default=16, metadata={"help": "Pairs per device and step."})
+    gradient_checkpointing: bool = field(
+        default=False, metadata={"help": "Recompute activations in the backward pass."}
+    )
+    dataloader_drop_last: bool = field(default=True, metadata={"help": "Drop the last, smaller batch of an epoch."})
+    remove_unused_columns: bool = field(default=False, metadata={"help": "Must stay False: rows are JSON."})
+    max_length: int | None = field(default=4096, metadata={"help": "Most prefix tokens; the user's text is cut."})
+
+    def __post_init__(self) -> None:
+        """Check the fields and switch off the parts of trl's data pipeline that PLUME replaces."""
+        self.prefix_max_length, self.max_length = self.max_length, None
+        self.dataset_kwargs: dict[str, Any] = {**(self.dataset_kwargs or {}), "skip_prepare_dataset": True}
+        self.label_names = []
+        if self.ddp_find_unused_parameters is None:
+            self.ddp_find_unused_parameters = False
+        super().__post_init__()
+        if self.temperature <= 0:
+            raise ValueError(f"temperature must be above 0, got {self.temperature}.")
+        if self.stage_lr_scales is not None and len(self.stage_lr_scales) != len(self.stage_weights):
+            raise ValueError(
+                f"stage_lr_scales has {len(self.stage_lr_scales)} entries but there are {len(self.stage_weights)} "
+                "stages (stage_weights). Give one factor per stage."
+            )
+        for name, size in (("chunk_size", self.chunk_size), ("chunk_tokens", self.chunk_tokens)):
+            if size is not None and size < 1:
+                raise ValueError(f"{name} must be at least 1, got {size}.")
+
+    def curriculum(self, num_latent_steps: int) -> Curriculum:
+        """The curriculum of this run towards K latent steps."""
+        return Curriculum(num_latent_steps, tuple(self.stage_weights), self.stage_mixing, self.seed)
+
+    def weights(self) -> Weights:
+        """Coefficients of the objective."""
+        return Weights(self.ce_weight, self.embedding_weight, self.anchor_weight, self.balance_weight, self.temperature)

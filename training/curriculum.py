@@ -1,0 +1,127 @@
+"""The progressive explicit-to-latent curriculum (paper section 3.6), as data and pure functions.
+
+1. A rationale is cut into sentence segments that keep every character (:func:`split_segments`).
+2. Stage s of S replaces the first s/S of the segments by round(K s / S) latent steps; what is left, and the answer,
+   is supervised suffix. Stage 0 is fully explicit; stage S drops rationale and answer (:class:`Stage`).
+3. The stage is a function of the optimizer step alone (:meth:`Curriculum.stage_at`), so any number of workers and
+   ranks agree on it and a resumed run needs no extra state.
+"""
+
+import bisect
+import random
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+# A sentence ends at . ! ? before white space, at a line break, or at a CJK full stop; "3.5" holds no end.
+_BOUNDARY = re.compile(r"(?<=[.!?])(?=\s)|(?<=[\n\u3002\uff01\uff1f])(?=.)", re.DOTALL)
+
+PAPER_WEIGHTS = (3.0, 1 / 3, 1 / 3, 1 / 3, 1.0)
+
+
+def split_segments(rationale: str) -> list[str]:
+    """Cut a rationale into sentences; joined again they are the rationale, white space and decimals included.
+
+    >>> split_segments("It stops near 3.5 m of kerb. A man waits.")
+    ['It stops near 3.5 m of kerb.', ' A man waits.']
+    """
+    pieces = [piece for piece in _BOUNDARY.split(rationale) if piece]
+    segments: list[str] = []
+    for piece in pieces:
+        if segments and not piece.strip():
+            segments[-1] += piece
+        else:
+            segments.append(piece)
+    return segments
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage of the curriculum.
+
+    Attributes:
+        index: s, from 0 (fully explicit) to S (fully latent).
+        num_stages: S, the number of latent stages.
+        num_latent_steps: round(K s / S).
+    """
+
+    index: int
+    num_stages: int
+    num_latent_steps: int
+
+    @property
+    def is_final(self) -> bool:
+        """Whether rationale and answer are dropped, as at inference."""
+        return self.index == self.num_stages
+
+    def num_replaced(self, num_segments: int) -> int:
+        """How many of the first segments the latent steps stand for, rounded up."""
+        return -(-num_segments * self.index // self.num_stages)
+
+    def rewrite(self, segments: Sequence[list[int]], answer: list[int], suffix: list[int], start: int = 1) -> list[int]:
+        """Suffix tokens of one row at this stage.
+
+        Args:
+            segments: Token ids of the rationale, one list per segment.
+            answer: Token ids between the rationale and the embedding token, answer included.
+            suffix: The fully latent suffix ``<elt> ... <gen>``.
+            start: Tokens of the suffix that close the latent block.
+        """
+        if self.is_final:
+            return list(suffix)
+        explicit = [token for segment in segments[self.num_replaced(len(segments)) :] for token in segment]
+        return [*suffix[:start], *explicit, *answer, suffix[-1]]
+
+
+@dataclass(frozen=True)
+class Curriculum:
+    """Which stage an optimizer step trains.
+
+    Attributes:
+        num_latent_steps: K of the final stage.
+        weights: Share of each stage 0..S in the run, in any unit; 0 skips a stage. The paper: 3 epochs, 1 shared
+            by stages 1 to 3, 1.
+        mixing: Probability that a step rehearses an earlier stage, in [0, 1).
+        seed: Seed of the rehearsals.
+
+    Raises:
+        ValueError: If there are fewer than two weights, a negative one, or none above 0.
+    """
+
+    num_latent_steps: int
+    weights: tuple[float, ...] = PAPER_WEIGHTS
+    mixing: float = 0.0
+    seed: int = 0
+    stages: list[Stage] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        if len(self.weights) < 2 or min(self.weights) < 0 or sum(self.weights) <= 0:
+            raise ValueError(
+                f"stage_weights={list(self.weights)} is no schedule: give at least two numbers >= 0, one per "
+                "stage from fully explicit to fully latent, at least one above 0."
+            )
+        if not 0 <= self.mixing < 1:
+            raise ValueError(f"stage_mixing must be in [0, 1), got {self.mixing}.")
+        num_stages = len(self.weights) - 1
+        stages = [Stage(s, num_stages, round(self.num_latent_steps * s / num_stages)) for s in range(num_stages + 1)]
+        object.__setattr__(self, "stages", stages)
+
+    def boundaries(self, max_steps: int) -> list[int]:
+        """First step behind each stage; the last one is ``max_steps``."""
+        total, passed, ends = sum(self.weights), 0.0, []
+        for weight in self.weights:
+            passed += weight
+            ends.append(round(max_steps * passed / total))
+        return ends
+
+    def scheduled_at(self, step: int, max_steps: int) -> Stage:
+        """The stage that the schedule gives optimizer step ``step`` (0-based), rehearsals aside."""
+        index = bisect.bisect_right(self.boundaries(max_steps), min(step, max_steps - 1))
+        return self.stages[index]
+
+    def stage_at(self, step: int, max_steps: int) -> Stage:
+        """The stage that optimizer step ``step`` trains: the scheduled one, or an earlier one to rehearse it."""
+        scheduled = self.scheduled_at(step, max_steps)
+        draw = random.Random(f"{self.seed}-{step}")
+        earlier = [stage for stage in self.stages[: scheduled.index] if self.weights[stage.index] > 0]
+        return draw.choice(earlier) if earlier and draw.random() < self.mixing else scheduled

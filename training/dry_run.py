@@ -1,0 +1,53 @@
+"""What a run will do, before it does it: the stages, and one pair rewritten to each of them."""
+
+from typing import Any
+
+from plume import PlumeConfig, PlumeProcessor
+from plume.training.collator import PairCollator
+from plume.training.config import PlumeTrainingConfig
+
+
+def stage_table(args: PlumeTrainingConfig, num_latent_steps: int, max_steps: int) -> list[str]:
+    """One line per stage: its steps, latent steps and what stays explicit."""
+    curriculum = args.curriculum(num_latent_steps)
+    lines = [f"{'stage':>5}  {'steps':>13}  {'latent steps':>12}  explicit"]
+    first = 0
+    for stage, last in zip(curriculum.stages, curriculum.boundaries(max_steps), strict=True):
+        left = stage.num_stages - stage.index
+        explicit = "nothing" if stage.is_final else f"last {left}/{stage.num_stages} of the rationale, answer"
+        steps = f"{first}..{last - 1}" if last > first else "none"
+        lines.append(f"{stage.index:>5}  {steps:>13}  {stage.num_latent_steps:>12}  {explicit}")
+        first = last
+    return lines
+
+
+def estimate_steps(args: PlumeTrainingConfig, num_rows: int | None) -> int:
+    """Optimizer steps of a run on one process.
+
+    Raises:
+        ValueError: If the data are streamed and no ``max_steps`` is given.
+    """
+    if args.max_steps > 0:
+        return args.max_steps
+    if num_rows is None:
+        raise ValueError("Streamed data have no length, so the stages cannot be laid out. Give --max_steps.")
+    per_step = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
+    return int(args.num_train_epochs * max(num_rows // per_step, 1))
+
+
+def describe_run(args: PlumeTrainingConfig, config: PlumeConfig, processor: PlumeProcessor, rows: Any) -> str:
+    """The stage table and the first pair's query at every stage."""
+    num_latent_steps = args.num_latent_steps or config.num_latent_steps
+    num_rows = len(rows) if hasattr(rows, "__len__") else None  # a streamed dataset has no length
+    steps = estimate_steps(args, num_rows)
+    pool = args.per_device_train_batch_size * args.world_size
+    lines = [f"{num_rows or 'streamed'} pairs, {steps} optimizer steps, {pool} pairs in a contrastive pool", ""]
+    lines += stage_table(args, num_latent_steps, steps)
+    row = next(iter(rows))
+    batch = PairCollator.from_config(processor, args)([row])
+    text, decode = batch["texts"].rows[0], processor.tokenizer.decode
+    lines += ["", f"query of {row['place']}, behind <slt>:"]
+    for stage in args.curriculum(num_latent_steps).stages:
+        suffix = stage.rewrite(text.segments, text.answer, config.suffix_token_ids)
+        lines += ["", f"[stage {stage.index}] {processor.latent_token * stage.num_latent_steps}{decode(suffix)}"]
+    return "\n".join(lines)

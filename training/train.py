@@ -1,0 +1,137 @@
+"""Train PLUME: ``accelerate launch training/train.py --config recipe.yaml`` or with flags.
+
+python training/train.py --model_name_or_path Qwen/Qwen2-VL-2B-Instruct --train_files pairs.jsonl \
+        --media_root media --output_dir outputs/plume [--dry_run]
+"""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoConfig, set_seed
+from transformers.utils import logging
+from trl import ModelConfig, TrlParser, get_peft_config, get_quantization_config
+
+from plume import PAPER_LAYOUT, RELEASED_LAYOUT, PlumeForEmbedding, PlumeProcessor
+from plume.training.config import PlumeTrainingConfig
+from plume.training.data import check, load_rows
+from plume.training.dry_run import describe_run
+from plume.training.trainer import PlumeTrainer
+
+logger = logging.get_logger(__name__)
+
+_LAYOUTS = {"paper": PAPER_LAYOUT, "released": RELEASED_LAYOUT}
+
+
+@dataclass
+class PlumeScriptArguments:
+    """What the script reads and how it starts."""
+
+    train_files: list[str] = field(
+        default_factory=list, metadata={"help": "JSON or JSONL files, or datasets names, in the UME-R1 format."}
+    )
+    eval_files: list[str] = field(default_factory=list, metadata={"help": "Pairs to report Hit@1 and Hit@5 on."})
+    streaming: bool = field(
+        default=False, metadata={"help": "Read the training files while training; needs max_steps."}
+    )
+    skip_bad_rows: bool = field(
+        default=False, metadata={"help": "Check all rows first; leave out and count the unusable ones."}
+    )
+    layout: str = field(
+        default="paper",
+        metadata={"help": "Prompt and tokens added to a plain backbone: 'paper', or 'released' for UME-R1."},
+    )
+    dry_run: bool = field(default=False, metadata={"help": "Print stages and rewritten samples, train nothing."})
+
+
+def load_model(arguments: ModelConfig, layout: str) -> tuple[PlumeForEmbedding, PlumeProcessor]:
+    """A PLUME checkpoint as it is, or a Qwen2-VL or UME-R1 checkpoint with a fresh adapter.
+
+    Raises:
+        ValueError: If the layout is unknown or the checkpoint is of another model.
+    """
+    name = str(arguments.model_name_or_path)
+    if layout not in _LAYOUTS:
+        raise ValueError(f"The layout {layout!r} is unknown. Use one of {sorted(_LAYOUTS)}.")
+    kind = AutoConfig.from_pretrained(name).model_type
+    options: dict[str, Any] = {"dtype": arguments.dtype, "attn_implementation": arguments.attn_implementation}
+    if quantization := get_quantization_config(arguments):
+        options["quantization_config"] = quantization
+    if kind == "plume":
+        return PlumeForEmbedding.from_pretrained(name, **options), PlumeProcessor.from_pretrained(name)
+    if kind != "qwen2_vl":
+        raise ValueError(f"{name} is a {kind!r} model; PLUME starts from 'plume' or 'qwen2_vl' checkpoints.")
+    processor = PlumeProcessor.from_backbone(name, _LAYOUTS[layout])
+    model = PlumeForEmbedding.from_backbone(name, processor.token_fields(), processor.row_sources, **options)
+    return model, processor
+
+
+def peft_config(arguments: ModelConfig, model: PlumeForEmbedding) -> Any:
+    """LoRA settings with the adapter and the new token rows always trained and saved; None without LoRA."""
+    config: Any = get_peft_config(arguments)
+    if config is None:
+        return None
+    settings = model.config
+    tokens = {
+        settings.anchor_token_id,
+        settings.latent_start_token_id,
+        settings.latent_end_token_id,
+        settings.embedding_token_id,
+    }
+    config.modules_to_save = sorted({*(config.modules_to_save or ()), "latent_transition"})
+    config.trainable_token_indices = {"embed_tokens": sorted(tokens)}
+    config.task_type = None
+    if arguments.lora_target_modules is None:
+        config.target_modules = r".*language_model.*\.(q|k|v|o|gate|up|down)_proj"
+    return config
+
+
+def main() -> None:
+    """Parse, load, train, save."""
+    parser = TrlParser([PlumeScriptArguments, PlumeTrainingConfig, ModelConfig])
+    script, args, model_arguments = parser.parse_args_and_config()
+    if not script.train_files:
+        raise ValueError("There is nothing to train on: give --train_files.")
+    set_seed(args.seed)
+    rows = load_rows(script.train_files, script.streaming)
+    if script.skip_bad_rows:
+        report, usable = check(rows, args.media_root, decode=True)
+        logger.warning(f"{report.rows - report.usable} of {report.rows} rows are left out: {report.problems}")
+        rows = rows.select(usable)
+    model, processor = load_model(model_arguments, script.layout)
+    if script.dry_run:
+        print(describe_run(args, model.config, processor, rows))
+        return
+    trainer = PlumeTrainer(
+        model=model,
+        args=args,
+        train_dataset=rows,
+        eval_dataset=load_rows(script.eval_files) if script.eval_files else None,
+        processing_class=processor,
+        peft_config=peft_config(model_arguments, model),
+    )
+    trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
+    save(trainer, processor, args)
+
+
+def save(trainer: PlumeTrainer, processor: PlumeProcessor, args: PlumeTrainingConfig) -> None:
+    """Save a complete checkpoint: LoRA weights are merged, the unmerged ones stay in ``lora/``."""
+    output = Path(args.output_dir)
+    if trainer.is_world_process_zero() and hasattr(trainer.model, "merge_and_unload"):  # a peft model
+        trainer.model.save_pretrained(output / "lora")
+        merged = trainer.model.merge_and_unload()
+        merged.save_pretrained(output)
+    else:
+        trainer.save_model(args.output_dir)
+    if trainer.is_world_process_zero():
+        processor.save_pretrained(output)
+        (output / "curriculum.json").write_text(
+            json.dumps({"stage_weights": args.stage_weights, "steps": trainer.state.global_step}, indent=2) + "\n"
+        )
+    if args.push_to_hub:
+        trainer.push_to_hub()
+
+
+if __name__ == "__main__":
+    main()

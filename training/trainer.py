@@ -1,0 +1,277 @@
+"""PlumeTrainer: trl's SFTTrainer with the curriculum, the objective of Eq. 8 and GradCache in its hooks.
+
+One optimizer step, whatever the batch, the chunks and the number of ranks:
+
+1. The stage follows from ``state.global_step``; the batch of stage-free rows is rewritten to it.
+2. Queries, targets and hard negatives go through *one* rollout, always through the wrapped model.
+3. Every rank computes the loss of the whole gathered pool; the averaging of DDP makes its gradient exact.
+"""
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch.utils.data import Sampler
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from trl import SFTTrainer
+
+from plume import PlumeForEmbedding, PlumeOutput, PlumeProcessor
+from plume.training.collator import PairCollator, Rows, chunk_sizes, rewrite, split_rows
+from plume.training.config import PlumeTrainingConfig
+from plume.training.curriculum import Stage
+from plume.training.diagnostics import describe_latents, retrieval_metrics, warn_of_collapse
+from plume.training.distributed import gather_rows
+from plume.training.grad_cache import cached_backward
+from plume.training.losses import Representations, Weights, pool_loss, suffix_ce
+from plume.training.sampler import SubBatchSampler
+
+
+class EpochCallback(TrainerCallback):
+    """Tells the sampler the epoch, which a resumed and a distributed run would otherwise not reach."""
+
+    def __init__(self, sampler: SubBatchSampler) -> None:
+        self.sampler = sampler
+
+    def on_epoch_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Choose the order of the epoch that begins."""
+        self.sampler.set_epoch(int(state.epoch or 0))
+
+
+class PlumeTrainer(SFTTrainer):
+    """Trains [`PlumeForEmbedding`] on pairs through the explicit-to-latent curriculum.
+
+    Args:
+        model: The model, or a peft model around it.
+        args: The run.
+        train_dataset: Rows of :func:`~plume.training.data.load_rows`.
+        processing_class: The processor of the model.
+        eval_dataset: Rows to report Hit@1 and Hit@5 on, at the final stage.
+        **kwargs: Of [`~trl.SFTTrainer`].
+    """
+
+    _tag_names = ["trl", "plume"]
+    _name = "PLUME"
+    # The objective is a mean over the pool, not over tokens: accumulation steps are averaged.
+    loss_is_scaled_for_ga = False
+    args: PlumeTrainingConfig
+    model: torch.nn.Module
+
+    def __init__(
+        self,
+        model: PlumeForEmbedding,
+        args: PlumeTrainingConfig,
+        train_dataset: Any,
+        processing_class: PlumeProcessor,
+        eval_dataset: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        if args.num_latent_steps is not None:
+            model.config.num_latent_steps = model.config.check_num_latent_steps(args.num_latent_steps)
+        self.curriculum = args.curriculum(model.config.num_latent_steps)
+        self.objective: Weights = args.weights()
+        self._suffix = list(model.config.suffix_token_ids)
+        if args.freeze_vision:
+            model.model.visual.requires_grad_(False)
+        super().__init__(
+            model=model,
+            args=args,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=processing_class,
+            data_collator=PairCollator.from_config(processing_class, args),
+            compute_metrics=retrieval_metrics,
+            **kwargs,
+        )
+        self.can_return_loss = True
+
+    # Data
+
+    def _set_signature_columns_if_needed(self) -> None:
+        self._signature_columns = ["row", "dataset", "place"]
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler | None:
+        rows = self.train_dataset if train_dataset is None else train_dataset
+        sampler = SubBatchSampler(rows["dataset"], self.args.sub_batch_size, self.args.seed)
+        self.add_callback(EpochCallback(sampler))
+        return sampler
+
+    # 1. Stage
+
+    def stage(self) -> Stage:
+        """The stage of the step that is being trained; the final one in evaluation."""
+        if not self.model.training:
+            return self.curriculum.stages[-1]
+        return self.curriculum.stage_at(self.state.global_step, self.state.max_steps)
+
+    def create_scheduler(
+        self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
+    ) -> torch.optim.lr_scheduler.LRScheduler:
+        """The run's schedule, times a factor per stage and a new warm-up after each change of stage."""
+        scheduler: Any = super().create_scheduler(num_training_steps, optimizer)
+        if self.args.stage_lr_scales is not None or self.args.rewarm_steps:
+            base = scheduler.lr_lambdas
+            scheduler.lr_lambdas = [
+                lambda step, base=one: base(step) * self.stage_lr_factor(step, num_training_steps) for one in base
+            ]
+            for group, peak, factor in zip(
+                scheduler.optimizer.param_groups, scheduler.base_lrs, scheduler.lr_lambdas, strict=True
+            ):
+                group["lr"] = peak * factor(0)
+        return scheduler
+
+    def stage_lr_factor(self, step: int, max_steps: int) -> float:
+        """Factor on the learning rate at an optimizer step."""
+        stage = self.curriculum.scheduled_at(step, max_steps)
+        factor = 1.0 if self.args.stage_lr_scales is None else self.args.stage_lr_scales[stage.index]
+        starts = [0, *self.curriculum.boundaries(max_steps)]
+        if stage.index and self.args.rewarm_steps:
+            factor *= min(1.0, (step - starts[stage.index] + 1) / self.args.rewarm_steps)
+        return factor
+
+    # 2. Rollout
+
+    def forward_rows(self, model: torch.nn.Module, rows: Rows) -> PlumeOutput:
+        """One forward pass of some rows through the wrapped model."""
+        return model(**rows.inputs)
+
+    def represent(self, output: PlumeOutput) -> Representations:
+        """What the pool loss needs of a forward pass; routing has no columns at K = 0."""
+        probs = output.router_probs
+        routing = probs.mean(dim=1) if probs.shape[1] else probs.new_empty(len(probs), 0)
+        return Representations(output.embeddings, output.anchor_embeddings, routing)
+
+    # 3. Loss
+
+    def _pool_loss(self, local: Representations, batch: dict[str, Any]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """Loss of the gathered pool; candidates are the targets of all ranks, then their hard negatives."""
+        pairs = batch["num_pairs"]
+        gathered = [
+            [gather_rows(part) for part in (rows[:pairs], rows[pairs : 2 * pairs], rows[2 * pairs :])]
+            for rows in local.tensors()
+        ]
+        queries = Representations(*(parts[0] for parts in gathered))
+        candidates = Representations(*(torch.cat(parts[1:]) for parts in gathered))
+        ids = batch["candidate_ids"]
+        candidate_ids = torch.cat([gather_rows(ids[:pairs]), gather_rows(ids[pairs:])])
+        return pool_loss(queries, candidates, candidate_ids, self.objective)
+
+    def _own_loss(self, output: PlumeOutput, rows: Rows, batch: dict[str, Any]) -> torch.Tensor:
+        """Cross entropy of some rows as their share of the batch's: mean over pairs, sum over the sides."""
+        per_row = suffix_ce(output.suffix_log_probs, rows.inputs["suffix_mask"])
+        return self.objective.ce * per_row.sum() / batch["num_pairs"]
+
+    def _touch(self) -> torch.Tensor:
+        """Zero that depends on every trainable parameter: DDP waits for all of them, text-only batches included."""
+        touched = [p.view(-1)[0] for p in self.model.parameters() if p.requires_grad]
+        return 0.0 * torch.stack(touched).sum()
+
+    def compute_loss(
+        self,
+        model: torch.nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Any = None,
+    ) -> Any:
+        """Loss of a batch in one forward pass."""
+        rows = rewrite(inputs, self.stage(), self._suffix)
+        output = self.forward_rows(model, rows)
+        loss, parts = self._pool_loss(self.represent(output), inputs)
+        own = self._own_loss(output, rows, inputs)
+        self._report({**parts, "rows": own.detach()}, output)
+        total = loss + own + self._touch()
+        self._refuse_nan(total, [(output, rows)])
+        return (total, output) if return_outputs else total
+
+    def training_step(
+        self, model: torch.nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None
+    ) -> torch.Tensor:
+        """Forward and backward of a batch: at once, or in chunks through GradCache."""
+        lengths = inputs["prefix"]["attention_mask"].sum(dim=1)
+        sizes = chunk_sizes(lengths, self.args.chunk_size, self.args.chunk_tokens)
+        if len(sizes) == 1:
+            return super().training_step(model, inputs, num_items_in_batch)
+        model.train()
+        inputs = self._prepare_inputs(inputs)
+        chunks = split_rows(rewrite(inputs, self.stage(), self._suffix), sizes)
+        accumulation = self.current_gradient_accumulation_steps
+        health: dict[str, float] = {}
+
+        def represent(chunk: Rows) -> Representations:
+            unscored = replace(chunk, inputs={**chunk.inputs, "suffix_mask": None})
+            output = self.forward_rows(model, unscored)
+            health.update(describe_latents(output.latent_states, output.router_probs))
+            return self.represent(output)
+
+        def replay(chunk: Rows) -> tuple[Representations, torch.Tensor]:
+            output = self.forward_rows(model, chunk)
+            own = self._own_loss(output, chunk, inputs) + self._touch()
+            self._refuse_nan(own + output.embeddings.sum(), [(output, chunk)])
+            return self.represent(output), own
+
+        with self.compute_loss_context_manager():
+            loss, parts = cached_backward(
+                chunks,
+                represent,
+                replay,
+                lambda local: self._pool_loss(local, inputs),
+                lambda scalar: self.accelerator.backward(scalar / accumulation),
+                lambda: self.accelerator.no_sync(model),
+            )
+        self._report(parts, None, health)
+        return loss.detach() / accumulation
+
+    def _refuse_nan(self, loss: torch.Tensor, passes: list[tuple[PlumeOutput, Rows]]) -> None:
+        if torch.isfinite(loss):
+            return
+        places = [
+            rows.places[row]
+            for output, rows in passes
+            for row in range(len(rows))
+            if not (output.embeddings[row].isfinite().all() and output.suffix_log_probs[row].isfinite().all())
+        ]
+        raise ValueError(
+            f"The loss is not finite at step {self.state.global_step}, in the rows {places or 'of this batch'}: "
+            "training on would destroy the weights. Look at these rows, lower the learning rate, or train in bfloat16 "
+            "instead of float16. The last checkpoint is intact."
+        )
+
+    def _report(
+        self, parts: dict[str, torch.Tensor], output: PlumeOutput | None, health: dict[str, float] | None = None
+    ) -> None:
+        """Collect the terms of the loss and the health of the rollout for the next log."""
+        stage, metrics = self.stage(), self._metrics["train" if self.model.training else "eval"]
+        if output is not None:
+            health = describe_latents(output.latent_states.detach(), output.router_probs.detach())
+        own = self.accelerator.gather(parts["rows"].detach().reshape(1)).mean().item()
+        values = {"stage": stage.index, "num_latent_steps": stage.num_latent_steps, "loss_ce": own, **(health or {})}
+        values |= {f"loss_{name}": part.item() for name, part in parts.items() if name != "rows"}
+        for name, value in values.items():
+            metrics[name].append(float(value))
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Log, and raise the alarm where the averages say that latents or routing have collapsed."""
+        metrics = self._metrics["train"]
+        if self.model.training:
+            warn_of_collapse({name: sum(v) / len(v) for name, v in metrics.items() if v})
+        super().log(logs, start_time)
+
+    def prediction_step(
+        self,
+        model: torch.nn.Module,
+        inputs: dict[str, Any],
+        prediction_loss_only: bool,
+        ignore_keys: list[str] | None = None,
+    ) -> tuple[torch.Tensor, Any, Any]:
+        """Embeddings of queries and targets at the final stage, and the identities of the targets."""
+        inputs = self._prepare_inputs(inputs)
+        with torch.no_grad(), self.compute_loss_context_manager():
+            loss, output = self.compute_loss(model, inputs, return_outputs=True)
+        pairs = inputs["num_pairs"]
+        sides = (output.embeddings[:pairs], output.embeddings[pairs : 2 * pairs])
+        return loss.detach(), None if prediction_loss_only else sides, inputs["candidate_ids"][:pairs]
+
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+        """Not estimated: the nested inputs hide the tokens."""
+        return 0
