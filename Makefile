@@ -19,7 +19,7 @@ $(VENV)/.installed: setup.py constraints.txt
 .venv-min/.installed: setup.py constraints-min.txt
 	$(PYTHON) -m venv .venv-min
 	.venv-min/bin/pip install --quiet --constraint constraints-min.txt torch
-	.venv-min/bin/pip install --quiet --constraint constraints-min.txt --editable '.[dev]'
+	.venv-min/bin/pip install --quiet --constraint constraints-min.txt --editable '.[test]'
 	touch $@
 
 demo: $(VENV)/.installed ## Embed and rank the media in examples/media, draw outputs/demo.png

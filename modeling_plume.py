@@ -349,7 +349,9 @@ class PlumeForEmbedding(Qwen2VLForConditionalGeneration):
 
     def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> None:
         """Save weights, configuration, code, model card and the sentence-transformers files."""
-        super().save_pretrained(save_directory, *args, **kwargs)
+        # Tensors keep the names of our modules: Trainer restores a checkpoint by these names, and with the Hub's older
+        # ones it would go on from fresh weights with no more than a warning.
+        super().save_pretrained(save_directory, *args, **{"save_original_format": False, **kwargs})
         write_hub_files(save_directory)
 
 

@@ -89,7 +89,7 @@ def peft_config(arguments: ModelConfig, model: PlumeForEmbedding) -> Any:
 
 def main() -> None:
     """Parse, load, train, save."""
-    parser = TrlParser([PlumeScriptArguments, PlumeTrainingConfig, ModelConfig])
+    parser = TrlParser([PlumeScriptArguments, PlumeTrainingConfig, ModelConfig])  # type: ignore[list-item]
     script, args, model_arguments = parser.parse_args_and_config()
     if not script.train_files:
         raise ValueError("There is nothing to train on: give --train_files.")

@@ -54,7 +54,7 @@ class PlumeTrainer(SFTTrainer):
     _tag_names = ["trl", "plume"]
     _name = "PLUME"
     # The objective is a mean over the pool, not over tokens: accumulation steps are averaged.
-    loss_is_scaled_for_ga = False
+    loss_is_scaled_for_ga = False  # type: ignore[assignment]
     args: PlumeTrainingConfig
     model: torch.nn.Module
 
@@ -89,10 +89,10 @@ class PlumeTrainer(SFTTrainer):
     # Data
 
     def _set_signature_columns_if_needed(self) -> None:
-        self._signature_columns = ["row", "dataset", "place"]
+        self._signature_columns = ["row", "dataset", "place"]  # type: ignore[assignment]
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler | None:
-        rows = self.train_dataset if train_dataset is None else train_dataset
+        rows: Any = self.train_dataset if train_dataset is None else train_dataset
         sampler = SubBatchSampler(rows["dataset"], self.args.sub_batch_size, self.args.seed)
         self.add_callback(EpochCallback(sampler))
         return sampler

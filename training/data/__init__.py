@@ -96,10 +96,9 @@ def load_rows(sources: Sequence[str], streaming: bool = False, split: str = "tra
     for source in sources:
         if source.endswith((".json", ".jsonl")) and not Path(source).is_file():
             raise ValueError(f"The training file {source!r} does not exist. Check --train_files.")
-    arguments = {"sources": list(sources), "split": split}
     if streaming:
-        return IterableDataset.from_generator(_generate, gen_kwargs=arguments)
-    rows = list(_generate(**arguments))
+        return IterableDataset.from_generator(_generate, gen_kwargs={"sources": list(sources), "split": split})
+    rows = list(_generate(list(sources), split))
     if not rows:
         raise ValueError(f"The training files {list(sources)} hold no rows, so there is nothing to train on.")
     return Dataset.from_list(rows)
@@ -175,7 +174,7 @@ def _parse_side(fields: Mapping[str, Any], root: Path) -> Side:
 
 
 def _media(fields: Mapping[str, Any], kind: str) -> list[Any]:
-    value = next((fields[key] for key in _ALIASES[kind] if fields.get(key)), [])
+    value: Any = next((fields[key] for key in _ALIASES[kind] if fields.get(key)), [])
     return value if isinstance(value, list) else [value]
 
 
@@ -225,7 +224,9 @@ def check(
     Returns:
         The report, and the indices of the usable rows.
     """
-    report, usable, datasets, problems = Report(), [], Counter(), Counter()
+    report, usable = Report(), []
+    datasets: Counter[str] = Counter()
+    problems: Counter[str] = Counter()
     examples: dict[str, list[str]] = defaultdict(list)
     for index, row in enumerate(tqdm(rows, desc="checking rows", unit="row")):
         report.rows += 1

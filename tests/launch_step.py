@@ -1,0 +1,46 @@
+"""One training step under any launcher; rank 0 saves loss terms and gradients. Used by test_training.py."""
+
+import sys
+from pathlib import Path
+
+import torch
+from torch import distributed
+
+from plume import PlumeForEmbedding, PlumeProcessor
+from plume.training.config import PlumeTrainingConfig
+from plume.training.data import load_rows
+from plume.training.trainer import PlumeTrainer
+
+
+def main() -> None:
+    folder, out, world, chunk = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
+    torch.set_num_threads(1)
+    args = PlumeTrainingConfig(
+        output_dir=str(out), media_root=str(folder / "media"), per_device_train_batch_size=8 // world,
+        sub_batch_size=4, max_steps=1, stage_weights=[0, 1, 0], chunk_size=chunk or None, num_negatives=1, use_cpu=True, bf16=False,
+        report_to="none", learning_rate=0.0, max_grad_norm=0.0, optim="sgd", save_strategy="no", disable_tqdm=True,
+    )  # fmt: skip
+    assert args.world_size == world
+    model = PlumeForEmbedding.from_pretrained(folder / "model", expert_dropout=0.0)
+    trainer = PlumeTrainer(
+        model=model,
+        args=args,
+        train_dataset=load_rows([str(folder / "pairs.jsonl")]),
+        processing_class=PlumeProcessor.from_pretrained(folder / "model"),
+    )
+    gradients = {}
+
+    class Keep(torch.optim.SGD):
+        def step(self, closure=None):
+            gradients.update({name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None})
+
+    trainer.optimizer = Keep(model.parameters(), lr=0.0)
+    trainer.train()
+    if trainer.is_world_process_zero():
+        torch.save({"gradients": gradients, "log": trainer.state.log_history}, out / f"step-{world}-{chunk}.pt")
+    if distributed.is_initialized():
+        distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,82 @@
+"""The objective against closed forms (Eq. 1, 6, 8)."""
+
+import math
+
+import pytest
+import torch
+from plume.training.losses import Representations, Weights, balance, info_nce, pool_loss, suffix_ce
+
+
+def unit(rows: int, width: int = 16, seed: int = 0) -> torch.Tensor:
+    return torch.nn.functional.normalize(torch.randn(rows, width, generator=torch.Generator().manual_seed(seed)), dim=-1)
+
+
+@pytest.mark.parametrize("pool", [1, 2, 7])
+def test_equal_vectors_give_log_n(pool):
+    same = unit(1).expand(pool, -1)
+    assert info_nce(same, same, torch.arange(pool), 0.02).item() == pytest.approx(math.log(pool), abs=1e-5)
+
+
+def test_a_perfect_match_gives_zero():
+    corners = torch.eye(8)
+    assert info_nce(corners, corners, torch.arange(8), 0.02).item() == pytest.approx(0, abs=1e-6)
+
+
+def test_both_directions_count():
+    queries, targets = unit(5, seed=1), unit(5, seed=2)
+    ids, logits = torch.arange(5), unit(5, seed=1) @ unit(5, seed=2).T / 0.1
+    rows = -logits.log_softmax(1).diag().mean()
+    columns = -logits.log_softmax(0).diag().mean()
+    assert info_nce(queries, targets, ids, 0.1).item() == pytest.approx(((rows + columns) / 2).item(), abs=1e-5)
+    assert abs(rows - columns) > 1e-3
+
+
+def test_duplicates_of_the_positive_are_no_negatives():
+    """Two pairs with one target: the pool of each is one item smaller, in both directions."""
+    same = unit(1).expand(4, -1)
+    assert info_nce(same, same, torch.tensor([1, 2, 3, 3]), 0.02).item() == pytest.approx(
+        (2 * math.log(4) + 2 * math.log(3)) / 4, abs=1e-5
+    )
+    assert info_nce(same, same, torch.tensor([5, 5, 5, 5]), 0.02).item() == pytest.approx(0, abs=1e-6)
+
+
+def test_hard_negatives_compete_for_queries_only():
+    same = unit(1).expand(6, -1)
+    assert info_nce(same[:4], same, torch.arange(6), 0.02).item() == pytest.approx(
+        (math.log(6) + math.log(4)) / 2, abs=1e-5
+    )
+
+
+def test_similarities_are_fp32():
+    queries, targets = unit(4, seed=1).bfloat16(), unit(4, seed=2).bfloat16()
+    exact = info_nce(queries.float(), targets.float(), torch.arange(4), 0.02)
+    assert info_nce(queries, targets, torch.arange(4), 0.02).item() == pytest.approx(exact.item(), abs=1e-6)
+
+
+def test_uniform_routing_is_balanced_and_one_expert_is_not():
+    assert balance(torch.full((5, 4), 0.25)).item() == 0
+    assert balance(torch.eye(4)).item() == 0  # each row takes one expert, the batch takes all alike
+    one = torch.zeros(5, 4)
+    one[:, 0] = 1
+    assert balance(one).item() == pytest.approx((0.75**2 + 3 * 0.25**2) / 4)
+
+
+def test_without_latent_steps_there_is_no_balance_term():
+    rows = Representations(unit(3), unit(3), torch.empty(3, 0))
+    _, parts = pool_loss(rows, rows, torch.arange(3), Weights())
+    assert set(parts) == {"embedding", "anchor"}
+
+
+def test_the_objective_is_the_weighted_sum():
+    queries = Representations(unit(3, seed=1), unit(3, seed=2), torch.rand(3, 4).softmax(-1))
+    targets = Representations(unit(3, seed=3), unit(3, seed=4), torch.rand(3, 4).softmax(-1))
+    loss, parts = pool_loss(queries, targets, torch.arange(3), Weights(1.0, 0.3, 0.2, 0.7, 0.05))
+    expected = 0.3 * parts["embedding"] + 0.2 * parts["anchor"] + 0.7 * parts["balance"]
+    assert loss.item() == pytest.approx(expected.item())
+    assert parts["embedding"] != parts["anchor"]
+
+
+def test_cross_entropy_averages_the_scored_tokens_of_each_row():
+    log_probs = torch.tensor([[-1.0, -3.0, -9.0], [-2.0, -9.0, -9.0]])
+    mask = torch.tensor([[True, True, False], [True, False, False]])
+    assert suffix_ce(log_probs, mask).tolist() == [2.0, 2.0]

@@ -1,0 +1,382 @@
+"""Training: exact gradients in chunks and over ranks, exact resume, and a whole run that ends in a usable checkpoint."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from corpus import write_corpus
+from inputs import MEDIA, ROOT, embed
+
+from plume import PlumeForEmbedding, PlumeProcessor
+from plume.hub.random_checkpoint import save_random_plume
+
+trl = pytest.importorskip("trl", reason="training needs the extra `train`")
+
+from plume.training.collator import PairCollator, chunk_sizes, rewrite, split_rows  # noqa: E402
+from plume.training.config import PlumeTrainingConfig  # noqa: E402
+from plume.training.data import load_rows  # noqa: E402
+from plume.training.trainer import PlumeTrainer  # noqa: E402
+
+TRAJECTORY = Path(__file__).parent / "references" / "trajectory.json"
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory) -> Path:
+    """Folder with 48 pairs with a hard negative each, media, and a tiny model."""
+    folder = tmp_path_factory.mktemp("corpus")
+    write_corpus(folder, rows=48, negatives=1)
+    save_random_plume(folder / "model", num_latent_steps=4, max_latent_steps=8)
+    return folder
+
+
+def make_trainer(corpus, output, **options) -> PlumeTrainer:
+    dropout = options.pop("expert_dropout", 0.1)
+    dtype = options.pop("dtype", torch.float32)
+    model = options.pop("model", None)
+    if model is None:
+        model = PlumeForEmbedding.from_pretrained(corpus / "model", expert_dropout=dropout, dtype=dtype)
+    peft_config = options.pop("peft_config", None)
+    settings = {
+        "output_dir": str(output), "media_root": str(corpus / "media"), "per_device_train_batch_size": 8,
+        "sub_batch_size": 4, "max_steps": 10, "num_negatives": 1, "use_cpu": True, "bf16": False, "logging_steps": 1, "report_to": "none",
+        "learning_rate": 1e-3, "save_strategy": "no", "disable_tqdm": True, **options,
+    }  # fmt: skip
+    return PlumeTrainer(
+        model=model,
+        args=PlumeTrainingConfig(**settings),
+        train_dataset=load_rows([str(corpus / "pairs.jsonl")]),
+        processing_class=PlumeProcessor.from_pretrained(corpus / "model"),
+        peft_config=peft_config,
+    )
+
+
+def gradients(model) -> dict[str, torch.Tensor]:
+    found = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad()
+    return found
+
+
+def difference(first, second) -> float:
+    """Largest difference of gradients, relative to the largest gradient of the parameter's norm over all of them."""
+    assert first.keys() == second.keys()
+    scale = max(gradient.abs().max().item() for gradient in first.values())
+    return max((first[name] - second[name]).abs().max().item() for name in first) / scale
+
+
+def prepare(trainer, stage_index: int):
+    """A trainer at a stage of its curriculum, and a batch with a duplicated target."""
+    trainer.create_optimizer_and_scheduler(10)
+    trainer.model_wrapped = trainer.model
+    trainer.current_gradient_accumulation_steps = 1
+    trainer.stage = lambda: trainer.curriculum.stages[stage_index]
+    rows = [trainer.train_dataset[index] for index in (0, 1, 2, 3, 4, 0)]
+    return trainer.data_collator(rows)
+
+
+@pytest.mark.parametrize("stage", [0, 2, 4])
+@pytest.mark.parametrize("chunk_size", [1, 2, 7])
+def test_chunked_gradients_equal_the_whole_step_s(corpus, tmp_path, stage, chunk_size):
+    """CE, both InfoNCE, balance, duplicates, hard negatives; 6 pairs and 6 negatives are 18 rows."""
+    trainer = make_trainer(corpus, tmp_path, expert_dropout=0.0, balance_weight=10.0, temperature=0.05)
+    batch = prepare(trainer, stage)
+    whole_loss = trainer.training_step(trainer.model, batch)
+    whole = gradients(trainer.model)
+    trainer.args.chunk_size = chunk_size
+    chunked_loss = trainer.training_step(trainer.model, batch)
+    assert chunked_loss.item() == pytest.approx(whole_loss.item(), rel=1e-5)
+    assert difference(whole, gradients(trainer.model)) <= 1e-5
+
+
+@pytest.mark.parametrize("chunk_size", [1, 2, 18])
+def test_chunked_gradients_are_exact_with_dropout(corpus, tmp_path, chunk_size):
+    """Against the same chunks without a cache: one graph over all of them, one backward pass."""
+    trainer = make_trainer(corpus, tmp_path, expert_dropout=0.3, balance_weight=10.0, temperature=0.05)
+    batch = prepare(trainer, 4)
+    trainer.model.train()
+    torch.manual_seed(5)
+    chunks = split_rows(rewrite(batch, trainer.stage(), trainer._suffix), [chunk_size] * (18 // chunk_size))
+    outputs = [trainer.forward_rows(trainer.model, chunk) for chunk in chunks]
+    pool = [torch.cat(column) for column in zip(*(trainer.represent(o).tensors() for o in outputs), strict=True)]
+    loss, _ = trainer._pool_loss(type(trainer.represent(outputs[0]))(*pool), batch)
+    own = sum(trainer._own_loss(output, chunk, batch) for output, chunk in zip(outputs, chunks, strict=True))
+    (loss + own).backward()
+    uncached = gradients(trainer.model)
+    trainer.args.chunk_size = chunk_size if chunk_size < 18 else 17  # two chunks at least, or there is no cache
+    torch.manual_seed(5)
+    trainer.training_step(trainer.model, batch)
+    if chunk_size < 18:
+        assert difference(uncached, gradients(trainer.model)) <= 1e-5
+    else:
+        assert difference(uncached, gradients(trainer.model)) > 1e-3, "other chunks draw other masks: the test can fail"
+
+
+def test_chunks_keep_every_row_s_vector(corpus, tmp_path):
+    trainer = make_trainer(corpus, tmp_path, expert_dropout=0.0)
+    batch = prepare(trainer, 3)
+    rows = rewrite(batch, trainer.stage(), trainer._suffix)
+    with torch.no_grad():
+        together = trainer.model(**rows.inputs)
+        apart = [trainer.model(**chunk.inputs) for chunk in split_rows(rows, [5, 1, 12])]
+    assert (torch.cat([o.embeddings for o in apart]) - together.embeddings).abs().max() <= 1e-5
+    scores = torch.cat([o.suffix_log_probs.sum(1) for o in apart])
+    assert torch.allclose(scores, together.suffix_log_probs.sum(1), atol=1e-3)
+
+
+def test_chunks_by_count_and_by_tokens():
+    lengths = torch.tensor([10, 10, 30, 10, 100])
+    assert chunk_sizes(lengths, None, None) == [5]
+    assert chunk_sizes(lengths, 2, None) == [2, 2, 1]
+    assert chunk_sizes(lengths, None, 60) == [2, 2, 1]
+    assert chunk_sizes(lengths, None, 5) == [1] * 5
+
+
+def test_suffix_scores_are_log_probabilities_of_the_language_model(corpus):
+    model = PlumeForEmbedding.from_pretrained(corpus / "model").eval()
+    processor = PlumeProcessor.from_pretrained(corpus / "model")
+    features = processor.process_documents(["a red bus", "two dogs"])
+    suffix = torch.tensor([[model.config.latent_end_token_id, 70, 71, model.config.embedding_token_id]] * 2)
+    mask = torch.tensor([[True] * 4, [True, False, True, True]])
+    with torch.no_grad():
+        output = model(**features, suffix_input_ids=suffix, suffix_mask=mask)
+        logits = model.lm_head(output.suffix_states[:, :-1])
+    expected = logits.log_softmax(-1).gather(-1, suffix.unsqueeze(-1)).squeeze(-1) * mask
+    assert torch.allclose(output.suffix_log_probs, expected, atol=1e-5)
+
+
+LAUNCHER = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_machines", "1", "--mixed_precision", "no",
+            "--dynamo_backend", "no"]  # fmt: skip
+
+
+@pytest.mark.parametrize("chunk", [0, 3], ids=["whole", "chunked"])
+def test_two_ranks_equal_one_through_accelerate(corpus, tmp_path, chunk):
+    script = str(ROOT / "tests" / "launch_step.py")
+    results = []
+    for world in (1, 2):
+        launcher = [] if world == 1 else [*LAUNCHER, "--num_processes", "2", "--main_process_port", "29581"]
+        done = subprocess.run(
+            [sys.executable, *launcher, script, str(corpus), str(tmp_path), str(world), str(chunk)],
+            env={**os.environ, "OMP_NUM_THREADS": "1", "CI": "1"}, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr[-3000:]
+        results.append(torch.load(tmp_path / f"step-{world}-{chunk}.pt"))
+    assert results[0]["gradients"].keys() == results[1]["gradients"].keys()
+    assert difference(results[0]["gradients"], results[1]["gradients"]) <= 1e-5
+    for name in ("loss_embedding", "loss_anchor", "loss_balance", "loss_ce"):
+        assert results[0]["log"][0][name] == pytest.approx(results[1]["log"][0][name], rel=1e-4), name
+
+
+def losses(trainer) -> list[float]:
+    return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_run_resumed_in_any_stage_equals_the_uninterrupted_one(corpus, tmp_path, workers):
+    """10 steps over 5 stages of 2 steps, 6 steps an epoch: every resume starts in the middle of a stage."""
+    options = {
+        "stage_weights": [1.0] * 5, "save_strategy": "steps", "save_steps": 1, "dataloader_num_workers": workers, "chunk_size": 5,
+        "stage_lr_scales": [1.0, 0.5, 0.5, 0.5, 0.2], "rewarm_steps": 2, "stage_mixing": 0.3,
+    }  # fmt: skip
+    whole = make_trainer(corpus, tmp_path / "whole", **options)
+    whole.train()
+    expected = losses(whole)
+    assert len(expected) == 10
+    weights = {name: p.detach().clone() for name, p in whole.model.named_parameters()}
+    for step in (1, 3, 5, 7, 9) if workers == 0 else (5,):
+        resumed = make_trainer(corpus, tmp_path / "resumed", **options)
+        resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / f"checkpoint-{step}"))
+        assert losses(resumed)[step:] == expected[step:]
+        assert all(torch.equal(p, weights[name]) for name, p in resumed.model.named_parameters())
+
+
+def test_every_trainable_parameter_moves_and_frozen_means_frozen(corpus, tmp_path):
+    trainer = make_trainer(corpus, tmp_path, freeze_vision=True, max_steps=6, stage_weights=[1.0, 1.0, 1.0])
+    before = {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
+    trainer.train()
+    for name, parameter in trainer.model.named_parameters():
+        assert parameter.isfinite().all()
+        moved = not torch.equal(parameter, before[name])
+        assert moved == ("visual" not in name), name
+
+
+def test_gradient_checkpointing_gives_the_same_gradients(corpus, tmp_path):
+    found = []
+    for checkpointing in (False, True):
+        trainer = make_trainer(corpus, tmp_path, expert_dropout=0.0, gradient_checkpointing=checkpointing)
+        batch = prepare(trainer, 2)
+        if checkpointing:
+            trainer.model.gradient_checkpointing_enable()
+        trainer.training_step(trainer.model, batch)
+        found.append(gradients(trainer.model))
+    assert difference(*found) <= 1e-5
+
+
+def test_a_nan_loss_stops_the_run_and_names_the_rows(corpus, tmp_path):
+    trainer = make_trainer(corpus, tmp_path)
+    table = trainer.model.get_input_embeddings().weight
+    row = trainer.train_dataset[0]
+    batch = trainer.data_collator([row, trainer.train_dataset[1]])
+    own = set(batch["prefix"]["input_ids"][0].tolist()) - set(batch["prefix"]["input_ids"][1].tolist())
+    others = set(batch["prefix"]["input_ids"][1:].flatten().tolist())
+    with torch.no_grad():
+        table[min(own - others or own)] = float("nan")
+    trainer.stage = lambda: trainer.curriculum.stages[-1]
+    for chunk_size in (None, 1):
+        trainer.args.chunk_size = chunk_size
+        trainer.current_gradient_accumulation_steps = 1
+        with pytest.raises(ValueError, match=r"not finite at step 0.*pairs\.jsonl:1"):
+            trainer.training_step(trainer.model, batch)
+
+
+def command(corpus, output, *flags) -> subprocess.CompletedProcess:
+    """`training/train.py` as a user calls it."""
+    arguments = {
+        "--model_name_or_path": corpus / "model", "--train_files": corpus / "pairs.jsonl", "--media_root": corpus / "media",
+        "--output_dir": output, "--per_device_train_batch_size": 8, "--sub_batch_size": 4, "--report_to": "none", "--bf16": False,
+        "--use_cpu": True, "--logging_steps": 1, "--save_strategy": "no", "--learning_rate": 1e-3, "--seed": 1,
+    }  # fmt: skip
+    flat = [str(part) for item in arguments.items() for part in item]
+    return subprocess.run(
+        [sys.executable, str(ROOT / "training" / "train.py"), *flat, *flags],
+        cwd=corpus, env={**os.environ, "CI": "1"}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def long_corpus(tmp_path_factory) -> Path:
+    """200 generated pairs and a tiny model."""
+    folder = tmp_path_factory.mktemp("long")
+    write_corpus(folder, rows=200, seed=3)
+    save_random_plume(folder / "model", num_latent_steps=4, max_latent_steps=8)
+    return folder
+
+
+def test_a_whole_run_follows_the_committed_trajectory_and_opens_all_doors(long_corpus, tmp_path):
+    """All five stages over 200 pairs through the command line; the result loads everywhere."""
+    from sentence_transformers import SentenceTransformer
+
+    output = tmp_path / "out"
+    done = command(long_corpus, output, "--max_steps", "20", "--stage_weights", "8", "2", "2", "2", "6", "--chunk_size", "8")
+    assert done.returncode == 0, done.stderr[-3000:]
+    log = [json.loads(line.replace("'", '"')) for line in done.stdout.splitlines() if line.startswith("{'loss'")]
+    trajectory = [float(entry["loss"]) for entry in log]
+    assert [int(float(entry["stage"])) for entry in log] == [0] * 8 + [1] * 2 + [2] * 2 + [3] * 2 + [4] * 6
+    expected = json.loads(TRAJECTORY.read_text())
+    assert trajectory == pytest.approx(expected, rel=2e-3)
+    items = ["a red box", {"image": str(MEDIA / "bus.png")}]
+    model = PlumeForEmbedding.from_pretrained(output).eval()
+    vectors = embed(model, PlumeProcessor.from_pretrained(output), items).numpy()
+    assert np.abs(SentenceTransformer(str(output)).encode(items) - vectors).max() <= 1e-5
+    remote = subprocess.run(
+        [sys.executable, "-c", REMOTE, str(output), json.dumps(items)],
+        cwd=tmp_path, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert remote.returncode == 0, remote.stderr[-2000:]
+    assert np.abs(np.array(json.loads(remote.stdout.splitlines()[-1])) - vectors).max() <= 1e-5
+
+
+REMOTE = """
+import json, sys, torch
+from transformers import AutoModel, AutoProcessor
+model = AutoModel.from_pretrained(sys.argv[1], trust_remote_code=True).eval()
+processor = AutoProcessor.from_pretrained(sys.argv[1], trust_remote_code=True)
+with torch.no_grad():
+    print(json.dumps(model(**processor.process_documents(json.loads(sys.argv[2]))).embeddings.tolist()))
+"""
+
+
+def test_lora_trains_adapter_and_token_rows_and_saves_a_whole_checkpoint(long_corpus, tmp_path):
+    output = tmp_path / "lora"
+    done = command(
+        long_corpus, output, "--max_steps", "4", "--stage_weights", "1", "1", "2", "--use_peft", "--lora_r", "4"
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    before = PlumeForEmbedding.from_pretrained(long_corpus / "model")
+    after = PlumeForEmbedding.from_pretrained(output)
+    changed = {name for name, p in after.named_parameters() if not torch.equal(p, before.state_dict()[name])}
+    assert {name for name, _ in after.named_parameters() if "latent_transition" in name} <= changed
+    assert not [name for name in changed if "visual" in name]
+    rows = (after.get_input_embeddings().weight != before.get_input_embeddings().weight).any(dim=1).nonzero().flatten()
+    config = after.config
+    assert set(rows.tolist()) <= {
+        config.anchor_token_id, config.latent_start_token_id, config.latent_end_token_id, config.embedding_token_id
+    }  # fmt: skip
+    assert len(rows) >= 3
+    assert (output / "lora" / "adapter_model.safetensors").exists()
+    assert torch.isfinite(embed(after.eval(), PlumeProcessor.from_pretrained(output), ["a red box"])).all()
+
+
+def test_a_plain_backbone_is_trained_from_the_command_line(long_corpus, backbone, tmp_path):
+    done = command(long_corpus, tmp_path / "out", "--model_name_or_path", str(backbone), "--max_steps", "2",
+                   "--num_latent_steps", "2", "--eval_files", str(long_corpus / "pairs.jsonl"), "--eval_strategy", "steps",
+                   "--eval_steps", "2")  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "eval_hit@1" in done.stdout
+    assert PlumeForEmbedding.from_pretrained(tmp_path / "out").config.num_latent_steps == 2
+
+
+def test_dry_run_prints_stages_and_rewritten_samples_and_trains_nothing(long_corpus, tmp_path):
+    done = command(long_corpus, tmp_path / "out", "--dry_run", "--num_train_epochs", "5")
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "200 pairs, 125 optimizer steps, 8 pairs in a contrastive pool" in done.stdout
+    assert "last 1/4 of the rationale, answer" in done.stdout
+    assert "[stage 2] <ct><ct><elt> The inside is" in done.stdout
+    assert done.stdout.rstrip().endswith("[stage 4] <ct><ct><ct><ct><elt><gen>")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--train_files", "absent.jsonl"], "does not exist"),
+        (["--stage_weights", "1"], "no schedule"),
+        (["--stage_lr_scales", "1", "1"], "one factor per stage"),
+        (["--num_latent_steps", "99"], "outside 0..8"),
+        (["--layout", "other"], "layout 'other' is unknown"),
+        (["--temperature", "0"], "temperature must be above 0"),
+        (["--num_negatives", "2"], "num_negatives=2"),
+    ],
+)
+def test_impossible_runs_are_refused_with_the_cause(long_corpus, tmp_path, flags, message):
+    done = command(long_corpus, tmp_path / "out", "--max_steps", "1", *flags)
+    assert done.returncode != 0
+    assert message in done.stderr, done.stderr[-1500:]
+
+
+def test_the_collator_shortens_the_user_s_text_only(corpus):
+    processor = PlumeProcessor.from_pretrained(corpus / "model")
+    row = json.loads((corpus / "pairs.jsonl").read_text().splitlines()[0])
+    row["qry"]["conversations"][0]["value"] = "<image>\n" + "find it " * 500 + "\n<disc_emb>\nRepresent"
+    batch = PairCollator(processor, str(corpus / "media"), max_length=60)([{"row": json.dumps(row), "place": "x:1"}])
+    ids = batch["prefix"]["input_ids"]
+    fields = processor.token_fields()
+    assert ids.shape[1] <= 60
+    assert (ids[:, -1] == fields["latent_start_token_id"]).all()
+    assert ((ids == fields["anchor_token_id"]).sum(dim=1) == 1).all()
+
+
+def test_stages_are_rewritten_late(corpus):
+    """One batch serves every stage: the workers know none."""
+    processor = PlumeProcessor.from_pretrained(corpus / "model")
+    collate = PairCollator(processor, str(corpus / "media"))
+    batch = collate([load_rows([str(corpus / "pairs.jsonl")])[0]])
+    model = PlumeForEmbedding.from_pretrained(corpus / "model")
+    from plume.training.curriculum import Curriculum
+
+    suffix, widths = model.config.suffix_token_ids, []
+    for stage in Curriculum(4).stages:
+        rows = rewrite(batch, stage, suffix)
+        widths.append(rows.inputs["suffix_input_ids"].shape[1])
+        assert rows.inputs["num_latent_steps"] == stage.num_latent_steps
+    assert widths == sorted(widths, reverse=True)
+    assert widths[-1] == len(suffix)
+    text = processor.tokenizer.decode(rewrite(batch, Curriculum(4).stages[0], suffix).inputs["suffix_input_ids"][0])
+    assert text.startswith("<elt>The outside is ")
+    assert "It is 3.5 cm wide." in text
+    assert text.endswith("</answer><gen>")
+    assert replace(Curriculum(4).stages[0], index=4).is_final
