@@ -6,7 +6,14 @@ Three JSON files let sentence-transformers drive the model with its built-in mod
 
 import json
 import os
+import tempfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+
+from huggingface_hub import CommitInfo, HfApi
+
+HUB_OPTIONS = ("revision", "subfolder", "token", "cache_dir", "local_files_only", "force_download")
 
 _MODALITY = {"method": "forward", "method_output_name": "embeddings"}
 
@@ -84,22 +91,64 @@ State here: training data, scores with their condition, limits, licence and base
 def write_hub_files(folder: str | os.PathLike, prompts: dict[str, str] | None = None) -> None:
     """Write the sentence-transformers files into ``folder``, and a model card where there is none.
 
+    Settings that the folder has already stay, because sentence-transformers saves its own before it asks model and
+    processor to save theirs.
+
     Args:
         folder: Directory of a saved model or processor.
-        prompts: Instruction per role (``"query"``, ``"document"``). Where omitted, those already in the folder
-            stay.
+        prompts: Instruction per role (``"query"``, ``"document"``), where the caller owns them.
     """
     root = Path(folder)
     settings = root / "config_sentence_transformers.json"
-    if prompts is None:
-        prompts = json.loads(settings.read_text("utf-8"))["prompts"] if settings.exists() else {}
+    existing = json.loads(settings.read_text("utf-8")) if settings.exists() else {}
+    if prompts is not None and "__version__" not in existing:  # sentence-transformers writes its version
+        existing["prompts"] = prompts
     contents = {
         "modules.json": _MODULES,
         "sentence_bert_config.json": _TRANSFORMER,
-        settings.name: {**_SENTENCE_TRANSFORMERS, "prompts": prompts},
+        settings.name: {**_SENTENCE_TRANSFORMERS, **existing},
     }
     for name, content in contents.items():
-        (root / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        if name == settings.name or not (root / name).exists():
+            (root / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     card = root / "README.md"
     if not card.exists():
         card.write_text(_CARD, encoding="utf-8")
+
+
+def push_saved(
+    save: Callable[[str], Any],
+    repo_id: str,
+    *,
+    commit_message: str = "Upload PLUME",
+    commit_description: str | None = None,
+    private: bool | None = None,
+    token: str | bool | None = None,
+    revision: str | None = None,
+    create_pr: bool = False,
+) -> CommitInfo:
+    """Upload what ``save`` writes into a folder; the card of an existing repository is kept.
+
+    Args:
+        save: Saves into the folder it is given.
+        repo_id: Repository, created where it does not exist.
+        commit_message: Title of the commit.
+        commit_description: Text of the commit.
+        private: Whether a new repository is private.
+        token: Hub token; the stored one where omitted.
+        revision: Branch to commit to.
+        create_pr: Whether to open a pull request instead of committing.
+    """
+    api = HfApi(token=token)
+    repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+    with tempfile.TemporaryDirectory() as folder:
+        save(folder)
+        return api.upload_folder(
+            repo_id=repo_id,
+            folder_path=folder,
+            commit_message=commit_message,
+            commit_description=commit_description,
+            revision=revision,
+            create_pr=create_pr,
+            ignore_patterns=["README.md"] if api.file_exists(repo_id, "README.md", revision=revision) else None,
+        )

@@ -30,7 +30,9 @@ class LatentRouter(nn.Module):
         """Return ``probs_BE``, fp32, for latent step ``step`` in 1..K."""
         query = z_BD + anchor_BD if self.uses_anchor else z_BD
         if self.step_embedding is not None:
-            query = torch.cat([query, self.step_embedding.weight[step - 1].expand_as(z_BD)], dim=-1)
+            # `full` is filled on the device. The module is called, not its weight: offloading hooks sit on the call.
+            row_B = torch.full((len(z_BD),), step - 1, device=z_BD.device)
+            query = torch.cat([query, self.step_embedding(row_B)], dim=-1)
         return self.projection(query).float().softmax(dim=-1)
 
 

@@ -10,8 +10,8 @@ The flow, in the order of :meth:`PlumeForEmbedding.forward`:
 4. **Suffix**: ``<elt> ... <gen>`` is read in the same pass as the last step, because z(K) feeds only the cache.
 5. **Embedding**: the state at ``<gen>``, L2-normalised in fp32 (Eq. 7).
 
-Invariants: a row's vectors do not depend on the other rows; nothing is kept on the module between calls; the LM
-head never runs on the way to an embedding.
+Invariants: a row's vectors do not depend on the other rows; embedding keeps nothing on the module between calls; the
+LM head never runs on the way to an embedding.
 """
 
 import os
@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from huggingface_hub import CommitInfo
 from torch import nn
 from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
 from transformers import initialization as init
@@ -26,11 +27,12 @@ from transformers.conversion_mapping import register_checkpoint_conversion_mappi
 from transformers.core_model_loading import WeightRenaming
 from transformers.utils import ModelOutput
 
+from .checks_plume import check_prefix, check_suffix
 from .configuration_plume import PlumeConfig
 from .context_plume import CachedContext, Context, RecomputedContext
-from .hub_files_plume import write_hub_files
+from .hub_files_plume import HUB_OPTIONS, push_saved, write_hub_files
 from .latent_plume import LatentExperts, LatentRouter, LatentTransition
-from .positions_plume import mrope_index, rollout_positions
+from .positions_plume import Media, mrope_index, rollout_positions
 
 # Hub checkpoints of Qwen2-VL say `visual.*` and `model.layers.*`. Transformers renames them for its own classes only:
 # without this, a base checkpoint would load as a random language model with no more than a warning.
@@ -42,6 +44,10 @@ register_checkpoint_conversion_mapping(
     ],
     overwrite=True,
 )
+
+
+# What transformers, sentence-transformers and peft send along with every forward pass.
+_SENT_ALONG = ("return_dict", "use_cache", "mm_token_type_ids", "output_attentions", "output_hidden_states")
 
 
 @dataclass
@@ -103,7 +109,7 @@ class PlumeForEmbedding(Qwen2VLForConditionalGeneration):
         causal_lm: bool = False,
         logits_to_keep: int | torch.Tensor = 0,
         **kwargs: Any,
-    ) -> PlumeOutput:
+    ) -> Any:
         """Embed a batch of prefixes, any mixture of modalities.
 
         Args:
@@ -119,38 +125,41 @@ class PlumeForEmbedding(Qwen2VLForConditionalGeneration):
             suffix_mask: Suffix tokens to score with the LM head, ``(B, S)`` of bool; none where omitted.
             causal_lm: Behave as Qwen2-VL's causal language model instead; ``generate`` sets it.
             logits_to_keep: With ``causal_lm``, as in Qwen2-VL.
-            **kwargs: With ``causal_lm``, the arguments of Qwen2-VL's forward; ignored otherwise.
+            **kwargs: With ``causal_lm``, the arguments of Qwen2-VL's forward. Otherwise only what the libraries send
+                along is accepted: ``return_dict``, ``use_cache``, ``mm_token_type_ids`` and arguments that are None.
+
+        Returns:
+            [`PlumeOutput`]; with ``causal_lm`` the output of Qwen2-VL.
 
         Raises:
             ValueError: If the batch is empty, right-padded, without ``<slt>`` or ``<anchor>``, has other media
-                than placeholders, or K is out of range; in evaluation also if an embedding is not finite.
+                than placeholders, K is out of range, a suffix lacks ``<gen>`` or an argument is unknown; in
+                evaluation also if an embedding is not finite.
         """
+        media = [
+            Media(self.config.image_token_id, pixel_values, image_grid_thw),
+            Media(self.config.video_token_id, pixel_values_videos, video_grid_thw),
+        ]
         if causal_lm:
-            return super().forward(
-                input_ids=input_ids,
-                attention_mask=attention_mask,
-                pixel_values=pixel_values,
-                image_grid_thw=image_grid_thw,
-                pixel_values_videos=pixel_values_videos,
-                video_grid_thw=video_grid_thw,
-                logits_to_keep=logits_to_keep,
-                **kwargs,
+            return self._next_tokens(input_ids, attention_mask, media, logits_to_keep=logits_to_keep, **kwargs)
+        unknown = sorted(name for name, value in kwargs.items() if value is not None and name not in _SENT_ALONG)
+        if unknown:
+            raise ValueError(
+                f"Unknown arguments {unknown}: they would have no effect. Remove them, or mend their names."
             )
         if num_latent_steps is None:
             num_latent_steps = self.config.num_latent_steps
         self.config.check_num_latent_steps(num_latent_steps)
-        media = [
-            (self.config.image_token_id, pixel_values, image_grid_thw),
-            (self.config.video_token_id, pixel_values_videos, video_grid_thw),
-        ]
         if input_ids is None or input_ids.numel() == 0:
             raise ValueError("The batch is empty: pass input_ids of shape (B, T) with at least one row.")
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
-        self._check_prefix(input_ids, attention_mask, media)
+        check_prefix(input_ids, attention_mask, media, self.config)
         if suffix_input_ids is None:
             suffix = torch.tensor(self.config.suffix_token_ids, device=input_ids.device)
             suffix_input_ids = suffix.expand(len(input_ids), -1)
+        else:
+            check_suffix(suffix_input_ids, input_ids, self.config)
 
         # 1. Prefix: one pass over text and media.
         num_reserved = num_latent_steps + suffix_input_ids.shape[1]
@@ -177,6 +186,24 @@ class PlumeForEmbedding(Qwen2VLForConditionalGeneration):
             suffix_log_probs=None if suffix_mask is None else self._score(suffix_states, suffix_input_ids, suffix_mask),
         )
 
+    def _next_tokens(
+        self, input_ids: torch.Tensor | None, attention_mask: torch.Tensor | None, media: list[Media], **kwargs: Any
+    ) -> Any:
+        """The plain Qwen2-VL, at positions of our own :func:`mrope_index` unless positions are given."""
+        if input_ids is not None and kwargs.get("position_ids") is None:
+            mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+            kwargs["position_ids"], _ = mrope_index(input_ids, mask, media, self.model.visual.spatial_merge_size)
+        images, videos = media
+        return super().forward(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            pixel_values=images.pixels,
+            image_grid_thw=images.grid_thw,
+            pixel_values_videos=videos.pixels,
+            video_grid_thw=videos.grid_thw,
+            **kwargs,
+        )
+
     def _score(self, states_BSD: torch.Tensor, ids_BS: torch.Tensor, mask_BS: torch.Tensor) -> torch.Tensor:
         """Log-probability of the masked suffix tokens; only their states meet the LM head."""
         logits_NV = self.lm_head(states_BSD[:, :-1][mask_BS]).float()
@@ -201,7 +228,7 @@ class PlumeForEmbedding(Qwen2VLForConditionalGeneration):
         latents_KBD, probs_KBE = [], []
         for k in range(1, num_latent_steps + 1):
             refined_BD, probs_BE = self.latent_transition(z_BD, k, anchor_BD)  # z~(k-1), Eq. 4-5
-            inputs_BSD = refined_BD.unsqueeze(1)
+            inputs_BSD = refined_BD.unsqueeze(1).to(suffix_BSD.device)  # where a split model takes its inputs
             if k == num_latent_steps:  # z(K) feeds only the cache: read the suffix in the same pass
                 inputs_BSD = torch.cat([inputs_BSD, suffix_BSD], dim=1)
             states_BSD = context.extend(inputs_BSD)  # at p_slt + k, Eq. 3
@@ -215,21 +242,21 @@ class PlumeForEmbedding(Qwen2VLForConditionalGeneration):
         return torch.stack(latents_KBD, dim=1), torch.stack(probs_KBE, dim=1), states_BSD
 
     def _read_prefix(
-        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, media: list[tuple], num_reserved: int
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, media: list[Media], num_reserved: int
     ) -> Context:
         """Run the prefix pass; ``num_reserved`` positions are laid out behind it for latents and suffix."""
         inputs_embeds = self._embed(input_ids, media)
-        grids = [(token_id, grid_thw) for token_id, _, grid_thw in media]
         position_ids = rollout_positions(
             input_ids,
             attention_mask,
-            grids,
+            media,
             self.model.visual.spatial_merge_size,
             num_reserved,
             self.config.position_scheme,
         )
         reserved = attention_mask.new_ones(len(input_ids), num_reserved)
-        recompute = self.training and self.model.language_model.layers[0].gradient_checkpointing
+        layer = self.model.language_model.layers[0]
+        recompute = layer.training and layer.gradient_checkpointing
         return (RecomputedContext if recompute else CachedContext)(
             self.model.language_model,
             inputs_embeds,
@@ -237,7 +264,7 @@ class PlumeForEmbedding(Qwen2VLForConditionalGeneration):
             position_ids,
         )
 
-    def _embed(self, input_ids: torch.Tensor, media: list[tuple]) -> torch.Tensor:
+    def _embed(self, input_ids: torch.Tensor, media: list[Media]) -> torch.Tensor:
         """Token embeddings with the vision tower's features in place of the media placeholders, (B, T, D)."""
         inputs_embeds = self.get_input_embeddings()(input_ids)
         for token_id, pixels, grid_thw in media:
@@ -248,46 +275,15 @@ class PlumeForEmbedding(Qwen2VLForConditionalGeneration):
                 inputs_embeds = inputs_embeds.masked_scatter(placeholders, features.to(inputs_embeds))
         return inputs_embeds
 
-    def _check_prefix(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, media: list[tuple]) -> None:
-        """Refuse what would give a wrong vector; reads from the device once, before any work is queued."""
-        columns = torch.stack(
-            [
-                (attention_mask[:, 1:] < attention_mask[:, :-1]).any() | (attention_mask[:, -1] == 0).any(),
-                (input_ids[:, -1] != self.config.latent_start_token_id).any(),
-                ~((input_ids == self.config.anchor_token_id) & attention_mask.bool()).any(dim=-1).all(),
-                *((input_ids == token_id).sum() for token_id, _, _ in media),
-            ]
-        )
-        padded_right, without_start, without_anchor, *placeholders = columns.tolist()
-        if padded_right:
-            raise ValueError(
-                "The batch is padded on the right or inside, so its last column is not <slt> and the rollout would "
-                "start from padding. Pad on the left: processor.tokenizer.padding_side = 'left'."
-            )
-        if without_start or without_anchor:
-            absent = "latent_start_token_id" if without_start else "anchor_token_id"
-            raise ValueError(
-                f"A row lacks config.{absent}: PLUME needs <anchor> in the prefix and <slt> at its end. Build inputs "
-                "with PlumeProcessor, with add_generation_prompt=True and the tokenizer of this checkpoint."
-            )
-        for (token_id, pixels, grid_thw), found in zip(media, placeholders, strict=True):
-            merged = self.model.visual.spatial_merge_size**2
-            given = 0 if grid_thw is None else grid_thw.prod(dim=-1).sum().item() // merged
-            if found != given or (pixels is None) != (grid_thw is None):
-                raise ValueError(
-                    f"The text holds {found} media placeholders (token {token_id}) but the media given have {given} "
-                    "tokens. Pass pixels and grids together, one media item per placeholder, as PlumeProcessor does."
-                )
-
     def prepare_inputs_for_generation(self, input_ids: torch.Tensor, **kwargs: Any) -> dict[str, Any]:
         """Inputs of one decoding step of the plain Qwen2-VL, at positions of our own :func:`mrope_index`."""
         attention_mask = kwargs.get("attention_mask")
-        grids = [
-            (self.config.image_token_id, kwargs.get("image_grid_thw")),
-            (self.config.video_token_id, kwargs.get("video_grid_thw")),
+        media = [
+            Media(self.config.image_token_id, None, kwargs.get("image_grid_thw")),
+            Media(self.config.video_token_id, None, kwargs.get("video_grid_thw")),
         ]
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-        position_ids, _ = mrope_index(input_ids, mask, grids, self.model.visual.spatial_merge_size)
+        position_ids, _ = mrope_index(input_ids, mask, media, self.model.visual.spatial_merge_size)
         model_inputs = super().prepare_inputs_for_generation(input_ids, **{**kwargs, "position_ids": position_ids})
         model_inputs["position_ids"] = position_ids[..., -model_inputs["input_ids"].shape[1] :]
         return {**model_inputs, "causal_lm": True}
@@ -327,7 +323,8 @@ class PlumeForEmbedding(Qwen2VLForConditionalGeneration):
         Raises:
             ValueError: If anything but the adapter is missing from the checkpoint.
         """
-        backbone = Qwen2VLConfig.from_pretrained(pretrained_model_name_or_path)
+        hub = {name: kwargs[name] for name in HUB_OPTIONS if name in kwargs}
+        backbone = Qwen2VLConfig.from_pretrained(pretrained_model_name_or_path, **hub)
         loaded: Any = super().from_pretrained(
             pretrained_model_name_or_path,
             config=PlumeConfig.from_backbone(backbone, **config_fields),
@@ -347,12 +344,25 @@ class PlumeForEmbedding(Qwen2VLForConditionalGeneration):
                     rows[new_id] = rows[source_id]
         return model
 
-    def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> None:
+    def save_pretrained(
+        self,
+        save_directory: str | os.PathLike,
+        *args: Any,
+        push_to_hub: bool = False,
+        repo_id: str | None = None,
+        **kwargs: Any,
+    ) -> None:
         """Save weights, configuration, code, model card and the sentence-transformers files."""
         # Tensors keep the names of our modules: Trainer restores a checkpoint by these names, and with the Hub's older
         # ones it would go on from fresh weights with no more than a warning.
         super().save_pretrained(save_directory, *args, **{"save_original_format": False, **kwargs})
         write_hub_files(save_directory)
+        if push_to_hub:
+            self.push_to_hub(repo_id or os.path.basename(os.path.normpath(save_directory)))
+
+    def push_to_hub(self, repo_id: str, **kwargs: Any) -> CommitInfo:  # type: ignore[override]
+        """Upload all that :meth:`save_pretrained` writes; options of :func:`~plume.hub_files_plume.push_saved`."""
+        return push_saved(self.save_pretrained, repo_id, **kwargs)
 
 
 def _state_at(states_BTD: torch.Tensor, ids_BT: torch.Tensor, token_id: int) -> torch.Tensor:

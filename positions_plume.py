@@ -10,13 +10,29 @@ host wait for the device.
 4. Padding neither moves the position nor is attended: each row starts at 0 however far it is padded.
 """
 
+from typing import NamedTuple
+
 import torch
+
+
+class Media(NamedTuple):
+    """One kind of media of a batch, in the order of appearance over all rows; tensors are None where it has none.
+
+    Attributes:
+        token_id: Its placeholder token.
+        pixels: Patches, ``(P, C)``.
+        grid_thw: Grids (time, height, width) in patches, ``(N, 3)``.
+    """
+
+    token_id: int
+    pixels: torch.Tensor | None
+    grid_thw: torch.Tensor | None
 
 
 def mrope_index(
     input_ids: torch.Tensor,
     attention_mask: torch.Tensor,
-    media: list[tuple[int, torch.Tensor | None]],
+    media: list[Media],
     spatial_merge_size: int,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Positions of every prefix token and the first free position of every row.
@@ -24,8 +40,7 @@ def mrope_index(
     Args:
         input_ids: Token ids, ``(B, T)``, media placeholders already expanded.
         attention_mask: 1 for tokens, 0 for padding, ``(B, T)``.
-        media: Per modality its placeholder token id and its grids ``(N, 3)`` in patches as (t, h, w), in the
-            order of appearance over the whole batch; ``None`` where the batch has none.
+        media: Images and videos of the batch; only their grids matter here.
         spatial_merge_size: Patches per token along height and width.
 
     Returns:
@@ -35,7 +50,7 @@ def mrope_index(
     valid = attention_mask.bool()
     advance = valid.long()
     within = torch.zeros(num_axes, batch * length, dtype=torch.long, device=input_ids.device)
-    for token_id, grid_thw in media:
+    for token_id, _, grid_thw in media:
         if grid_thw is None:
             continue
         is_media = ((input_ids == token_id) & valid).flatten()
@@ -50,7 +65,7 @@ def mrope_index(
 def rollout_positions(
     input_ids: torch.Tensor,
     attention_mask: torch.Tensor,
-    media: list[tuple[int, torch.Tensor | None]],
+    media: list[Media],
     spatial_merge_size: int,
     num_ahead: int,
     position_scheme: str,
@@ -68,10 +83,15 @@ def rollout_positions(
 
     Returns:
         Positions ``(3, B, T + num_ahead)``, int64.
+
+    Raises:
+        ValueError: If the scheme is unknown.
     """
     prefix, following = mrope_index(input_ids, attention_mask, media, spatial_merge_size)
     if position_scheme == "kv_length":
         following = attention_mask.sum(dim=-1)
+    elif position_scheme != "mrope":
+        raise ValueError(f"position_scheme={position_scheme!r} is unknown. Use 'mrope' or 'kv_length'.")
     ahead = following.unsqueeze(1) + torch.arange(num_ahead, device=input_ids.device)
     return torch.cat([prefix, ahead.expand(len(prefix), -1, -1)], dim=-1)
 

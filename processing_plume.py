@@ -1,9 +1,9 @@
 """PLUME processor: owns every string and every pixel of the prompt.
 
-1. **Order** (``prompt_plume``): chat messages are checked, user text is neutralised.
+1. **Order** (``content_plume``): chat messages are checked, user text is neutralised.
 2. **See** (``vision_plume``): images and videos become patches and grids.
-3. **Write**: the chat template is rendered, placeholders are repeated once per visual token.
-4. **Fit**: an over-long prefix loses the end of the user's text, never media, instruction, ``<anchor>`` or ``<slt>``.
+3. **Write** (``prompt_plume``): the chat template is rendered, placeholders are repeated once per visual token.
+4. **Fit** (``truncation_plume``): an over-long prefix loses the end of the user's text, nothing else.
 5. **Pad**: on the left, so that ``<slt>`` is the last column of every row.
 """
 
@@ -13,12 +13,19 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from huggingface_hub import CommitInfo
 from transformers import AutoTokenizer, BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
 from transformers.tokenization_utils_base import AddedToken
 
-from .hub_files_plume import write_hub_files
-from .options_plume import flatten_media, split_options
-from .prompt_plume import PAPER_LAYOUT, PromptLayout, build_chat_template, canonical_messages, to_conversation
+from .content_plume import canonical_messages, to_conversation
+from .hub_files_plume import HUB_OPTIONS, push_saved, write_hub_files
+from .options_plume import check_positive, flatten_media, length_limit, split_options
+from .prompt_plume import (
+    PAPER_LAYOUT,
+    TEMPLATE_VARIABLES,
+    PromptLayout,
+    build_chat_template,
+)
 from .truncation_plume import fit
 from .vision_plume import load_image, load_video, patchify
 
@@ -27,6 +34,7 @@ _MEDIA = {
     "image": ("<|image_pad|>", "pixel_values", "image_grid_thw"),
     "video": ("<|video_pad|>", "pixel_values_videos", "video_grid_thw"),
 }
+_LIMITS = ("min_pixels", "max_pixels")
 
 Media = list[tuple[np.ndarray, tuple[int, int, int]]]
 
@@ -57,7 +65,7 @@ class PlumeProcessor(ProcessorMixin):
 
     def __init__(
         self,
-        tokenizer: PreTrainedTokenizerBase | None = None,
+        tokenizer: PreTrainedTokenizerBase,
         chat_template: str | None = None,
         anchor_token: str = PAPER_LAYOUT.anchor,
         latent_start_token: str = PAPER_LAYOUT.latent_start,
@@ -75,7 +83,6 @@ class PlumeProcessor(ProcessorMixin):
         patch_size: int = 14,
         merge_size: int = 2,
         temporal_patch_size: int = 2,
-        **kwargs: Any,
     ) -> None:
         self.anchor_token, self.latent_token, self.embedding_token = anchor_token, latent_token, embedding_token
         self.latent_start_token, self.latent_end_token = latent_start_token, latent_end_token
@@ -88,6 +95,27 @@ class PlumeProcessor(ProcessorMixin):
         self.row_sources: dict[int, int] = {}
         layout = PromptLayout(anchor=anchor_token, latent_start=latent_start_token)
         super().__init__(tokenizer, chat_template=chat_template or build_chat_template(layout))
+        self._check_settings()
+
+    def _check_settings(self) -> None:
+        counts = {
+            "min_pixels": self.min_pixels,
+            "max_pixels": self.max_pixels,
+            "video_min_pixels": self.video_min_pixels,
+            "video_max_pixels": self.video_max_pixels,
+            "num_frames": self.num_frames,
+        }
+        for name, value in counts.items():
+            check_positive(name, value)
+        tokens = (self.anchor_token, self.latent_start_token, self.latent_end_token, self.latent_token)
+        vocabulary = self.tokenizer.get_vocab()
+        unknown = [token for token in (*tokens, self.embedding_token) if token not in vocabulary]
+        if unknown or not self.suffix.endswith(self.embedding_token):
+            raise ValueError(
+                f"The tokenizer does not know {unknown or 'the end of the suffix'}, so no model could read its "
+                "prompts. Start from a backbone with PlumeProcessor.from_backbone, or give the token strings and the "
+                "suffix of this tokenizer."
+            )
 
     @classmethod
     def from_backbone(
@@ -102,9 +130,11 @@ class PlumeProcessor(ProcessorMixin):
         Args:
             pretrained_model_name_or_path: Folder or Hub id.
             layout: Token strings and prompt.
-            **kwargs: Arguments of the constructor.
+            **kwargs: Arguments of the constructor, and ``revision``, ``subfolder``, ``token``, ``cache_dir`` and
+                ``local_files_only`` of the hub.
         """
-        tokenizer = AutoTokenizer.from_pretrained(pretrained_model_name_or_path, padding_side="left")
+        hub = {name: kwargs.pop(name) for name in HUB_OPTIONS if name in kwargs}
+        tokenizer = AutoTokenizer.from_pretrained(pretrained_model_name_or_path, padding_side="left", **hub)
         sources = layout.row_sources()
         added = [token for token in sources if token not in tokenizer.get_vocab()]
         tokenizer.add_tokens([AddedToken(token, normalized=False) for token in added])
@@ -202,6 +232,9 @@ class PlumeProcessor(ProcessorMixin):
             for messages in (conversation if is_batch else [conversation])
         ]
         options, variables = split_options(kwargs)
+        unknown = sorted(variables.keys() - TEMPLATE_VARIABLES)
+        if unknown and chat_template is None:  # a template of the caller may have variables of its own
+            raise ValueError(f"Unknown options {unknown}: they would have no effect. Remove them, or mend their names.")
         template = {
             "chat_template": chat_template or self.chat_template,
             "add_generation_prompt": add_generation_prompt,
@@ -211,8 +244,7 @@ class PlumeProcessor(ProcessorMixin):
             prompts = [self._render(messages, template) for messages in conversations]
             return prompts if is_batch else prompts[0]
         media = {kind: self._load(conversations, kind, options) for kind in _MEDIA}
-        max_length = options["text"].pop("max_length", None) or self.tokenizer.model_max_length
-        truncate = options["text"].pop("truncation", None) not in (False, "do_not_truncate")
+        max_length, truncate = length_limit(options["text"], self.tokenizer.model_max_length)
         rows = [
             self._fit(messages, {kind: media[kind][row] for kind in media}, template, max_length, truncate)
             for row, messages in enumerate(conversations)
@@ -258,8 +290,7 @@ class PlumeProcessor(ProcessorMixin):
                 )
             remaining = iter([self._see(kind, source, options) for source in sources[kind]])
             media[kind] = [[next(remaining) for _ in range(count)] for count in counts]
-        max_length = options["text"].pop("max_length", None) or self.tokenizer.model_max_length
-        options["text"].pop("truncation", None)
+        max_length, _ = length_limit(options["text"], self.tokenizer.model_max_length)
         rows = [
             self._ids(self._expand(prompt, {kind: media[kind][row] for kind in media}))
             for row, prompt in enumerate(prompts)
@@ -272,11 +303,19 @@ class PlumeProcessor(ProcessorMixin):
             )
         return self._collate(rows, media, options)
 
-    def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> list[str]:
+    def save_pretrained(
+        self, save_directory: str | os.PathLike, push_to_hub: bool = False, repo_id: str | None = None, **kwargs: Any
+    ) -> list[str]:
         """Save tokenizer, template and settings, and the prompts for sentence-transformers."""
-        saved = super().save_pretrained(save_directory, *args, **kwargs)
+        saved = super().save_pretrained(save_directory)
         write_hub_files(save_directory, {"query": self.query_prompt, "document": self.document_prompt})
+        if push_to_hub:
+            self.push_to_hub(repo_id or os.path.basename(os.path.normpath(save_directory)), **kwargs)
         return saved
+
+    def push_to_hub(self, repo_id: str, **kwargs: Any) -> CommitInfo:
+        """Upload all that :meth:`save_pretrained` writes; options of :func:`~plume.hub_files_plume.push_saved`."""
+        return push_saved(self.save_pretrained, repo_id, **kwargs)
 
     # 2. See
 
@@ -298,10 +337,15 @@ class PlumeProcessor(ProcessorMixin):
         else:
             frames = load_video(source, chosen.get("num_frames", self.num_frames))
             limits = (self.video_min_pixels, self.video_max_pixels)
+        min_pixels, max_pixels = (chosen.get(name, limit) for name, limit in zip(_LIMITS, limits, strict=True))
+        if min_pixels > max_pixels:
+            raise ValueError(
+                f"min_pixels={min_pixels} exceeds max_pixels={max_pixels}, so no size fits. Change one of them."
+            )
         return patchify(
             frames,
-            min_pixels=chosen.get("min_pixels", limits[0]),
-            max_pixels=chosen.get("max_pixels", limits[1]),
+            min_pixels=min_pixels,
+            max_pixels=max_pixels,
             patch_size=self.patch_size,
             merge_size=self.merge_size,
             temporal_patch_size=self.temporal_patch_size,

@@ -6,8 +6,6 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging
 
-from .prompt_plume import neutralize
-
 logger = logging.get_logger(__name__)
 
 
@@ -40,21 +38,21 @@ def fit(
     while len(ids) > max_length:
         if not texts:
             raise ValueError(
-                f"An input needs {len(ids)} tokens without any of its text, more than max_length={max_length}. Lower "
-                "max_pixels or num_frames, or raise max_length."
+                f"An input needs {len(ids)} tokens without any of its text, more than max_length={max_length}. Shorten "
+                "its instruction, lower max_pixels or num_frames, or raise max_length."
             )
         text = texts[-1]["text"]
         offsets = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
         kept = len(offsets) - (len(ids) - max_length)
-        cut = text[: offsets[kept - 1][1]] if kept > 0 else ""
-        # The cut can fall inside a neutralised token and leave a string that acts as another one.
-        texts[-1]["text"] = neutralize(cut, list(tokenizer.get_added_vocab()))
-        if not cut:
+        # Up to the start of the first token that must go: the tokens of one character share its offsets, so the end of
+        # the last token that may stay can lie behind it. The text gets shorter in every round.
+        texts[-1]["text"] = text[: offsets[kept][0]].rstrip() if kept > 0 else ""
+        if not texts[-1]["text"]:
             texts.pop()
         ids = encode()
     if given > len(ids):
         logger.warning_once(
-            f"An input of {given} tokens was shortened to {max_length}: the end of its text is not part of the "
-            "embedding. Raise processor.tokenizer.model_max_length to keep more."
+            "An input was longer than max_length and was shortened: the end of its text is not part of the embedding. "
+            "Pass a larger max_length, or raise processor.tokenizer.model_max_length, to keep more."
         )
     return ids

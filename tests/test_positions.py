@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from plume.positions_plume import mrope_index, rollout_positions
+from plume.positions_plume import Media, mrope_index, rollout_positions
 from reference import count_positions
 
 IMAGE, VIDEO, TEXT = 1, 2, 3
@@ -33,7 +33,7 @@ def test_positions_equal_the_released_checkpoint_s(row, padding):
     assert len(ids) == length
     input_ids = torch.tensor([[0] * padding + ids])
     mask = torch.tensor([[0] * padding + [1] * length])
-    media = [(token, torch.tensor([grid]) if token == kind else None) for token in (IMAGE, VIDEO)]
+    media = [Media(token, None, torch.tensor([grid]) if token == kind else None) for token in (IMAGE, VIDEO)]
     for scheme, latent, suffix in (("mrope", mrope_latent, mrope_suffix), ("kv_length", kv_latent, kv_suffix)):
         positions = rollout_positions(input_ids, mask, media, 2, 8 + 5, scheme)
         for axis in positions:
@@ -46,7 +46,7 @@ def test_positions_equal_the_released_checkpoint_s(row, padding):
 def test_text_after_a_long_video_continues_behind_its_last_frame():
     """t = 4 frames of 2x2 tokens behind 3 text tokens: the reference values of the Qwen2-VL release."""
     ids = torch.tensor([[TEXT] * 3 + [VIDEO] * 16 + [TEXT] * 4])
-    positions, following = mrope_index(ids, torch.ones_like(ids), [(VIDEO, torch.tensor([[4, 4, 4]]))], 2)
+    positions, following = mrope_index(ids, torch.ones_like(ids), [Media(VIDEO, None, torch.tensor([[4, 4, 4]]))], 2)
     assert positions[0, 0].tolist() == [0, 1, 2, *[3] * 4, *[4] * 4, *[5] * 4, *[6] * 4, 7, 8, 9, 10]
     assert positions[1, 0].tolist() == [0, 1, 2, *[3, 3, 4, 4] * 4, 7, 8, 9, 10]
     assert positions[2, 0].tolist() == [0, 1, 2, *[3, 4, 3, 4] * 4, 7, 8, 9, 10]
@@ -85,7 +85,7 @@ def test_positions_equal_counting_token_by_token(rows):
     width = max(map(len, encoded))
     input_ids = torch.tensor([[0] * (width - len(ids)) + ids for ids in encoded])
     mask = torch.tensor([[0] * (width - len(ids)) + [1] * len(ids) for ids in encoded])
-    media = [(kind, torch.tensor(found) if found else None) for kind, found in grids.items()]
+    media = [Media(kind, None, torch.tensor(found) if found else None) for kind, found in grids.items()]
     positions, following = mrope_index(input_ids, mask, media, 2)
     for row, (counted, next_position) in enumerate(expected):
         assert positions[:, row, width - len(counted) :].T.tolist() == [list(position) for position in counted]

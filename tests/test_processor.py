@@ -159,7 +159,7 @@ def test_pixel_limits_and_frames_are_settings_and_can_change_per_call(processor)
         return features["image_grid_thw"][0].tolist(), features["video_grid_thw"][0].tolist()
 
     assert grids() == ([1, 8, 8], [4, 4, 6])
-    assert grids(max_pixels=28 * 28 * 4, num_frames=2) == ([1, 4, 4], [1, 4, 6])
+    assert grids(max_pixels=28 * 28 * 4, num_frames=2) == ([1, 4, 4], [1, 2, 4])
     nested = {"images_kwargs": {"max_pixels": 28 * 28 * 4}, "videos_kwargs": {"num_frames": 4}}
     assert grids(**nested) == ([1, 4, 4], [2, 4, 6])
     assert grids(processor_kwargs=nested) == ([1, 4, 4], [2, 4, 6])
@@ -240,6 +240,8 @@ def _broken_mp4(tmp_path):
         (lambda folder: {"image": np.zeros((5, 5, 7), np.uint8)}, "is no picture"),
         (lambda folder: {"image": np.full((8, 8, 3), 300.0)}, "outside \\[0, 1\\]"),
         (lambda folder: {"image": np.zeros((8, 8, 3), np.int32)}, "dtype int32"),
+        (lambda folder: {"image": Image.fromarray(np.full((8, 8), 7.5, np.float32))}, "outside \\[0, 1\\]"),
+        (lambda folder: {"image": Image.fromarray(np.full((8, 8), 200, np.int32))}, "brightness is unknown"),
         (lambda folder: {"image": noise_image(0, 1000, 3)}, "200 times"),
         (lambda folder: {"video": []}, "no frames"),
         (lambda folder: {"video": np.zeros((0, 8, 8, 3), np.uint8)}, "no frames"),
@@ -269,10 +271,78 @@ def test_an_empty_batch_is_refused(processor):
         processor.process_queries("a red bus")
 
 
-@pytest.mark.parametrize("options", [{"max_pixels": 0}, {"num_frames": "8"}, {"videos_kwargs": {"fps": 2}}])
-def test_wrong_options_are_refused(processor, options):
-    with pytest.raises(ValueError, match="option"):
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"max_pixels": 0},
+        {"max_length": 0},
+        {"num_frames": "8"},
+        {"videos_kwargs": {"fps": 2}},
+        {"max_pixel": 3136},
+        {"images": [noise_image(1)]},
+        {"size": {"longest_edge": 3136}},
+        {"min_pixels": 28 * 28 * 64},
+        {"text_kwargs": {"paddding": True}},
+    ],
+    ids=str,
+)
+def test_options_without_effect_are_refused(processor, options):
+    with pytest.raises(ValueError, match="option|exceeds max_pixels"):
         processor.process_documents([noise_image(0)], **options)
+
+
+@pytest.mark.parametrize("setting", [{"max_pixels": -5}, {"num_frames": 0}, {"suffix": "<elt>"}])
+def test_impossible_settings_are_refused(checkpoint, setting):
+    from plume import PlumeProcessor
+
+    with pytest.raises(ValueError, match="positive integer|end of the suffix"):
+        PlumeProcessor.from_pretrained(checkpoint, **setting)
+
+
+def test_padding_to_a_fixed_length(processor):
+    assert processor.process_documents(["a"], padding="max_length", max_length=64)["input_ids"].shape == (1, 64)
+    assert processor.process_documents(["a"], pad_to_multiple_of=50)["input_ids"].shape == (1, 50)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "\u65e5\u672c\u8a9e " * 20,
+        "Gr\u00fc\u00dfe " * 20,
+        "bus \U0001f600 " * 20,
+        "\u0430\u0432\u0442\u043e\u0431\u0443\u0441 " * 20,
+    ],
+)
+def test_truncation_ends_for_characters_of_several_tokens(processor, text):
+    longest = processor.process_documents([text])["input_ids"].shape[1]
+    for max_length in range(40, longest, 3):
+        assert processor.process_documents([text], max_length=max_length)["input_ids"].shape[1] <= max_length
+
+
+def test_a_blank_text_beside_media_is_no_text(model, processor):
+    image = noise_image(0)
+    with torch.no_grad():
+        vectors = model(
+            **processor.process_queries([image, {"image": image, "text": ""}, {"image": image, "text": " \n"}])
+        ).embeddings
+    assert (vectors - vectors[0]).abs().max() <= 1e-6
+    cut = processor.process_queries(
+        [{"image": image, "text": "a red bus"}], max_length=processor.process_queries([image])["input_ids"].shape[1]
+    )
+    assert torch.equal(cut["input_ids"], processor.process_queries([image])["input_ids"])
+
+
+def test_a_clip_filmed_sideways_is_turned(tmp_path):
+    """The display matrix of the track header, patched to a quarter turn, as phones write it."""
+    data = bytearray((MEDIA / "rolling_ball.mp4").read_bytes())
+    matrix = data.index(b"tkhd") + 4 + 40
+    one, zero = (0x10000).to_bytes(4, "big"), bytes(4)
+    minus = (-0x10000 & 0xFFFFFFFF).to_bytes(4, "big")
+    data[matrix : matrix + 36] = zero + one + zero + minus + zero + zero + zero + zero + (0x40000000).to_bytes(4, "big")
+    (tmp_path / "turned.mp4").write_bytes(data)
+    upright, turned = (load_video(path, 1)[0] for path in (MEDIA / "rolling_ball.mp4", tmp_path / "turned.mp4"))
+    assert turned.size == (112, 168)
+    assert np.array_equal(np.asarray(turned), np.asarray(upright.rotate(-90, expand=True)))
 
 
 def test_more_placeholders_than_media_are_refused(processor):

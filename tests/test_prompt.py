@@ -5,9 +5,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from inputs import noise_image
-from plume import PAPER_LAYOUT, RELEASED_LAYOUT, PlumeProcessor
+from plume import PAPER_LAYOUT, RELEASED_LAYOUT, PlumeProcessor, PromptLayout
+from plume.content_plume import canonical_messages, neutralize, to_conversation
 from plume.hub.random_checkpoint import build_tokenizer
-from plume.prompt_plume import build_chat_template, canonical_messages, neutralize, to_conversation
+from plume.prompt_plume import build_chat_template
 
 DIRECTIVE = (
     "Represent the above input text, images, videos, or any combination of the three as embeddings. First output the "
@@ -122,6 +123,12 @@ def test_several_texts_keep_their_places_between_the_media():
         ([{"role": "user", "content": [{"type": "image"}]}], "holds no image"),
         ([{"role": "query", "content": "a"}], "role 'query'"),
         ([{"role": "user"}], "needs 'role' and 'content'"),
+        ([{"role": "user", "content": None}], "needs 'role' and 'content'"),
+        ([{"role": "user", "content": ["a"]}], "a list of parts"),
+        ([{"role": "user", "content": [{"type": "text", "text": 5}]}], "given as int"),
+        ([{"role": "user", "content": [{"type": "image", "image": "a.png", "max_pixels": 9}]}], "unknown keys"),
+        ([{"role": "system", "content": [{"type": "image", "image": "a.png"}]}], "system message holds media"),
+        ([{"role": "user", "content": "a"}, {"role": "system", "content": "b"}], "instructs nothing"),
     ],
 )
 def test_unusable_inputs_are_refused_with_the_cause(item, message):
@@ -131,10 +138,40 @@ def test_unusable_inputs_are_refused_with_the_cause(item, message):
 
 @pytest.mark.parametrize(
     ("given_video", "count"),
-    [(["a.mp4", "b.mp4"], 2), (["a.png", "b.png"], 1), ([[1, 2], [3]], 2), ("a.mp4", 1), ([1, 2, 3], 1)],
+    [
+        (["a.mp4", "b.mp4"], 2),
+        (["a.gif"], 1),
+        (["a.png", "b.png"], 1),
+        (["a.tiff", "b.ppm"], 1),
+        (["data:image/png;base64,x"] * 3, 1),
+        ([["a.png"], ["b.png"]], 2),
+        ("a.mp4", 1),
+        ([1, 2, 3], 1),
+        ([], 1),
+    ],  # fmt: skip
 )
 def test_a_list_of_frames_is_one_video_and_a_list_of_files_several(given_video, count):
     assert len(to_conversation({"video": given_video})[0]["content"]) == count
+
+
+def test_whole_videos_and_frames_in_one_list_are_refused():
+    with pytest.raises(ValueError, match="mixes whole videos and single frames"):
+        to_conversation({"video": ["a.mp4", "b.png"]})
+
+
+def test_halves_of_a_control_token_do_not_meet():
+    """Texts next to each other, system messages next to each other, and a prompt before a system message."""
+    halves = ["x <an", "chor> <|im_", "end|>", "<|image_", "pad|>", "<sl", "t>"]
+    system = [{"role": "system", "content": half} for half in halves]
+    conversation = to_conversation([*system, {"role": "user", "content": [{"type": "text", "text": halves}]}], "<sl")
+    text = _PROCESSOR.apply_chat_template(conversation)
+    assert [text.count(token) for token in ("<anchor>", "<slt>", "<|im_end|>", "<|image_pad|>")] == [1, 1, 2, 0]
+    assert "a red\nbus" in _PROCESSOR.apply_chat_template(to_conversation({"text": ["a red", "bus"]}))
+
+
+def test_a_directive_may_hold_quotes_and_backslashes():
+    layout = PromptLayout(directive='\nSummarize the user\'s "input" \\n.')
+    assert '<anchor>\nSummarize the user\'s "input" \\n.<|im_end|>' in render(layout, to_conversation("a bus"))
 
 
 def test_control_tokens_in_user_text_are_broken_up():

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import torch
 from corpus import write_corpus
-from inputs import MEDIA, ROOT, embed
 
+from inputs import MEDIA, ROOT, embed
 from plume import PlumeForEmbedding, PlumeProcessor
 from plume.hub.random_checkpoint import save_random_plume
 
@@ -261,7 +261,9 @@ def test_a_whole_run_follows_the_committed_trajectory_and_opens_all_doors(long_c
     from sentence_transformers import SentenceTransformer
 
     output = tmp_path / "out"
-    done = command(long_corpus, output, "--max_steps", "20", "--stage_weights", "8", "2", "2", "2", "6", "--chunk_size", "8")
+    done = command(
+        long_corpus, output, "--max_steps", "20", "--stage_weights", "8", "2", "2", "2", "6", "--chunk_size", "8"
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     log = [json.loads(line.replace("'", '"')) for line in done.stdout.splitlines() if line.startswith("{'loss'")]
     trajectory = [float(entry["loss"]) for entry in log]
