@@ -49,7 +49,7 @@ _SENTENCE_TRANSFORMERS = {
     },
 }
 
-_CARD = """---
+MODEL_CARD = """---
 library_name: sentence-transformers
 pipeline_tag: sentence-similarity
 tags:
@@ -113,7 +113,7 @@ def write_hub_files(folder: str | os.PathLike, prompts: dict[str, str] | None = 
             (root / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     card = root / "README.md"
     if not card.exists():
-        card.write_text(_CARD, encoding="utf-8")
+        card.write_text(MODEL_CARD, encoding="utf-8")
 
 
 def push_saved(

@@ -382,3 +382,81 @@ def test_stages_are_rewritten_late(corpus):
     assert "It is 3.5 cm wide." in text
     assert text.endswith("</answer><gen>")
     assert replace(Curriculum(4).stages[0], index=4).is_final
+
+
+def test_bad_rows_are_left_out_only_when_asked(long_corpus, tmp_path):
+    lines = (long_corpus / "pairs.jsonl").read_text().splitlines()[:24]
+    spoilt = [line.replace(".png", ".gone") if index == 5 else line for index, line in enumerate(lines)]
+    (tmp_path / "spoilt.jsonl").write_text("\n".join(spoilt))
+    flags = ["--train_files", str(tmp_path / "spoilt.jsonl"), "--max_steps", "3"]
+    done = command(long_corpus, tmp_path / "out", *flags)
+    assert done.returncode != 0
+    assert "spoilt.jsonl:6 cannot be trained on" in done.stderr
+    done = command(long_corpus, tmp_path / "out", *flags, "--skip_bad_rows")
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "1 of 24 rows are left out: {'missing media': 1}" in done.stderr
+
+
+def test_a_streamed_corpus_is_trained_on(long_corpus, tmp_path):
+    done = command(long_corpus, tmp_path / "out", "--streaming", "--max_steps", "2", "--dataloader_num_workers", "1")
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert len([line for line in done.stdout.splitlines() if line.startswith("{'loss'")]) == 2
+
+
+@pytest.mark.parametrize("recipe", sorted((ROOT / "training" / "recipes").glob("*.yaml")), ids=lambda path: path.stem)
+def test_recipes_are_valid(recipe, tmp_path):
+    from plume.training.train import parse
+
+    script, args, model = parse(
+        ["--config", str(recipe), "--train_files", "x.jsonl", "--use_cpu", "--output_dir", str(tmp_path)]
+    )
+    assert script.train_files == ["x.jsonl"]
+    assert args.curriculum(args.num_latent_steps).stages[-1].num_latent_steps == args.num_latent_steps
+    assert model is not None
+
+
+def test_collapse_raises_an_alarm(caplog):
+    from plume.training import diagnostics
+
+    steady = torch.randn(3, 1, 16).expand(3, 4, 16)
+    one = torch.zeros(3, 4, 4)
+    one[..., 0] = 1.0
+    health = diagnostics.describe_latents(steady, one)
+    assert health["latent_cosine"] == pytest.approx(1, abs=1e-4)
+    assert health["latent_rank"] == pytest.approx(1, abs=1e-2)
+    assert health["expert_mass"] == 1.0
+    orthogonal = diagnostics.describe_latents(torch.eye(4).expand(3, 4, 4), torch.full((3, 4, 4), 0.25))
+    assert orthogonal == pytest.approx({"latent_cosine": 0.0, "latent_rank": 4.0, "expert_mass": 0.25}, abs=1e-4)
+    warned = []
+    diagnostics.logger.warning, before = warned.append, diagnostics.logger.warning
+    try:
+        diagnostics.warn_of_collapse(orthogonal)
+        assert warned == []
+        diagnostics.warn_of_collapse(health)
+    finally:
+        diagnostics.logger.warning = before
+    assert len(warned) == 2
+
+
+def test_retrieval_metrics_count_ties_against_the_model():
+    from transformers import EvalPrediction
+
+    from plume.training.diagnostics import retrieval_metrics
+
+    corners, identities = np.eye(6, dtype=np.float32), np.arange(6)
+    assert retrieval_metrics(EvalPrediction((corners, corners), identities))["hit@1"] == 1
+    constant = np.ones((6, 6), dtype=np.float32)
+    assert retrieval_metrics(EvalPrediction((constant, constant), identities)) == {"hit@1": 0.0, "hit@5": 0.0}
+    shared = np.array([0, 0, 1, 1, 2, 2])
+    targets = corners[shared]
+    assert retrieval_metrics(EvalPrediction((targets, targets), shared))["hit@1"] == 1, "equal targets are one item"
+
+
+def test_the_card_of_a_run_tells_how_it_was_trained(corpus, tmp_path):
+    trainer = make_trainer(corpus, tmp_path, max_steps=1, stage_weights=[0, 1])
+    trainer.train()
+    trainer.create_model_card()
+    card = (tmp_path / "README.md").read_text()
+    assert "latent-reasoning" in card
+    assert "## Training" in card
+    assert "contrastive pool of 8 pairs" in card

@@ -87,10 +87,16 @@ def peft_config(arguments: ModelConfig, model: PlumeForEmbedding) -> Any:
     return config
 
 
+def parse(arguments: list[str] | None = None) -> tuple[PlumeScriptArguments, PlumeTrainingConfig, ModelConfig]:
+    """Arguments of the script, the run and the model, from flags and ``--config`` files."""
+    parser = TrlParser([PlumeScriptArguments, PlumeTrainingConfig, ModelConfig])  # type: ignore[list-item]
+    script, args, model = parser.parse_args_and_config(arguments)
+    return script, args, model
+
+
 def main() -> None:
     """Parse, load, train, save."""
-    parser = TrlParser([PlumeScriptArguments, PlumeTrainingConfig, ModelConfig])  # type: ignore[list-item]
-    script, args, model_arguments = parser.parse_args_and_config()
+    script, args, model_arguments = parse()
     if not script.train_files:
         raise ValueError("There is nothing to train on: give --train_files.")
     set_seed(args.seed)

@@ -8,6 +8,7 @@ One optimizer step, whatever the batch, the chunks and the number of ranks:
 """
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from trl import SFTTrainer
 
 from plume import PlumeForEmbedding, PlumeOutput, PlumeProcessor
+from plume.hub_files_plume import MODEL_CARD
 from plume.training.collator import PairCollator, Rows, chunk_sizes, rewrite, split_rows
 from plume.training.config import PlumeTrainingConfig
 from plume.training.curriculum import Stage
@@ -72,6 +74,7 @@ class PlumeTrainer(SFTTrainer):
         self.curriculum = args.curriculum(model.config.num_latent_steps)
         self.objective: Weights = args.weights()
         self._suffix = list(model.config.suffix_token_ids)
+        self._started_from = model.config.name_or_path
         if args.freeze_vision:
             model.model.visual.requires_grad_(False)
         super().__init__(
@@ -164,7 +167,7 @@ class PlumeTrainer(SFTTrainer):
 
     def _touch(self) -> torch.Tensor:
         """Zero that depends on every trainable parameter: DDP waits for all of them, text-only batches included."""
-        touched = [p.view(-1)[0] for p in self.model.parameters() if p.requires_grad]
+        touched = [p.flatten()[:1].sum() for p in self.model.parameters() if p.requires_grad]
         return 0.0 * torch.stack(touched).sum()
 
     def compute_loss(
@@ -271,6 +274,19 @@ class PlumeTrainer(SFTTrainer):
         pairs = inputs["num_pairs"]
         sides = (output.embeddings[:pairs], output.embeddings[pairs : 2 * pairs])
         return loss.detach(), None if prediction_loss_only else sides, inputs["candidate_ids"][:pairs]
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """Write the package's card into the output folder, with a section on this run."""
+        if not self.is_world_process_zero():
+            return
+        pool = self.args.per_device_train_batch_size * self.args.world_size
+        (Path(self.args.output_dir) / "README.md").write_text(
+            f"{MODEL_CARD}\n## Training\n\nStarted from `{self._started_from}`, {self.state.global_step} "
+            f"steps with a contrastive pool of {pool} pairs, temperature {self.args.temperature}, learning rate "
+            f"{self.args.learning_rate}, shares of the stages 0..{len(self.args.stage_weights) - 1}: "
+            f"{[round(weight, 4) for weight in self.args.stage_weights]}, seed {self.args.seed}.\n",
+            encoding="utf-8",
+        )
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         """Not estimated: the nested inputs hide the tokens."""

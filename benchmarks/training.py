@@ -1,0 +1,144 @@
+"""``python -m plume.benchmarks.training``: what a training step costs in memory and time, on random weights.
+
+1. **Memory**: peak resident memory of one step with a pool of 8 and of 64 pairs at the same chunk size, each in a process of
+   its own; the baseline is the memory before the step.
+2. **Throughput**: pairs per second of a chunked step against one pair at a time (chunks of two rows, the way the
+   authors' code trains), in one process, on the same weights and pairs.
+"""
+
+import argparse
+import json
+import multiprocessing
+import resource
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from plume import PlumeConfig, PlumeForEmbedding
+from plume.hub.random_checkpoint import SIZES, build_backbone_config, build_tokenizer
+from plume.training.collator import Rows, split_rows
+from plume.training.grad_cache import cached_backward
+from plume.training.losses import Representations, Weights, pool_loss, suffix_ce
+
+_ANCHOR, _START, _END, _GEN = 1, 2, 3, 4
+_NUM_LATENT_STEPS = 8
+
+
+def build_model(size: str) -> PlumeForEmbedding:
+    """A random model in training mode, without dropout."""
+    config = PlumeConfig.from_backbone(
+        build_backbone_config(build_tokenizer(), size),
+        anchor_token_id=_ANCHOR,
+        latent_start_token_id=_START,
+        latent_end_token_id=_END,
+        embedding_token_id=_GEN,
+        expert_dropout=0.0,
+    )
+    torch.manual_seed(0)
+    return PlumeForEmbedding(config).train()
+
+
+def build_rows(pairs: int, prefix: int, suffix: int) -> Rows:
+    """Random text pairs at a middle stage: a prefix, K latent steps, and a supervised suffix."""
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(8, 256, (2 * pairs, prefix), generator=generator)
+    ids[:, -2], ids[:, -1] = _ANCHOR, _START
+    tail = torch.randint(8, 256, (2 * pairs, suffix), generator=generator)
+    tail[:, 0], tail[:, -1] = _END, _GEN
+    inputs: dict[str, Any] = {
+        "input_ids": ids,
+        "attention_mask": torch.ones_like(ids),
+        "suffix_input_ids": tail,
+        "suffix_mask": torch.ones_like(tail, dtype=torch.bool),
+        "num_latent_steps": _NUM_LATENT_STEPS,
+    }
+    return Rows(inputs, [""] * 2 * pairs, [(0, 0)] * 2 * pairs)
+
+
+def train_step(model: PlumeForEmbedding, rows: Rows, chunks: Sequence[Rows]) -> None:
+    """Gradients of the whole objective over a pool, through GradCache."""
+    pairs = len(rows) // 2
+
+    def represent(chunk: Rows) -> Representations:
+        output = model(**{**chunk.inputs, "suffix_mask": None})
+        return Representations(output.embeddings, output.anchor_embeddings, output.router_probs.mean(dim=1))
+
+    def replay(chunk: Rows) -> tuple[Representations, torch.Tensor]:
+        output = model(**chunk.inputs)
+        own = suffix_ce(output.suffix_log_probs, chunk.inputs["suffix_mask"]).sum() / pairs
+        routing = output.router_probs.mean(dim=1)
+        return Representations(output.embeddings, output.anchor_embeddings, routing), own
+
+    def whole(local: Representations) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        queries, targets = (
+            Representations(*(t[part] for t in local.tensors())) for part in (slice(0, pairs), slice(pairs, None))
+        )
+        return pool_loss(queries, targets, torch.arange(pairs), Weights())
+
+    cached_backward(list(chunks), represent, replay, whole, lambda loss: loss.backward(), torch.enable_grad)
+    model.zero_grad()
+
+
+def measure_memory(size: str, pairs: int, chunk: int, prefix: int, suffix: int, results: Any) -> None:
+    """Put the peak resident memory of a step into ``results``, in MiB above what the model itself takes."""
+    model = build_model(size)
+    warm = build_rows(chunk, prefix, suffix)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    rows = build_rows(pairs, prefix, suffix)
+    for one in (warm, rows):
+        train_step(model, one, split_rows(one, [chunk] * (len(one) // chunk)))
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    results.put((before / 1024, peak / 1024))
+
+
+def memory_table(size: str, prefix: int, suffix: int) -> list[dict[str, Any]]:
+    """Peak memory of pools of 8 and 64 pairs in chunks of 4 rows."""
+    table, context = [], multiprocessing.get_context("spawn")
+    for pairs in (8, 64):
+        results = context.Queue()
+        process = context.Process(target=measure_memory, args=(size, pairs, 4, prefix, suffix, results))
+        process.start()
+        before, peak = results.get()
+        process.join()
+        table.append({"pool": pairs, "chunk": 4, "model_mib": round(before), "peak_mib": round(peak)})
+    return table
+
+
+def throughput_table(size: str, prefix: int, suffix: int, pairs: int = 32) -> list[dict[str, Any]]:
+    """Pairs per second of one step over a pool, by rows per chunk; the first is one pair at a time."""
+    model, rows, table = build_model(size), build_rows(pairs, prefix, suffix), []
+    for chunk in (2, 8, 32, 64):
+        chunks = split_rows(rows, [chunk] * (2 * pairs // chunk))
+        train_step(model, rows, chunks)
+        times = []
+        for _ in range(3):
+            start = time.perf_counter()
+            train_step(model, rows, chunks)
+            times.append(time.perf_counter() - start)
+        table.append({"pool": pairs, "chunk": chunk, "pairs_per_second": round(pairs / sorted(times)[1], 2)})
+    return table
+
+
+def main() -> None:
+    """Measure and print as JSON."""
+    parser = argparse.ArgumentParser(prog="python -m plume.benchmarks.training", description=__doc__)
+    parser.add_argument("--size", choices=SIZES, default="small", help="shape of the random model")
+    parser.add_argument("--prefix", type=int, default=64, help="prefix tokens per row")
+    parser.add_argument("--suffix", type=int, default=32, help="suffix tokens per row")
+    options = parser.parse_args()
+    memory = memory_table(options.size, options.prefix, options.suffix)
+    throughput = throughput_table(options.size, options.prefix, options.suffix)
+    report = {
+        "condition": {**vars(options), "threads": torch.get_num_threads(), "torch": torch.__version__, "device": "cpu"},
+        "memory": memory,
+        "memory_ratio": round(memory[1]["peak_mib"] / memory[0]["peak_mib"], 3),
+        "throughput": throughput,
+        "speedup_of_chunk_32": round(throughput[2]["pairs_per_second"] / throughput[0]["pairs_per_second"], 2),
+    }
+    print(json.dumps(report, indent=2))
+
+
+if __name__ == "__main__":
+    main()
