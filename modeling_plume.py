@@ -29,7 +29,7 @@ from transformers.utils import ModelOutput
 
 from .checks_plume import check_prefix, check_suffix
 from .configuration_plume import PlumeConfig
-from .context_plume import CachedContext, Context, RecomputedContext
+from .context_plume import CachedContext, Context, TrainingContext
 from .hub_files_plume import HUB_OPTIONS, push_saved, write_hub_files
 from .latent_plume import LatentExperts, LatentRouter, LatentTransition
 from .positions_plume import Media, mrope_index, rollout_positions
@@ -256,8 +256,8 @@ class PlumeForEmbedding(Qwen2VLForConditionalGeneration):
         )
         reserved = attention_mask.new_ones(len(input_ids), num_reserved)
         layer = self.model.language_model.layers[0]
-        recompute = layer.training and layer.gradient_checkpointing
-        return (RecomputedContext if recompute else CachedContext)(
+        checkpointing = layer.training and layer.gradient_checkpointing
+        return (TrainingContext if checkpointing else CachedContext)(
             self.model.language_model,
             inputs_embeds,
             torch.cat([attention_mask, reserved], dim=-1),

@@ -1,9 +1,9 @@
 """``python -m plume.benchmarks.training``: what a training step costs in memory and time, on random weights.
 
-1. **Memory**: peak resident memory of one step with a pool of 8 and of 64 pairs at the same chunk size, each in a process of
-   its own; the baseline is the memory before the step.
-2. **Throughput**: pairs per second of a chunked step against one pair at a time (chunks of two rows, the way the
-   authors' code trains), in one process, on the same weights and pairs.
+1. **Memory**: peak resident memory of one step with a pool of 8 and of 64 pairs at the same chunk size, each in a
+   process of its own.
+2. **Throughput**: pairs per second of a chunked step against the one-sample-at-a-time loop (every row forward alone,
+   one graph over all of them, no chunks: how the authors' code trains), in one process, on the same weights and pairs.
 """
 
 import argparse
@@ -11,7 +11,8 @@ import json
 import multiprocessing
 import resource
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -81,6 +82,25 @@ def train_step(model: PlumeForEmbedding, rows: Rows, chunks: Sequence[Rows]) -> 
     model.zero_grad()
 
 
+def one_at_a_time(model: PlumeForEmbedding, rows: Rows) -> None:
+    """The same gradients, row by row and without a cache."""
+    pairs = len(rows) // 2
+    singles = split_rows(rows, [1] * len(rows))
+    outputs = [model(**single.inputs) for single in singles]
+    embeddings = torch.cat([output.embeddings for output in outputs])
+    anchors = torch.cat([output.anchor_embeddings for output in outputs])
+    routing = torch.cat([output.router_probs.mean(dim=1) for output in outputs])
+    queries, targets = (
+        Representations(embeddings[part], anchors[part], routing[part])
+        for part in (slice(0, pairs), slice(pairs, None))
+    )
+    loss, _ = pool_loss(queries, targets, torch.arange(pairs), Weights())
+    for output, single in zip(outputs, singles, strict=True):
+        loss = loss + suffix_ce(output.suffix_log_probs, single.inputs["suffix_mask"]).sum() / pairs
+    loss.backward()
+    model.zero_grad()
+
+
 def measure_memory(size: str, pairs: int, chunk: int, prefix: int, suffix: int, results: Any) -> None:
     """Put the peak resident memory of a step into ``results``, in MiB above what the model itself takes."""
     model = build_model(size)
@@ -107,17 +127,21 @@ def memory_table(size: str, prefix: int, suffix: int) -> list[dict[str, Any]]:
 
 
 def throughput_table(size: str, prefix: int, suffix: int, pairs: int = 32) -> list[dict[str, Any]]:
-    """Pairs per second of one step over a pool, by rows per chunk; the first is one pair at a time."""
-    model, rows, table = build_model(size), build_rows(pairs, prefix, suffix), []
-    for chunk in (2, 8, 32, 64):
+    """Pairs per second of one step over a pool: row by row, then by rows per chunk."""
+    model, rows = build_model(size), build_rows(pairs, prefix, suffix)
+    steps: dict[str, Callable[[], None]] = {"one row at a time": partial(one_at_a_time, model, rows)}
+    for chunk in (8, 32, 64):
         chunks = split_rows(rows, [chunk] * (2 * pairs // chunk))
-        train_step(model, rows, chunks)
+        steps[f"chunks of {chunk}"] = partial(train_step, model, rows, chunks)
+    table = []
+    for name, step in steps.items():
+        step()
         times = []
         for _ in range(3):
             start = time.perf_counter()
-            train_step(model, rows, chunks)
+            step()
             times.append(time.perf_counter() - start)
-        table.append({"pool": pairs, "chunk": chunk, "pairs_per_second": round(pairs / sorted(times)[1], 2)})
+        table.append({"pool": pairs, "step": name, "pairs_per_second": round(pairs / sorted(times)[1], 2)})
     return table
 
 

@@ -119,8 +119,9 @@ def test_the_library_is_free_of_smells():
     ]
     assert not {"bare", "Exception", "BaseException"} & set(handlers)
     assert not environment
-    # getattr and hasattr on our own objects hide mistakes. The uses: a dtype by name, a peft model, a streamed dataset.
-    assert sum(name in ("getattr", "hasattr") for _, name in calls) <= 3
+    # getattr and hasattr on our own objects hide mistakes. The uses: a dtype by name, a peft model, a streamed dataset,
+    # a switch of newer transformers.
+    assert sum(name in ("getattr", "hasattr") for _, name in calls) <= 4
     text = "".join(path.read_text() for path in LIBRARY)
     assert "TODO" not in text
     assert "coconut" not in text.lower()

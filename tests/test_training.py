@@ -204,10 +204,13 @@ def test_every_trainable_parameter_moves_and_frozen_means_frozen(corpus, tmp_pat
         assert moved == ("visual" not in name), name
 
 
-def test_gradient_checkpointing_gives_the_same_gradients(corpus, tmp_path):
+@pytest.mark.parametrize("chunk_size", [None, 5])
+def test_gradient_checkpointing_gives_the_same_gradients(corpus, tmp_path, chunk_size):
     found = []
     for checkpointing in (False, True):
-        trainer = make_trainer(corpus, tmp_path, expert_dropout=0.0, gradient_checkpointing=checkpointing)
+        trainer = make_trainer(
+            corpus, tmp_path, expert_dropout=0.0, gradient_checkpointing=checkpointing, chunk_size=chunk_size
+        )
         batch = prepare(trainer, 2)
         if checkpointing:
             trainer.model.gradient_checkpointing_enable()

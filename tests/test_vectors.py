@@ -10,7 +10,7 @@ import torch
 
 from inputs import MEDIA, embed, mixed_inputs, noise_image, noise_video
 from plume import PlumeForEmbedding
-from plume.context_plume import CachedContext, RecomputedContext
+from plume.context_plume import CachedContext, RecomputedContext, TrainingContext
 from plume.hub.random_checkpoint import save_random_plume
 from plume.positions_plume import Media
 from reference import embed_row
@@ -83,7 +83,9 @@ def test_cached_rollout_equals_recomputation(model, processor, monkeypatch, sche
         assert torch.allclose(cached[name], recomputed[name], atol=1e-5)
 
 
-def test_gradient_checkpointing_in_training_changes_no_vector_and_no_gradient(checkpoint, processor):
+@pytest.mark.parametrize("context", [TrainingContext, RecomputedContext])
+def test_gradient_checkpointing_changes_no_vector_and_no_gradient(checkpoint, processor, monkeypatch, context):
+    monkeypatch.setattr("plume.modeling_plume.TrainingContext", context)
     features = processor.process_queries(mixed_inputs()[:6])
     results = []
     for checkpointing in (False, True):
