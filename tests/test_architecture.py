@@ -76,6 +76,36 @@ def test_root_files_import_along_the_arrows_only(path):
     assert absolute - set(sys.stdlib_module_names) <= CLOSURE_LIBRARIES
 
 
+TRAINING_ARROWS = {
+    "curriculum": set(),
+    "losses": set(),
+    "distributed": set(),
+    "sampler": set(),
+    "diagnostics": set(),
+    "data": set(),
+    "grad_cache": {"losses"},
+    "config": {"curriculum", "losses"},
+    "collator": {"config", "curriculum", "data"},
+    "dry_run": {"collator", "config"},
+    "callbacks": {"sampler"},
+    "learning_rate": {"curriculum"},
+    "trainer": {
+        "callbacks", "learning_rate", "collator", "config", "curriculum", "diagnostics", "distributed", "grad_cache", "losses", "sampler"
+    },
+    "train": {"config", "data", "dry_run", "trainer"},
+}  # fmt: skip
+
+
+def test_training_imports_along_the_arrows_only():
+    for name, allowed in TRAINING_ARROWS.items():
+        path = ROOT / "training" / f"{name}.py"
+        path = path if path.exists() else ROOT / "training" / name / "__init__.py"
+        modules = [n.module or "" for n in ast.walk(parse(path)) if isinstance(n, ast.ImportFrom)]
+        assert {m.split(".")[2] for m in modules if m.startswith("plume.training.")} == allowed, name
+        if name in ("curriculum", "losses", "distributed", "sampler"):
+            assert not [m for m in modules if m.startswith(("plume", "transformers"))]
+
+
 def test_no_docstring_quotes_a_relative_import():
     """The remote code loader finds imports by regular expression, in text too."""
     for path in CLOSURE:

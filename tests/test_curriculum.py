@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from plume.training import curriculum as module
 from plume.training.curriculum import Curriculum, Stage, split_segments
+from plume.training.learning_rate import stage_factor
 from plume.training.sampler import SubBatchSampler
 
 ELT, GEN = 900, 901
@@ -101,6 +102,14 @@ def test_an_unknown_mixing_is_refused():
 
 def test_stages_know_only_numbers():
     assert Stage(1, 4, 2) == Stage(1, 4, 2)
+
+
+def test_the_learning_rate_is_scaled_per_stage_and_rises_anew():
+    """Stages of 4 steps each: factors 1 and 0.5, two steps of warm-up behind each change."""
+    curriculum = Curriculum(8, (1.0, 1.0))
+    factors = [stage_factor(step, curriculum, 8, [1.0, 0.5], 2) for step in range(8)]
+    assert factors == [1.0, 1.0, 1.0, 1.0, 0.25, 0.5, 0.5, 0.5]
+    assert {stage_factor(step, curriculum, 8, None, 0) for step in range(8)} == {1.0}
 
 
 NAMES = ["a"] * 10 + ["b"] * 7 + ["c"] * 3

@@ -187,11 +187,16 @@ def test_a_run_resumed_in_any_stage_equals_the_uninterrupted_one(corpus, tmp_pat
     expected = losses(whole)
     assert len(expected) == 10
     weights = {name: p.detach().clone() for name, p in whole.model.named_parameters()}
-    for step in (1, 3, 5, 7, 9) if workers == 0 else (5,):
+    for step in (1, 3, 5, 7, 9):
         resumed = make_trainer(corpus, tmp_path / "resumed", **options)
         resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / f"checkpoint-{step}"))
         assert losses(resumed)[step:] == expected[step:]
         assert all(torch.equal(p, weights[name]) for name, p in resumed.model.named_parameters())
+    saved = json.loads((tmp_path / "whole" / "checkpoint-5" / "curriculum.json").read_text())
+    assert (saved["step"], saved["stage"], saved["num_latent_steps"]) == (5, 2, 4)
+    other = make_trainer(corpus, tmp_path / "other", **{**options, "stage_weights": [2.0] * 5})
+    with pytest.raises(ValueError, match="was saved with stage_weights"):
+        other.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-5"))
 
 
 def test_every_trainable_parameter_moves_and_frozen_means_frozen(corpus, tmp_path):
@@ -261,8 +266,6 @@ def long_corpus(tmp_path_factory) -> Path:
 
 def test_a_whole_run_follows_the_committed_trajectory_and_opens_all_doors(long_corpus, tmp_path):
     """All five stages over 200 pairs through the command line; the result loads everywhere."""
-    from sentence_transformers import SentenceTransformer
-
     output = tmp_path / "out"
     done = command(
         long_corpus, output, "--max_steps", "20", "--stage_weights", "8", "2", "2", "2", "6", "--chunk_size", "8"
@@ -273,13 +276,20 @@ def test_a_whole_run_follows_the_committed_trajectory_and_opens_all_doors(long_c
     assert [int(float(entry["stage"])) for entry in log] == [0] * 8 + [1] * 2 + [2] * 2 + [3] * 2 + [4] * 6
     expected = json.loads(TRAJECTORY.read_text())
     assert trajectory == pytest.approx(expected, rel=2e-3)
+    assert_all_doors_open(output)
+
+
+def assert_all_doors_open(output) -> None:
+    """Package, sentence-transformers and remote code give the same vectors."""
+    from sentence_transformers import SentenceTransformer
+
     items = ["a red box", {"image": str(MEDIA / "bus.png")}]
     model = PlumeForEmbedding.from_pretrained(output).eval()
     vectors = embed(model, PlumeProcessor.from_pretrained(output), items).numpy()
     assert np.abs(SentenceTransformer(str(output)).encode(items) - vectors).max() <= 1e-5
     remote = subprocess.run(
         [sys.executable, "-c", REMOTE, str(output), json.dumps(items)],
-        cwd=tmp_path, capture_output=True, text=True, check=False,
+        cwd=output, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert remote.returncode == 0, remote.stderr[-2000:]
     assert np.abs(np.array(json.loads(remote.stdout.splitlines()[-1])) - vectors).max() <= 1e-5
@@ -298,9 +308,20 @@ with torch.no_grad():
 def test_lora_trains_adapter_and_token_rows_and_saves_a_whole_checkpoint(long_corpus, tmp_path):
     output = tmp_path / "lora"
     done = command(
-        long_corpus, output, "--max_steps", "4", "--stage_weights", "1", "1", "2", "--use_peft", "--lora_r", "4"
+        long_corpus,
+        output,
+        "--max_steps",
+        "6",
+        "--stage_weights",
+        *"11112",
+        "--use_peft",
+        "--lora_r",
+        "4",
+        "--chunk_size",
+        "8",
     )
     assert done.returncode == 0, done.stderr[-3000:]
+    assert_all_doors_open(output)
     before = PlumeForEmbedding.from_pretrained(long_corpus / "model")
     after = PlumeForEmbedding.from_pretrained(output)
     changed = {name for name, p in after.named_parameters() if not torch.equal(p, before.state_dict()[name])}
@@ -363,6 +384,21 @@ def test_the_collator_shortens_the_user_s_text_only(corpus):
     assert ids.shape[1] <= 60
     assert (ids[:, -1] == fields["latent_start_token_id"]).all()
     assert ((ids == fields["anchor_token_id"]).sum(dim=1) == 1).all()
+
+
+def test_a_pair_without_a_rationale_is_trained_on_its_answer(corpus):
+    processor = PlumeProcessor.from_pretrained(corpus / "model")
+    silent = {"conversations": [{"from": "human", "value": "a box"}, {"from": "gpt", "value": "<answer>red"}]}
+    row = {"row": json.dumps({"qry": silent, "pos": silent}), "place": "x:1"}
+    batch = PairCollator(processor)([row])
+    from plume.training.curriculum import Curriculum
+
+    suffix = processor.token_fields()["suffix_token_ids"]
+    texts = [
+        processor.tokenizer.decode(rewrite(batch, stage, suffix).inputs["suffix_input_ids"][0])
+        for stage in Curriculum(4).stages
+    ]
+    assert texts == ["<elt><answer>red</answer><gen>"] * 4 + ["<elt><gen>"]
 
 
 def test_stages_are_rewritten_late(corpus):

@@ -4,7 +4,6 @@ python training/train.py --model_name_or_path Qwen/Qwen2-VL-2B-Instruct --train_
         --media_root media --output_dir outputs/plume [--dry_run]
 """
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -132,9 +131,6 @@ def save(trainer: PlumeTrainer, processor: PlumeProcessor, args: PlumeTrainingCo
         trainer.save_model(args.output_dir)
     if trainer.is_world_process_zero():
         processor.save_pretrained(output)
-        (output / "curriculum.json").write_text(
-            json.dumps({"stage_weights": args.stage_weights, "steps": trainer.state.global_step}, indent=2) + "\n"
-        )
     if args.push_to_hub:
         trainer.push_to_hub()
 

@@ -7,38 +7,29 @@ One optimizer step, whatever the batch, the chunks and the number of ranks:
 3. Every rank computes the loss of the whole gathered pool; the averaging of DDP makes its gradient exact.
 """
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch.utils.data import Sampler
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from trl import SFTTrainer
 
 from plume import PlumeForEmbedding, PlumeOutput, PlumeProcessor
 from plume.hub_files_plume import MODEL_CARD
+from plume.training.callbacks import EpochCallback
 from plume.training.collator import PairCollator, Rows, chunk_sizes, rewrite, split_rows
 from plume.training.config import PlumeTrainingConfig
 from plume.training.curriculum import Stage
 from plume.training.diagnostics import describe_latents, retrieval_metrics, warn_of_collapse
 from plume.training.distributed import gather_rows
 from plume.training.grad_cache import cached_backward
+from plume.training.learning_rate import scale_by_stage
 from plume.training.losses import Representations, Weights, pool_loss, suffix_ce
 from plume.training.sampler import SubBatchSampler
 
-
-class EpochCallback(TrainerCallback):
-    """Tells the sampler the epoch, which a resumed and a distributed run would otherwise not reach."""
-
-    def __init__(self, sampler: SubBatchSampler) -> None:
-        self.sampler = sampler
-
-    def on_epoch_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Choose the order of the epoch that begins."""
-        self.sampler.set_epoch(int(state.epoch or 0))
+_CURRICULUM_FILE = "curriculum.json"
 
 
 class PlumeTrainer(SFTTrainer):
@@ -112,26 +103,12 @@ class PlumeTrainer(SFTTrainer):
         self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
     ) -> torch.optim.lr_scheduler.LRScheduler:
         """The run's schedule, times a factor per stage and a new warm-up after each change of stage."""
-        scheduler: Any = super().create_scheduler(num_training_steps, optimizer)
+        scheduler = super().create_scheduler(num_training_steps, optimizer)
         if self.args.stage_lr_scales is not None or self.args.rewarm_steps:
-            base = scheduler.lr_lambdas
-            scheduler.lr_lambdas = [
-                lambda step, base=one: base(step) * self.stage_lr_factor(step, num_training_steps) for one in base
-            ]
-            for group, peak, factor in zip(
-                scheduler.optimizer.param_groups, scheduler.base_lrs, scheduler.lr_lambdas, strict=True
-            ):
-                group["lr"] = peak * factor(0)
+            scale_by_stage(
+                scheduler, self.curriculum, num_training_steps, self.args.stage_lr_scales, self.args.rewarm_steps
+            )
         return scheduler
-
-    def stage_lr_factor(self, step: int, max_steps: int) -> float:
-        """Factor on the learning rate at an optimizer step."""
-        stage = self.curriculum.scheduled_at(step, max_steps)
-        factor = 1.0 if self.args.stage_lr_scales is None else self.args.stage_lr_scales[stage.index]
-        starts = [0, *self.curriculum.boundaries(max_steps)]
-        if stage.index and self.args.rewarm_steps:
-            factor *= min(1.0, (step - starts[stage.index] + 1) / self.args.rewarm_steps)
-        return factor
 
     # 2. Rollout
 
@@ -274,6 +251,34 @@ class PlumeTrainer(SFTTrainer):
         pairs = inputs["num_pairs"]
         sides = (output.embeddings[:pairs], output.embeddings[pairs : 2 * pairs])
         return loss.detach(), None if prediction_loss_only else sides, inputs["candidate_ids"][:pairs]
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        super()._save(output_dir, state_dict)
+        folder = Path(output_dir or self.args.output_dir)
+        scheduled = self.curriculum.scheduled_at(self.state.global_step, max(self.state.max_steps, 1))
+        state = {**self._curriculum_state(), "step": self.state.global_step, "stage": scheduled.index}
+        (folder / _CURRICULUM_FILE).write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
+
+    def _curriculum_state(self) -> dict[str, Any]:
+        """What a resumed run must share with the run that saved it."""
+        curriculum = self.curriculum
+        return {
+            "num_latent_steps": curriculum.num_latent_steps,
+            "stage_weights": list(curriculum.weights),
+            "stage_mixing": curriculum.mixing,
+            "max_steps": self.state.max_steps,
+        }
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        saved = json.loads((Path(resume_from_checkpoint) / _CURRICULUM_FILE).read_text("utf-8"))
+        for name in ("num_latent_steps", "stage_weights", "stage_mixing"):
+            if saved[name] != self._curriculum_state()[name]:
+                raise ValueError(
+                    f"The checkpoint {resume_from_checkpoint} was saved with {name}={saved[name]}, this run has "
+                    f"{self._curriculum_state()[name]}: its stages would not follow on. Resume with the same value, or "
+                    "start a new run from the checkpoint with --model_name_or_path."
+                )
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """Write the package's card into the output folder, with a section on this run."""
