@@ -114,6 +114,16 @@ def canonical_messages(
     return messages
 
 
+def with_blank_image(messages: list[dict[str, Any]], size: int) -> list[dict[str, Any]]:
+    """Checked messages with a white image of ``size`` pixels in front where the input has no media."""
+    if any(part["type"] != "text" for message in messages for part in message["content"]):
+        return messages
+    blank = {"type": "image", "image": Image.new("RGB", (size, size), "white")}
+    first = next(place for place, message in enumerate(messages) if message["role"] == "user")
+    changed = {**messages[first], "content": [blank, *messages[first]["content"]]}
+    return [*messages[:first], changed, *messages[first + 1 :]]
+
+
 def _canonical_message(message: Mapping[str, Any], control_tokens: Sequence[str]) -> dict[str, Any]:
     if not isinstance(message, Mapping) or message.get("content") is None or "role" not in message:
         raise ValueError(f"A chat message needs 'role' and 'content', got {_shorten(message)}.")

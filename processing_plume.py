@@ -17,7 +17,7 @@ from huggingface_hub import CommitInfo
 from transformers import AutoTokenizer, BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
 from transformers.tokenization_utils_base import AddedToken
 
-from .content_plume import canonical_messages, to_conversation
+from .content_plume import canonical_messages, to_conversation, with_blank_image
 from .hub_files_plume import HUB_OPTIONS, push_saved, write_hub_files
 from .options_plume import check_positive, flatten_media, length_limit, split_options
 from .prompt_plume import (
@@ -58,6 +58,8 @@ class PlumeProcessor(ProcessorMixin):
         video_min_pixels: Smallest area of a video frame after resizing, in pixels.
         video_max_pixels: Largest area of a video frame after resizing, in pixels.
         num_frames: Frames taken from a video, evenly spaced.
+        blank_image_size: Edge in pixels of a white image put in front of inputs without media; 0 for none. The
+            released checkpoint was trained and scored with one.
         patch_size: Edge of a patch, in pixels.
         merge_size: Patches per token along an edge.
         temporal_patch_size: Frames per patch.
@@ -80,6 +82,7 @@ class PlumeProcessor(ProcessorMixin):
         video_min_pixels: int = 128 * 28 * 28,
         video_max_pixels: int = 768 * 28 * 28,
         num_frames: int = 8,
+        blank_image_size: int = 0,
         patch_size: int = 14,
         merge_size: int = 2,
         temporal_patch_size: int = 2,
@@ -90,7 +93,7 @@ class PlumeProcessor(ProcessorMixin):
         self.query_prompt, self.document_prompt = query_prompt, document_prompt
         self.min_pixels, self.max_pixels = min_pixels, max_pixels
         self.video_min_pixels, self.video_max_pixels = video_min_pixels, video_max_pixels
-        self.num_frames = num_frames
+        self.num_frames, self.blank_image_size = num_frames, blank_image_size
         self.patch_size, self.merge_size, self.temporal_patch_size = patch_size, merge_size, temporal_patch_size
         self.row_sources: dict[int, int] = {}
         layout = PromptLayout(anchor=anchor_token, latent_start=latent_start_token)
@@ -231,6 +234,8 @@ class PlumeProcessor(ProcessorMixin):
             canonical_messages(messages, self.control_tokens)
             for messages in (conversation if is_batch else [conversation])
         ]
+        if self.blank_image_size:
+            conversations = [with_blank_image(messages, self.blank_image_size) for messages in conversations]
         options, variables = split_options(kwargs)
         unknown = sorted(variables.keys() - TEMPLATE_VARIABLES)
         if unknown and chat_template is None:  # a template of the caller may have variables of its own

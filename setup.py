@@ -7,6 +7,16 @@ from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).parent
 
+PACKAGES = {
+    "plume": ".",
+    "plume.benchmarks": "benchmarks",
+    "plume.hub": "hub",
+    "plume.hub.convert": "hub/convert",
+    "plume.hub.publish": "hub/publish",
+    "plume.hub.verify": "hub/verify",
+    "plume.training": "training",
+    "plume.training.data": "training/data",
+}
 EXTRAS = {
     "st": ["sentence-transformers>=5.4"],
     "video": ["av>=12"],
@@ -41,14 +51,8 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.10",
     cmdclass={"build_py": BuildPy},
-    package_dir={
-        "plume": ".",
-        "plume.benchmarks": "benchmarks",
-        "plume.hub": "hub",
-        "plume.training": "training",
-        "plume.training.data": "training/data",
-    },
-    packages=["plume", "plume.benchmarks", "plume.hub", "plume.training", "plume.training.data"],
+    package_dir=PACKAGES,
+    packages=list(PACKAGES),
     package_data={"plume": ["py.typed"]},
     install_requires=[
         "huggingface-hub",

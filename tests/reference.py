@@ -42,9 +42,14 @@ def count_positions(ids, grids, media_ids, merge=2):
     return positions, following
 
 
-def embed_row(model, features, num_latent_steps):
-    """Embedding and anchor embedding of a batch of one, following sections 3.3-3.5 step by step."""
-    config = model.config
+def embed_row(model, features, num_latent_steps, config=None, refine=None):
+    """Embedding and anchor embedding of a batch of one, following sections 3.3-3.5 step by step.
+
+    Any Qwen2-VL will do as model where `config` (token ids, suffix, position scheme) and `refine` (the adapter as a
+    function of state, step and anchor) are given.
+    """
+    config = config or model.config
+    refine = refine or (lambda z, k, anchor: adapter(model.latent_transition, z, k, anchor)[0])
     ids = features["input_ids"][0].tolist()
     grids = {
         config.image_token_id: features.get("image_grid_thw", torch.empty(0, 3)).int().tolist(),
@@ -71,8 +76,7 @@ def embed_row(model, features, num_latent_steps):
     anchor = states[max(i for i, token in enumerate(ids) if token == config.anchor_token_id)]
     z = states[-1]
     for k in range(1, num_latent_steps + 1):
-        refined, _ = adapter(model.latent_transition, z, k, anchor)
-        sequence.append(refined)
+        sequence.append(refine(z, k, anchor))
         positions.append((following,) * 3)
         following += 1
         z = backbone()[-1]

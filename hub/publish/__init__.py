@@ -1,0 +1,124 @@
+"""A checkpoint folder on the Hub: a card written from its own files, then one upload."""
+
+import json
+import tempfile
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import CommitInfo, HfApi
+
+from plume.hub.layout import open_source
+from plume.hub_files_plume import MODEL_CARD
+
+_BASE_MODELS = {"plume": "CUDAOUTOFMEMORY/PLUME-Qwen2-VL-2B", "ume-r1": "zhibinlan/UME-R1-2B"}
+_LIMITS = (
+    "vLLM, TEI and ONNX cannot run the latent rollout. Scores of other embedders are comparable only on the same data "
+    "version. Languages and topics are those of the backbone and the training data."
+)
+_LEFT_OUT = ["checkpoint-*", "*.bin", "*.pt", "*.pth", "runs", ".*", "lora"]
+
+
+def build_card(folder: Path, repo_id: str, license_id: str | None = None) -> str:
+    """Model card of a checkpoint, from its configuration, conversion report, curriculum and score files.
+
+    Args:
+        folder: Checkpoint folder.
+        repo_id: Repository it goes to.
+        license_id: SPDX id of the weights' licence; left open where omitted.
+    """
+    config = json.loads((folder / "config.json").read_text("utf-8"))
+    conversion = _read(folder / "conversion.json")
+    shared = "and a shared one" if config["use_shared_expert"] else "without a shared one"
+    lines = [
+        "",
+        "## This checkpoint",
+        "",
+        f"K = {config['num_latent_steps']} latent steps, {config['num_active_experts']} of {config['num_experts']} "
+        f"experts {shared}, positions `{config['position_scheme']}`.",
+    ]
+    if conversion:
+        lines.append(
+            f"Converted from `{conversion['source']}` ({conversion['kind']}). {'. '.join(conversion['notes'])}."
+        )
+        if conversion["kind"] != "plume":
+            lines.append("**The transition adapter is untrained**: a start for training, not a retrieval model.")
+    curriculum = _read(folder / "curriculum.json")
+    lines += ["", "## Training", "", f"Curriculum: `{json.dumps(curriculum)}`." if curriculum else "Not stated."]
+    lines += ["", "## Scores", "", *_score_lines(_read(folder / "scores.json"))]
+    carbon = _read(folder / "emissions.json")
+    lines += [
+        "",
+        f"CO2: {carbon['kg']} kg, {carbon['source']}." if carbon else "The emissions of training are not known.",
+    ]
+    lines += ["", "## Limits", "", _LIMITS]
+    front, body = MODEL_CARD.split("---\n", 2)[1:]
+    base = _BASE_MODELS.get(conversion.get("kind", ""), conversion.get("source"))
+    front += f"license: {license_id}\n" if license_id else ""
+    front += f"base_model: {base}\n" if base and "/" in base and not Path(base).exists() else ""
+    return f"---\n{front}---\n{body.replace('org/plume', repo_id)}" + "\n".join(lines) + "\n"
+
+
+def _score_lines(scores: dict[str, Any]) -> list[str]:
+    if not scores:
+        return ["None measured."]
+    head = f"Data version: {scores['data_version']}. Condition: {scores['condition']}."
+    return [
+        head,
+        "",
+        "| task | score |",
+        "|---|---|",
+        *(f"| {task} | {value} |" for task, value in scores["tasks"].items()),
+    ]
+
+
+def _read(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text("utf-8")) if path.is_file() else {}
+
+
+def files_to_publish(folder: Path) -> list[Path]:
+    """Files of a checkpoint folder that go up, sorted.
+
+    Raises:
+        ValueError: If the folder lacks weights, code or the sentence-transformers files.
+    """
+    open_source(folder)
+    needed = ("config.json", "modeling_plume.py", "processor_config.json", "modules.json", "tokenizer_config.json")
+    absent = [name for name in needed if not (folder / name).is_file()]
+    if absent:
+        raise ValueError(f"{folder} lacks {', '.join(absent)}: save model and processor there first.")
+    found = [path for path in folder.rglob("*") if path.is_file()]
+    return sorted(path for path in found if not _is_left_out(path.relative_to(folder)))
+
+
+def _is_left_out(path: Path) -> bool:
+    return any(fnmatch(part, pattern) for part in path.parts for pattern in _LEFT_OUT)
+
+
+def publish(
+    folder: Path, repo_id: str, *, create_pr: bool = False, private: bool = False, license_id: str | None = None
+) -> CommitInfo:
+    """Upload a checkpoint with a card of its own.
+
+    Args:
+        folder: Checkpoint folder.
+        repo_id: Repository, created where it does not exist.
+        create_pr: Open a pull request instead of committing.
+        private: Whether a new repository is private.
+        license_id: SPDX id of the weights' licence.
+    """
+    files = files_to_publish(folder)
+    api = HfApi()
+    repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+    with tempfile.TemporaryDirectory() as scratch:
+        for path in files:
+            copy = Path(scratch) / path.relative_to(folder)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            # A link, not a copy: weights can be large.
+            copy.symlink_to(path.absolute())
+        card = Path(scratch) / "README.md"
+        card.unlink(missing_ok=True)
+        card.write_text(build_card(folder, repo_id, license_id), encoding="utf-8")
+        return api.upload_folder(
+            repo_id=repo_id, folder_path=scratch, commit_message="Upload PLUME checkpoint", create_pr=create_pr
+        )
