@@ -224,8 +224,9 @@ class PlumeTrainer(SFTTrainer):
         stage, metrics = self.stage(), self._metrics["train" if self.model.training else "eval"]
         if output is not None:
             health = describe_latents(output.latent_states.detach(), output.router_probs.detach())
-        own = self.accelerator.gather(parts["rows"].detach().reshape(1)).mean().item()
-        values = {"stage": stage.index, "num_latent_steps": stage.num_latent_steps, "loss_ce": own, **(health or {})}
+        # Terms are logged without their coefficients.
+        ce = self.accelerator.gather(parts["rows"].detach().reshape(1)).mean().item() / (self.objective.ce or 1.0)
+        values = {"stage": stage.index, "num_latent_steps": stage.num_latent_steps, "loss_ce": ce, **(health or {})}
         values |= {f"loss_{name}": part.item() for name, part in parts.items() if name != "rows"}
         for name, value in values.items():
             metrics[name].append(float(value))
