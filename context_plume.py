@@ -10,7 +10,8 @@ post-norm last-layer states. Three implementations that agree to rounding:
 """
 
 import inspect
-from typing import Any, Protocol
+from abc import ABC, abstractmethod
+from typing import Any
 
 import torch
 from torch import nn
@@ -21,24 +22,17 @@ from transformers.models.qwen2_vl.modeling_qwen2_vl import Qwen2VLDecoderLayer, 
 _CACHE_ARGUMENT = "cache" if "cache" in inspect.signature(Qwen2VLTextModel.forward).parameters else "past_key_values"
 
 
-class Context(Protocol):
-    """A backbone that has read a prefix and can read on."""
-
-    hidden: torch.Tensor
-
-    def extend(self, inputs_embeds: torch.Tensor) -> torch.Tensor:
-        """Read ``(B, S, D)`` input vectors at the next S positions and return their states ``(B, S, D)``."""
-        ...
-
-
-class CachedContext:
-    """Context over a key-value cache.
+class Context(ABC):
+    """A backbone that has read a prefix and can read on.
 
     Args:
         language_model: The backbone's decoder, without head.
         inputs_embeds: Prefix input vectors, ``(B, T, D)``, left-padded.
         attention_mask: ``(B, T + R)``; the R columns reserved for what follows the prefix are 1.
         position_ids: ``(3, B, T + R)``.
+
+    Attributes:
+        hidden: States of the prefix, ``(B, T, D)``, post-norm.
     """
 
     def __init__(
@@ -50,66 +44,80 @@ class CachedContext:
     ) -> None:
         self._language_model = language_model
         self._attention_mask, self._position_ids = attention_mask, position_ids
-        self._cache, self._length = DynamicCache(), 0
+        self._length = 0
+        self._prepare()
         self.hidden = self.extend(inputs_embeds)
 
     def extend(self, inputs_embeds: torch.Tensor) -> torch.Tensor:
         """Read ``(B, S, D)`` input vectors at the next S positions and return their states ``(B, S, D)``."""
         start, self._length = self._length, self._length + inputs_embeds.shape[1]
+        return self._read(inputs_embeds, start, self._length)
+
+    @abstractmethod
+    def _prepare(self) -> None:
+        """Set up what is remembered between passes."""
+
+    @abstractmethod
+    def _read(self, inputs_embeds: torch.Tensor, start: int, stop: int) -> torch.Tensor:
+        """States of the input vectors at the columns ``start`` to ``stop - 1``."""
+
+    def _run(self, inputs_embeds: torch.Tensor, start: int, stop: int, **cache: Any) -> torch.Tensor:
         return self._language_model(
-            inputs_embeds=inputs_embeds,
-            attention_mask=self._attention_mask[:, : self._length],
-            position_ids=self._position_ids[..., start : self._length],
-            use_cache=True,
-            **{_CACHE_ARGUMENT: self._cache},
-        ).last_hidden_state
-
-
-class CheckpointedContext:
-    """Context for gradient checkpointing: the cache of a pass never changes, so that replaying a layer is harmless.
-
-    Each pass keeps its own keys and values beside those of the passes before it. Arguments as above.
-    """
-
-    def __init__(
-        self,
-        language_model: nn.Module,
-        inputs_embeds: torch.Tensor,
-        attention_mask: torch.Tensor,
-        position_ids: torch.Tensor,
-    ) -> None:
-        self._language_model = language_model
-        self._attention_mask, self._position_ids = attention_mask, position_ids
-        self._passes: list[PassCache] = []
-        for module in language_model.modules():
-            if isinstance(module, Qwen2VLDecoderLayer):
-                # Layers drop any cache they would checkpoint with, because the usual one grows again on replay.
-                module._can_checkpoint_with_cache = True
-        self.hidden = self.extend(inputs_embeds)
-
-    def extend(self, inputs_embeds: torch.Tensor) -> torch.Tensor:
-        """Read ``(B, S, D)`` input vectors at the next S positions and return their states ``(B, S, D)``."""
-        cache = PassCache(list(self._passes))
-        start, stop = cache.start, cache.start + inputs_embeds.shape[1]
-        states = self._language_model(
             inputs_embeds=inputs_embeds,
             attention_mask=self._attention_mask[:, :stop],
             position_ids=self._position_ids[..., start:stop],
-            use_cache=False,  # nothing is returned; the cache is used all the same
-            **{_CACHE_ARGUMENT: cache},
+            **cache,
         ).last_hidden_state
+
+
+class CachedContext(Context):
+    """Context over a key-value cache."""
+
+    def _prepare(self) -> None:
+        self._cache = DynamicCache()
+
+    def _read(self, inputs_embeds: torch.Tensor, start: int, stop: int) -> torch.Tensor:
+        return self._run(inputs_embeds, start, stop, use_cache=True, **{_CACHE_ARGUMENT: self._cache})
+
+
+class CheckpointedContext(Context):
+    """Context for gradient checkpointing: the cache of a pass never changes, so that replaying a layer is harmless.
+
+    Each pass keeps its own keys and values beside those of the passes before it.
+    """
+
+    def _prepare(self) -> None:
+        self._passes: list[PassCache] = []
+        for module in self._language_model.modules():
+            if isinstance(module, Qwen2VLDecoderLayer):
+                # Layers drop any cache they would checkpoint with, because the usual one grows again on replay.
+                module._can_checkpoint_with_cache = True
+
+    def _read(self, inputs_embeds: torch.Tensor, start: int, stop: int) -> torch.Tensor:
+        cache = PassCache(list(self._passes), start)
         self._passes.append(cache)
-        return states
+        # Nothing is to be returned (`use_cache`); the cache is used all the same.
+        return self._run(inputs_embeds, start, stop, use_cache=False, **{_CACHE_ARGUMENT: cache})
+
+
+class RecomputedContext(Context):
+    """Context without a cache: every extension reads the whole sequence again."""
+
+    def _prepare(self) -> None:
+        self._read_so_far: list[torch.Tensor] = []
+
+    def _read(self, inputs_embeds: torch.Tensor, start: int, stop: int) -> torch.Tensor:
+        self._read_so_far.append(inputs_embeds)
+        return self._run(torch.cat(self._read_so_far, dim=1), 0, stop, use_cache=False)[:, start:]
 
 
 class PassCache(Cache):
     """Keys and values of one pass, ``(B, heads, S, head width)`` per layer, behind those of earlier passes."""
 
-    def __init__(self, past: list["PassCache"]) -> None:
+    def __init__(self, past: list["PassCache"], start: int) -> None:
         super().__init__(layers=[])
-        self.past = past
+        self.past, self.start = past, start
         self.own: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
-        self.start: int = past[-1].start + past[-1].own[0][0].shape[-2] if past else 0
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *args: Any, **kwargs: Any
@@ -127,34 +135,6 @@ class PassCache(Cache):
     def get_mask_sizes(self, query_length: int, layer_idx: int = 0) -> tuple[int, int]:
         """Keys that the pass sees, and the offset of the first."""
         return self.start + query_length, 0
-
-
-class RecomputedContext:
-    """Context without a cache: every extension reads the whole sequence again. Arguments as above."""
-
-    def __init__(
-        self,
-        language_model: nn.Module,
-        inputs_embeds: torch.Tensor,
-        attention_mask: torch.Tensor,
-        position_ids: torch.Tensor,
-    ) -> None:
-        self._language_model = language_model
-        self._attention_mask, self._position_ids = attention_mask, position_ids
-        self._inputs_embeds = inputs_embeds[:, :0]
-        self.hidden = self.extend(inputs_embeds)
-
-    def extend(self, inputs_embeds: torch.Tensor) -> torch.Tensor:
-        """Read ``(B, S, D)`` input vectors at the next S positions and return their states ``(B, S, D)``."""
-        self._inputs_embeds = torch.cat([self._inputs_embeds, inputs_embeds], dim=1)
-        length = self._inputs_embeds.shape[1]
-        states = self._language_model(
-            inputs_embeds=self._inputs_embeds,
-            attention_mask=self._attention_mask[:, :length],
-            position_ids=self._position_ids[..., :length],
-            use_cache=False,
-        ).last_hidden_state
-        return states[:, -inputs_embeds.shape[1] :]
 
 
 # Older layers have no switch to keep a cache under gradient checkpointing.
