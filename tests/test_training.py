@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from dataclasses import replace
@@ -149,6 +150,12 @@ def test_suffix_scores_are_log_probabilities_of_the_language_model(corpus):
     assert torch.allclose(output.suffix_log_probs, expected, atol=1e-5)
 
 
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
 LAUNCHER = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_machines", "1", "--mixed_precision", "no",
             "--dynamo_backend", "no"]  # fmt: skip
 
@@ -158,7 +165,7 @@ def test_two_ranks_equal_one_through_accelerate(corpus, tmp_path, chunk):
     script = str(ROOT / "tests" / "launch_step.py")
     results = []
     for world in (1, 2):
-        launcher = [] if world == 1 else [*LAUNCHER, "--num_processes", "2", "--main_process_port", "29581"]
+        launcher = [] if world == 1 else [*LAUNCHER, "--num_processes", "2", "--main_process_port", str(free_port())]
         done = subprocess.run(
             [sys.executable, *launcher, script, str(corpus), str(tmp_path), str(world), str(chunk)],
             env={**os.environ, "OMP_NUM_THREADS": "1", "CI": "1"}, capture_output=True, text=True, check=False,
