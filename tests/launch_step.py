@@ -1,5 +1,6 @@
 """One training step under any launcher; rank 0 saves loss terms and gradients. Used by test_training.py."""
 
+import os
 import sys
 from pathlib import Path
 
@@ -39,7 +40,9 @@ def main() -> None:
     if trainer.is_world_process_zero():
         torch.save({"gradients": gradients, "log": trainer.state.log_history}, out / f"step-{world}-{chunk}.pt")
     if distributed.is_initialized():
-        distributed.destroy_process_group()
+        distributed.barrier()
+        # Gloo can wait for ever for a rank that has left while the interpreter takes the group apart.
+        os._exit(0)
 
 
 if __name__ == "__main__":

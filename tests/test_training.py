@@ -168,7 +168,7 @@ def test_two_ranks_equal_one_through_accelerate(corpus, tmp_path, chunk):
         launcher = [] if world == 1 else [*LAUNCHER, "--num_processes", "2", "--main_process_port", str(free_port())]
         done = subprocess.run(
             [sys.executable, *launcher, script, str(corpus), str(tmp_path), str(world), str(chunk)],
-            env={**os.environ, "OMP_NUM_THREADS": "1", "CI": "1"}, capture_output=True, text=True, check=False,
+            env={**os.environ, "OMP_NUM_THREADS": "1", "CI": "1"}, capture_output=True, text=True, check=False, timeout=300,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr[-3000:]
         results.append(torch.load(tmp_path / f"step-{world}-{chunk}.pt"))
