@@ -328,6 +328,10 @@ def test_lora_trains_adapter_and_token_rows_and_saves_a_whole_checkpoint(long_co
         "8",
     )
     assert done.returncode == 0, done.stderr[-3000:]
+    log = [json.loads(line.replace("'", '"')) for line in done.stdout.splitlines() if line.startswith("{'loss'")]
+    assert [int(float(entry["stage"])) for entry in log] == [0, 1, 2, 3, 4, 4]
+    expected = json.loads(TRAJECTORY.with_name("trajectory_lora.json").read_text())
+    assert [float(entry["loss"]) for entry in log] == pytest.approx(expected, rel=2e-3)
     assert_all_doors_open(output)
     before = PlumeForEmbedding.from_pretrained(long_corpus / "model")
     after = PlumeForEmbedding.from_pretrained(output)
