@@ -83,6 +83,8 @@ def test_equal_targets_have_one_identity():
         ({"qry": side("<image><image>\na", image="bus.png")}, "miscounted media"),
         ({"qry": side("<image>\na", image=7)}, "unknown media"),
         ({"qry": side("")}, "empty side"),
+        ({"qry": {"conversations": ["hello"]}}, "malformed row"),
+        ({"qry": {"messages": [{"role": "user", "content": [{"type": "text"}]}]}}, "malformed row"),
         ({"neg": [side("<image>\na", image="absent.png")]}, "missing media"),
     ],
 )
@@ -131,6 +133,14 @@ def test_the_check_is_a_command(files):
 def test_streamed_rows_are_the_same_rows(tmp_path):
     file = str(write_corpus(tmp_path / "c", rows=7))
     assert list(load_rows([file], streaming=True)) == list(load_rows([file]))
+
+
+def test_a_file_that_is_no_json_names_the_line(tmp_path):
+    (tmp_path / "a.jsonl").write_text("\ufeff" + json.dumps(row()) + '\n{"qry": \n')
+    with pytest.raises(ValueError, match="line 2 is no JSON"):
+        load_rows([str(tmp_path / "a.jsonl")])
+    (tmp_path / "b.jsonl").write_text(json.dumps({"qry": None}) + "\n[1]\n")
+    assert check(load_rows([str(tmp_path / "b.jsonl")]))[0].usable == 0
 
 
 def test_missing_and_empty_files_are_refused(tmp_path):

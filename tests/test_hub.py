@@ -300,6 +300,11 @@ def test_unusable_sources_are_refused_and_leave_nothing(tmp_path, kind, spoil, o
     assert not list((tmp_path / "out").glob("*")) if (tmp_path / "out").exists() else True
 
 
+def test_no_latent_steps_is_a_choice(tmp_path):
+    convert(str(make_source(tmp_path / "source", "qwen2-vl")), tmp_path / "target", num_latent_steps=0)
+    assert PlumeForEmbedding.from_pretrained(tmp_path / "target").config.num_latent_steps == 0
+
+
 def test_a_full_disk_and_an_existing_target_are_refused(tmp_path, monkeypatch):
     source = make_source(tmp_path / "source", "qwen2-vl")
     (tmp_path / "target").mkdir()
@@ -413,6 +418,8 @@ def test_publishing_sends_everything_with_a_card_of_its_own(converted, tmp_path,
     from huggingface_hub import HfApi, RepoUrl
 
     shutil.copytree(converted, tmp_path / "folder")
+    for private in ("id_rsa", "token.txt", "trainer_state.json", "train_pairs.jsonl"):
+        (tmp_path / "folder" / private).write_text("{}")
     (tmp_path / "folder" / "checkpoint-5").mkdir()
     (tmp_path / "folder" / "checkpoint-5" / "optimizer.pt").write_text("x")
     scores = {"data_version": "fixed pages", "condition": "K = 4, fp32", "tasks": {"toy": 12.5}}
@@ -434,7 +441,10 @@ def test_publishing_sends_everything_with_a_card_of_its_own(converted, tmp_path,
     assert {"README.md", "modeling_plume.py", "modules.json", "model.safetensors.index.json", "scores.json"} <= set(
         sent
     )
-    assert not [name for name in sent if "checkpoint-5" in name]
+    assert not [
+        name for name in sent if "checkpoint-5" in name or name in ("id_rsa", "token.txt", "trainer_state.json")
+    ]
+    assert "train_pairs.jsonl" not in sent
     assert sent["pr"] == "True"
     assert "| toy | 12.5 |" in sent["card"]
     assert "Data version: fixed pages. Condition: K = 4, fp32." in sent["card"]

@@ -465,6 +465,26 @@ def test_recipes_are_valid(recipe, tmp_path):
     assert model is not None
 
 
+def test_evaluation_counts_every_row(corpus, tmp_path):
+    trainer = make_trainer(corpus, tmp_path, per_device_eval_batch_size=8)
+    seen = []
+    trainer.compute_metrics = lambda prediction: seen.append(len(prediction.label_ids)) or {}
+    trainer.evaluate(trainer.train_dataset.select(range(13)))
+    assert seen == [13]
+    assert trainer.args.dataloader_drop_last
+
+
+def test_chunks_keep_the_white_image_of_text_only_rows(corpus, tmp_path):
+    trainer = make_trainer(corpus, tmp_path, expert_dropout=0.0)
+    trainer.data_collator.processor.blank_image_size = 28
+    batch = prepare(trainer, 4)
+    trainer.training_step(trainer.model, batch)
+    whole = gradients(trainer.model)
+    trainer.args.chunk_size = 5
+    trainer.training_step(trainer.model, batch)
+    assert difference(whole, gradients(trainer.model)) <= 1e-5
+
+
 def test_collapse_raises_an_alarm(caplog):
     from plume.training import diagnostics
 

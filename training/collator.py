@@ -100,12 +100,14 @@ class PairCollator:
         candidates = sides[len(pairs) :]
         return {
             "prefix": self._encode(sides, places),
-            "texts": Texts(
-                [self._tokenize(side) for side in sides], places, [(len(s.images), len(s.videos)) for s in sides]
-            ),
+            "texts": Texts([self._tokenize(side) for side in sides], places, [self._num_media(side) for side in sides]),
             "candidate_ids": torch.tensor([side.identity() for side in candidates]),
             "num_pairs": len(pairs),
         }
+
+    def _num_media(self, side: Side) -> tuple[int, int]:
+        blank = self.processor.blank_image_size > 0 and not (side.images or side.videos)
+        return len(side.images) + blank, len(side.videos)
 
     def _negatives(self, row: dict[str, str], pair: Pair) -> tuple[Side, ...]:
         if len(pair.negatives) < self.num_negatives:

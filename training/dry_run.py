@@ -1,5 +1,6 @@
 """What a run will do, before it does it: the stages, and one pair rewritten to each of them."""
 
+import math
 from typing import Any
 
 from plume import PlumeConfig, PlumeProcessor
@@ -31,13 +32,14 @@ def estimate_steps(args: PlumeTrainingConfig, num_rows: int | None) -> int:
         return args.max_steps
     if num_rows is None:
         raise ValueError("Streamed data have no length, so the stages cannot be laid out. Give --max_steps.")
-    per_step = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
-    return int(args.num_train_epochs * max(num_rows // per_step, 1))
+    exact = num_rows / (args.per_device_train_batch_size * args.world_size)
+    batches = math.floor(exact) if args.dataloader_drop_last else math.ceil(exact)
+    return math.ceil(args.num_train_epochs * max(math.ceil(batches / args.gradient_accumulation_steps), 1))
 
 
 def describe_run(args: PlumeTrainingConfig, config: PlumeConfig, processor: PlumeProcessor, rows: Any) -> str:
     """The stage table and the first pair's query at every stage."""
-    num_latent_steps = args.num_latent_steps or config.num_latent_steps
+    num_latent_steps = config.num_latent_steps if args.num_latent_steps is None else args.num_latent_steps
     num_rows = len(rows) if hasattr(rows, "__len__") else None  # a streamed dataset has no length
     steps = estimate_steps(args, num_rows)
     pool = args.per_device_train_batch_size * args.world_size

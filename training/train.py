@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import AutoConfig, set_seed
 from transformers.utils import logging
 from trl import ModelConfig, TrlParser, get_peft_config, get_quantization_config
@@ -20,6 +21,12 @@ from plume.training.trainer import PlumeTrainer
 
 logger = logging.get_logger(__name__)
 
+# The task texts of the corpus are the instructions: a default one would never have been trained. Text-only rows of the
+# authors' corpus carry a white picture.
+_SETTINGS: dict[str, dict[str, Any]] = {
+    "paper": {"query_prompt": ""},
+    "released": {"query_prompt": "", "blank_image_size": 28},
+}
 _LAYOUTS = {"paper": PAPER_LAYOUT, "released": RELEASED_LAYOUT}
 
 
@@ -61,7 +68,7 @@ def load_model(arguments: ModelConfig, layout: str) -> tuple[PlumeForEmbedding, 
         return PlumeForEmbedding.from_pretrained(name, **options), PlumeProcessor.from_pretrained(name)
     if kind != "qwen2_vl":
         raise ValueError(f"{name} is a {kind!r} model; PLUME starts from 'plume' or 'qwen2_vl' checkpoints.")
-    processor = PlumeProcessor.from_backbone(name, _LAYOUTS[layout])
+    processor = PlumeProcessor.from_backbone(name, _LAYOUTS[layout], **_SETTINGS[layout])
     model = PlumeForEmbedding.from_backbone(name, processor.token_fields(), processor.row_sources, **options)
     return model, processor
 
@@ -116,6 +123,11 @@ def main() -> None:
         processing_class=processor,
         peft_config=peft_config(model_arguments, model),
     )
+    if any(parameter.dtype != torch.float32 for parameter in trainer.model.parameters() if parameter.requires_grad):
+        logger.warning(
+            "Some trained weights are not float32: small updates round away. Pass --dtype float32; --bf16 still "
+            "computes in bfloat16."
+        )
     trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
     save(trainer, processor, args)
 
@@ -127,6 +139,7 @@ def save(trainer: PlumeTrainer, processor: PlumeProcessor, args: PlumeTrainingCo
         trainer.model.save_pretrained(output / "lora")
         merged = trainer.model.merge_and_unload()
         merged.save_pretrained(output)
+        trainer.model = merged  # what a push would save again
     else:
         trainer.save_model(args.output_dir)
     if trainer.is_world_process_zero():

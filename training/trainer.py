@@ -91,6 +91,14 @@ class PlumeTrainer(SFTTrainer):
         self.add_callback(EpochCallback(sampler))
         return sampler
 
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
+        """Every evaluation row counts, whatever is dropped in training."""
+        drop_last, self.args.dataloader_drop_last = self.args.dataloader_drop_last, False
+        try:
+            return super().get_eval_dataloader(eval_dataset)
+        finally:
+            self.args.dataloader_drop_last = drop_last
+
     # 1. Stage
 
     def stage(self) -> Stage:
@@ -159,7 +167,9 @@ class PlumeTrainer(SFTTrainer):
         output = self.forward_rows(model, rows)
         loss, parts = self._pool_loss(self.represent(output), inputs)
         own = self._own_loss(output, rows, inputs)
-        self._report({**parts, "rows": own.detach()}, output)
+        self._pending = ({**parts, "rows": own.detach()}, output)
+        if not self.model.training:
+            self._report(*self._pending)
         total = loss + own + self._touch()
         self._refuse_nan(total, [(output, rows)])
         return (total, output) if return_outputs else total
@@ -171,7 +181,10 @@ class PlumeTrainer(SFTTrainer):
         lengths = inputs["prefix"]["attention_mask"].sum(dim=1)
         sizes = chunk_sizes(lengths, self.args.chunk_size, self.args.chunk_tokens)
         if len(sizes) == 1:
-            return super().training_step(model, inputs, num_items_in_batch)
+            whole = super().training_step(model, inputs, num_items_in_batch)
+            # Behind the backward pass, as below: ranks that chunk differently must gather in the same order.
+            self._report(*self._pending)
+            return whole
         model.train()
         inputs = self._prepare_inputs(inputs)
         chunks = split_rows(rewrite(inputs, self.stage(), self._suffix), sizes)

@@ -11,6 +11,7 @@ import json
 import re
 import shutil
 import tempfile
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -108,7 +109,9 @@ def convert(
     if kind not in ("auto", found):
         raise ValueError(f"{source} looks like {found!r}, not {kind!r}. Pass --from {found}, or check the source.")
     report = Report(
-        found, source, [f"recognised as {found}: {len(opened.names)} tensors in {len(opened.shards)} shards"]
+        found,
+        local.name if local.is_dir() else source,
+        [f"recognised as {found}: {len(opened.names)} tensors in {len(opened.shards)} shards"],
     )
     processor = _processor(folder, found)
     existing = next(parent for parent in target.absolute().parents if parent.is_dir())
@@ -155,7 +158,8 @@ def _plan(
     fields: dict[str, Any] = {**processor.token_fields(), "num_active_experts": num_active_experts}
     if adapter:
         fields |= {**adapter_fields(adapter), "position_scheme": "kv_length"}
-        num_latent_steps = num_latent_steps or _trained_steps(folder)
+        if num_latent_steps is None and (num_latent_steps := _trained_steps(folder)) is not None:
+            report.notes.append(f"K = {num_latent_steps} from the last entry of trainer_state.json")
         if num_latent_steps is None:
             raise ValueError(
                 "A released PLUME checkpoint does not store K, and its vectors depend on it. Pass --num_latent_steps "
@@ -163,7 +167,7 @@ def _plan(
             )
         report.notes.append(f"assumed, because no file says so: {num_active_experts} active experts, anchor context")
         report.notes.append("positions as in the authors' evaluation ('kv_length'); the paper's are 'mrope'")
-    fields["num_latent_steps"] = num_latent_steps or 8
+    fields["num_latent_steps"] = 8 if num_latent_steps is None else num_latent_steps
     backbone: Any = Qwen2VLConfig.from_pretrained(folder)
     rows = source.num_rows(_EMBEDDING)
     # The configuration can be stale (4.52 saves do not update it): the tensor is right.
@@ -208,7 +212,7 @@ def _stream(
         expected = {name: tuple(weight.shape) for name, weight in PlumeForEmbedding(config).state_dict().items()}
     tied = config.tie_word_embeddings
     placed: dict[str, str] = {}
-    dtype = torch.float32
+    sizes: Counter[torch.dtype] = Counter()
     for number, (shard, names) in enumerate(tqdm(source.shards.items(), desc="converting", unit="shard"), start=1):
         file = f"model-{number:05d}-of-{len(source.shards) + 1:05d}.safetensors"
         chosen = {}
@@ -220,10 +224,14 @@ def _stream(
             else:
                 report.tensors[target_name] = "copied"
             _check_shape(target_name, tensor, expected)
-            chosen[target_name], dtype = tensor, tensor.dtype
+            chosen[target_name] = tensor
+            sizes[tensor.dtype] += tensor.numel()
         save_file(chosen, partial / file, {"format": "pt"})
         placed |= dict.fromkeys(chosen, file)
     last = f"model-{len(source.shards) + 1:05d}-of-{len(source.shards) + 1:05d}.safetensors"
+    dtype = sizes.most_common(1)[0][0]
+    if len(sizes) > 1:
+        report.notes.append(f"the source mixes {sorted(map(str, sizes))}; from_pretrained gives {dtype}")
     transition = adapter or _fresh_adapter(config, dtype, seed)
     for name, tensor in transition.items():
         _check_shape(name, tensor, expected)

@@ -11,12 +11,13 @@ from huggingface_hub import CommitInfo, HfApi
 from plume.hub.layout import open_source
 from plume.hub_files_plume import MODEL_CARD
 
-_BASE_MODELS = {"plume": "CUDAOUTOFMEMORY/PLUME-Qwen2-VL-2B", "ume-r1": "zhibinlan/UME-R1-2B"}
 _LIMITS = (
     "vLLM, TEI and ONNX cannot run the latent rollout. Scores of other embedders are comparable only on the same data "
     "version. Languages and topics are those of the backbone and the training data."
 )
-_LEFT_OUT = ["checkpoint-*", "*.bin", "*.pt", "*.pth", "runs", ".*", "lora"]
+# What a checkpoint is made of; anything else in the folder stays there.
+_KINDS = ("*.safetensors", "*.json", "*_plume.py", "*.jinja", "merges.txt", "LICENSE*")
+_LEFT_OUT = ("trainer_state.json", "optimizer*", "scheduler*")
 
 
 def build_card(folder: Path, repo_id: str, license_id: str | None = None) -> str:
@@ -41,7 +42,7 @@ def build_card(folder: Path, repo_id: str, license_id: str | None = None) -> str
         lines.append(
             f"Converted from `{conversion['source']}` ({conversion['kind']}). {'. '.join(conversion['notes'])}."
         )
-        if conversion["kind"] != "plume":
+        if conversion["kind"] != "plume" and not (folder / "curriculum.json").is_file():
             lines.append("**The transition adapter is untrained**: a start for training, not a retrieval model.")
     curriculum = _read(folder / "curriculum.json")
     lines += ["", "## Training", "", f"Curriculum: `{json.dumps(curriculum)}`." if curriculum else "Not stated."]
@@ -53,9 +54,9 @@ def build_card(folder: Path, repo_id: str, license_id: str | None = None) -> str
     ]
     lines += ["", "## Limits", "", _LIMITS]
     front, body = MODEL_CARD.split("---\n", 2)[1:]
-    base = _BASE_MODELS.get(conversion.get("kind", ""), conversion.get("source"))
+    base = conversion.get("source")
     front += f"license: {license_id}\n" if license_id else ""
-    front += f"base_model: {base}\n" if base and "/" in base and not Path(base).exists() else ""
+    front += f"base_model: {base}\n" if base and "/" in base else ""
     return f"---\n{front}---\n{body.replace('org/plume', repo_id)}" + "\n".join(lines) + "\n"
 
 
@@ -87,12 +88,11 @@ def files_to_publish(folder: Path) -> list[Path]:
     absent = [name for name in needed if not (folder / name).is_file()]
     if absent:
         raise ValueError(f"{folder} lacks {', '.join(absent)}: save model and processor there first.")
-    found = [path for path in folder.rglob("*") if path.is_file()]
-    return sorted(path for path in found if not _is_left_out(path.relative_to(folder)))
+    return sorted(path for path in folder.iterdir() if path.is_file() and _is_published(path.name))
 
 
-def _is_left_out(path: Path) -> bool:
-    return any(fnmatch(part, pattern) for part in path.parts for pattern in _LEFT_OUT)
+def _is_published(name: str) -> bool:
+    return any(fnmatch(name, kind) for kind in _KINDS) and not any(fnmatch(name, pattern) for pattern in _LEFT_OUT)
 
 
 def publish(

@@ -107,21 +107,30 @@ def load_rows(sources: Sequence[str], streaming: bool = False, split: str = "tra
 def _generate(sources: list[str], split: str) -> Iterator[dict[str, str]]:
     for source in sources:
         for number, row in enumerate(_iterate(source, split), start=1):
-            name = next((row[key] for key in _DATASET_KEYS if isinstance(row.get(key), str)), None)
-            name = name or next((row["qry"][key] for key in _DATASET_KEYS if key in row.get("qry", {})), "unnamed")
+            query = row.get("qry") if isinstance(row, Mapping) else None
+            places = [part for part in (row, query) if isinstance(part, Mapping)]
+            names = [part[key] for part in places for key in _DATASET_KEYS if isinstance(part.get(key), str)]
+            name = names[0] if names else "unnamed"
             yield {"row": json.dumps(row, ensure_ascii=False), "dataset": name, "place": f"{source}:{number}"}
 
 
 def _iterate(source: str, split: str) -> Iterator[dict[str, Any]]:
     if source.endswith(".jsonl"):
-        with open(source, encoding="utf-8") as file:
-            for line in file:
+        with open(source, encoding="utf-8-sig") as file:
+            for number, line in enumerate(file, start=1):
                 if line.strip():
-                    yield json.loads(line)
+                    yield _parse_json(line, f"{source}, line {number}")
     elif source.endswith(".json"):
-        yield from json.loads(Path(source).read_text(encoding="utf-8"))
+        yield from _parse_json(Path(source).read_text(encoding="utf-8-sig"), source)
     else:
         yield from load_dataset(source, split=split, streaming=True)
+
+
+def _parse_json(text: str, place: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{place} is no JSON: {error}. Mend the file.") from error
 
 
 def parse_row(row: str | Mapping[str, Any], media_root: str | Path | None = None) -> Pair:
@@ -137,10 +146,16 @@ def parse_row(row: str | Mapping[str, Any], media_root: str | Path | None = None
             the root.
     """
     fields = json.loads(row) if isinstance(row, str) else row
+    try:
+        return _parse_pair(fields, Path(media_root or ".").resolve())
+    except (AttributeError, KeyError, TypeError) as error:
+        raise RowError("malformed row", f"a field has an unexpected type ({error})") from error
+
+
+def _parse_pair(fields: Any, root: Path) -> Pair:
     absent = [side for side in ("qry", "pos") if not isinstance(fields.get(side), Mapping)]
     if absent:
         raise RowError("missing side", f"the row has no {' and no '.join(absent)}")
-    root = Path(media_root or ".").resolve()
     name = next((fields[key] for key in _DATASET_KEYS if isinstance(fields.get(key), str)), "unnamed")
     negatives = tuple(_parse_side(side, root) for side in fields.get("neg") or ())
     return Pair(name, _parse_side(fields["qry"], root), _parse_side(fields["pos"], root), negatives)
