@@ -14,6 +14,7 @@ PACKAGES = {
     "plume.hub.convert": "hub/convert",
     "plume.hub.publish": "hub/publish",
     "plume.hub.verify": "hub/verify",
+    "plume.playground": "playground",
     "plume.training": "training",
     "plume.training.data": "training/data",
 }
