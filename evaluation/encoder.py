@@ -23,9 +23,11 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from plume.evaluation.embedders import Embedder
+from plume.evaluation.parsers.common import frame_indices
 from plume.evaluation.store import VectorStore
 
 _PART = 256  # vectors per file: what a killed run loses at most
+_DECODED_FRAMES = 8
 
 
 class PlumeEncoder:
@@ -107,7 +109,7 @@ class PlumeEncoder:
             unit="input",
             disable=not show_progress_bar,
         ) as bar:
-            for batch in _remaining(inputs, start):
+            for batch in _remaining(inputs, start) if start < len(inputs.dataset) else ():
                 vectors = self._embed(to_inputs(batch), role)
                 waiting.append(vectors)
                 bar.update(len(vectors))
@@ -136,7 +138,8 @@ class PlumeEncoder:
 
     def similarity(self, embeddings1: Any, embeddings2: Any) -> torch.Tensor:
         """Dot products in float32, ``(N, M)``: cosines, as vectors have unit length."""
-        return torch.as_tensor(embeddings1).float() @ torch.as_tensor(embeddings2).float().T
+        first, second = (torch.atleast_2d(torch.as_tensor(side).float()) for side in (embeddings1, embeddings2))
+        return first @ second.T
 
     def similarity_pairwise(self, embeddings1: Any, embeddings2: Any) -> torch.Tensor:
         """Dot products of pairs in float32, ``(N,)``."""
@@ -167,8 +170,17 @@ def to_inputs(batch: Mapping[str, Any]) -> list[dict[str, Any]]:
         item = {name: batch[name][place] for name in columns}
         if medium == "image":
             item["image"] = item.pop("video")[0]
+        elif item.get("video") is not None:
+            item["video"] = _frames(item["video"])
         items.append({name: value for name, value in item.items() if value is not None and not _is_blank(value)})
     return items
+
+
+def _frames(video: Any) -> Any:
+    """Frames of a clip: those that a task gives, or eight of what a decoder of mteb's own tasks (torchcodec) reads."""
+    if isinstance(video, list):
+        return video
+    return video.get_frames_at(indices=frame_indices(len(video), _DECODED_FRAMES)).data  # (T, C, H, W)
 
 
 def _is_blank(value: Any) -> bool:
