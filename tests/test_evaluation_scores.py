@@ -9,7 +9,7 @@ from PIL import Image
 
 from plume.evaluation.__main__ import main
 from plume.evaluation.doctor import diagnose
-from plume.evaluation.plots import radar, tradeoff
+from plume.evaluation.plots import measured_points, radar, tradeoff
 from plume.evaluation.report import group_table, report, task_table
 from plume.evaluation.scores import (
     Column,
@@ -316,6 +316,16 @@ def test_the_doctor_finds_a_file_that_is_mostly_another_models(tmp_path):
 # Plots
 
 
+def test_the_radar_leaves_out_the_changed_tasks_where_versions_differ(tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(
+        "plume.evaluation.plots.means", lambda c, rows, without: seen.append(without) or means(c, rows, without)
+    )
+    radar([UME], TABLE, tmp_path / "one.png")
+    radar([UME, PLUME], TABLE, tmp_path / "two.png")
+    assert seen == [(), CHANGED, CHANGED]
+
+
 def test_the_radar_leaves_out_incomplete_groups_and_says_so(tmp_path):
     holed = Column("holed", "v", "wrong", {**UME.scores, "GQA": None})
     assert radar([UME, holed], TABLE, tmp_path / "radar.png") == ["I-QA"]
@@ -324,17 +334,32 @@ def test_the_radar_leaves_out_incomplete_groups_and_says_so(tmp_path):
         radar([Column("none", "v", "wrong", {})], TABLE, tmp_path / "none.png")
 
 
-def test_the_tradeoff_is_drawn_from_measured_points(tmp_path, capsys):
-    points = [
-        {"name": "K=4", "kind": "PLUME", "latency_ms": 10.0, "score": 58.0},
-        {"name": "K=8", "kind": "PLUME", "latency_ms": 14.0, "score": 60.0},
-        {"name": "explicit CoT", "latency_ms": 400.0, "score": 59.0},
+def test_the_tradeoff_joins_scores_and_latencies(tmp_path, capsys):
+    ours = write_results(tmp_path / "k8", {**UME.scores})
+    single = write_results(tmp_path / "single", {**V2.scores})
+    for row in TABLE.rows:
+        change(single, row.id, ["condition", "latent_steps"], 0)
+    costs = [
+        {"system": system, "modality": modality, "latency_ms": {"mean": latency, "std": 1.0}}
+        for system, latency in (("plume-k8", 14.0), ("single-pass", 9.0))
+        for modality in ("image", "all")
     ]
-    (tmp_path / "points.json").write_text(json.dumps(points))
-    command = ["table", "--reference", "UME-R1-2B", "--radar", str(tmp_path / "r.png")]
-    files = ["--efficiency", str(tmp_path / "points.json"), "--tradeoff", str(tmp_path / "t.png")]
-    assert main([*command, *files]) == 0
+    (tmp_path / "efficiency.json").write_text(json.dumps({"rows": costs}))
+    columns = [results_column(folder, TABLE) for folder in (ours, single)]
+    points = measured_points(columns, TABLE, costs)
+    assert [(p["name"], p["latency_ms"], round(p["score"], 2)) for p in points] == [
+        ("plume-k8", 14.0, 60.12),
+        ("single-pass", 9.0, 58.02),
+    ]
+    drawn = ["--radar", str(tmp_path / "r.png"), "--tradeoff", str(tmp_path / "t.png")]
+    command = ["table", str(ours), str(single), "--reference", *drawn]
+    assert main([*command, "--efficiency", str(tmp_path / "efficiency.json")]) == 0
+    assert capsys.readouterr().out.count("drawn: ") == 2
     assert Image.open(tmp_path / "t.png").size[0] > 600
-    assert "drawn" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="needs latencies"):
+        main(command)
+    (ours / "GQA.json").unlink()
+    with pytest.raises(ValueError, match="cannot be placed"):
+        measured_points([results_column(ours, TABLE)], TABLE, costs)
     with pytest.raises(ValueError, match="positive latency"):
         tradeoff([], tmp_path / "none.png")
