@@ -38,12 +38,20 @@ class PlumeEncoder:
         name: Name in results.
         dim: Leading dimensions to keep, renormalised; all where omitted.
         store: Folder for vectors while tasks run; none where omitted.
+        instructions: In front of every text, per role (``query``, ``document``), for tasks of mteb itself; the tasks of
+            our tables bring their own.
     """
 
     def __init__(
-        self, embedder: Embedder, name: str = "plume", dim: int | None = None, store: str | Path | None = None
+        self,
+        embedder: Embedder,
+        name: str = "plume",
+        dim: int | None = None,
+        store: str | Path | None = None,
+        instructions: Mapping[str, str] | None = None,
     ) -> None:
         self.embedder, self.name, self.dim = embedder, name, dim
+        self.instructions = dict(instructions or {})
         self.store = Path(store) if store else None
         self.num_encoded = 0  # inputs embedded, not read from the store
         self.vectors: dict[str, Any] = {}  # what the last task's vectors look like, per role
@@ -110,7 +118,7 @@ class PlumeEncoder:
             disable=not show_progress_bar,
         ) as bar:
             for batch in _remaining(inputs, start) if start < len(inputs.dataset) else ():
-                vectors = self._embed(to_inputs(batch), role)
+                vectors = self._embed(to_inputs(batch, self.instructions.get(role, "")), role)
                 waiting.append(vectors)
                 bar.update(len(vectors))
                 if sum(map(len, waiting)) >= _PART:
@@ -134,7 +142,8 @@ class PlumeEncoder:
         if self.store is None or not isinstance(dataset, Dataset) or "id" not in dataset.column_names:
             return None
         inputs = _digest(dataset)
-        return VectorStore(self.store / task / f"{role}-{inputs[:8]}", {**self.embedder.condition, "inputs": inputs})
+        settings = {**self.embedder.condition, "instructions": self.instructions, "inputs": inputs}
+        return VectorStore(self.store / task / f"{role}-{inputs[:8]}", settings)
 
     def similarity(self, embeddings1: Any, embeddings2: Any) -> torch.Tensor:
         """Dot products in float32, ``(N, M)``: cosines, as vectors have unit length."""
@@ -161,8 +170,11 @@ def finish(vectors: np.ndarray, dim: int | None = None) -> np.ndarray:
     return kept / lengths
 
 
-def to_inputs(batch: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Our inputs from mteb's batch of columns: dicts of ``text`` and ``image`` or ``video``, without what is blank."""
+def to_inputs(batch: Mapping[str, Any], instruction: str = "") -> list[dict[str, Any]]:
+    """Our inputs from mteb's batch of columns: dicts of ``text`` and ``image`` or ``video``, without what is blank.
+
+    An instruction stands on a line of its own in front of the text, as the processor writes it.
+    """
     columns = [name for name in ("text", "image", "video") if name in batch]
     media = batch.get("medium", [None] * len(batch[columns[0]]))
     items = []
@@ -172,6 +184,8 @@ def to_inputs(batch: Mapping[str, Any]) -> list[dict[str, Any]]:
             item["image"] = item.pop("video")[0]
         elif item.get("video") is not None:
             item["video"] = _frames(item["video"])
+        if instruction:
+            item["text"] = f"{instruction}\n{item.get('text') or ''}".strip()
         items.append({name: value for name, value in item.items() if value is not None and not _is_blank(value)})
     return items
 

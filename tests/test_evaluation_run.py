@@ -81,6 +81,15 @@ def test_the_encoder_puts_a_model_in_training_back(model, processor):
     assert torch.equal(first, second)  # no dropout
 
 
+def test_instructions_for_tasks_of_mteb_are_written_as_the_processor_does(processor):
+    batch = {"text": ["a red bus", ""], "image": [None, noise_image(1)]}
+    items = to_inputs(batch, "Find it:")
+    assert items == [{"text": "Find it:\na red bus"}, {"text": "Find it:", "image": batch["image"][1]}]
+    ours = processor.process_documents(items, prompt="")
+    theirs = processor.process_queries(["a red bus", {"image": batch["image"][1]}], prompt="Find it:")
+    assert torch.equal(ours["input_ids"], theirs["input_ids"])
+
+
 def test_batches_of_columns_become_inputs():
     picture, clip = noise_image(1), noise_video(1, 2)
     batch = {
