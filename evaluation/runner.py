@@ -18,7 +18,7 @@ import mteb
 from tqdm import tqdm
 
 from plume.evaluation.embedders import Embedder, PooledEmbedder, fingerprint, load_checkpoint, load_embedder
-from plume.evaluation.encoder import PlumeEncoder
+from plume.evaluation.encoder import PlumeEncoder, digest
 from plume.evaluation.table import METRICS, Row, make_row
 from plume.evaluation.tasks import TableTask, make_task
 from plume.prompt_plume import RELEASED_LAYOUT
@@ -74,7 +74,8 @@ def evaluate(
 
     Returns:
         One result per task: ``task``, ``group``, ``metric``, ``score`` in [0, 1], ``n`` (queries),
-        ``num_candidates``, ``scores``, ``condition``, ``vectors``, ``seconds``, and the row's extra keys.
+        ``num_candidates``, ``scores``, ``condition``, ``data`` (hashes), ``vectors``, ``seconds``, ``libraries``, and the
+        row's extra keys.
 
     Raises:
         ValueError: If data, media or options are unusable, or ``out`` holds results of another condition.
@@ -187,7 +188,7 @@ def run_task(
     encoder.vectors = {}
     task.load_data()
     split = row.dataset["split"]
-    sizes = {name: len(task.dataset["default"][split][name]) for name in ("queries", "corpus")}  # mteb unloads them
+    queries, corpus = (task.dataset["default"][split][name] for name in ("queries", "corpus"))
     done = mteb.evaluate(
         encoder,
         task,
@@ -204,10 +205,11 @@ def run_task(
         "modality": row.modality,
         "metric": row.metric,
         "score": scores[METRICS[row.metric]],
-        "n": sizes["queries"],
-        "num_candidates": sizes["corpus"],
+        "n": len(queries),
+        "num_candidates": len(corpus),
         "scores": {ours: scores[theirs] for ours, theirs in METRICS.items()},
         "condition": condition_of(encoder, task),
+        "data": {"queries": digest(queries), "corpus": digest(corpus)},
         "vectors": dict(encoder.vectors),
         "seconds": round(time.perf_counter() - started, 3),
         "libraries": {library: version(library) for library in _LIBRARIES},
