@@ -74,8 +74,8 @@ def evaluate(
 
     Returns:
         One result per task: ``task``, ``group``, ``metric``, ``score`` in [0, 1], ``n`` (queries),
-        ``num_candidates``, ``scores``, ``condition``, ``data`` (hashes), ``vectors``, ``seconds``, ``libraries``, and the
-        row's extra keys.
+        ``num_candidates``, ``scores``, ``condition``, ``data`` (hashes), ``vectors``, ``seconds``, ``libraries``, and
+        the row's extra keys.
 
     Raises:
         ValueError: If data, media or options are unusable, or ``out`` holds results of another condition.

@@ -153,6 +153,7 @@ def test_a_result_says_under_which_condition_it_holds(world, checkpoint, tmp_pat
         assert (condition["latent_steps"], condition["dim"], condition["prompt_set"]) == (2, 8, "clean")
         assert {"min_pixels", "video_max_pixels", "blank_image_size", "checkpoint", "dataset"} <= condition.keys()
         assert result["vectors"]["query"]["dim"] == 8
+        assert len({result["data"]["queries"], result["data"]["corpus"]}) == 2
         assert {"mteb", "torch", "transformers"} <= result["libraries"].keys()
     frames = {result["task"]: result["condition"]["num_frames"] for result in results}
     assert frames == {"ImageNet-1K": None, "MomentSeeker": "all", "MSVD": 8, "ViDoSeek-doc": None}
