@@ -124,6 +124,7 @@ def _embedder(model: str | Path | Embedder, baseline: str | None, **options: Any
     device = options["devices"][0] if options["devices"] else None
     loaded = load_checkpoint(model, device, options["dtype"], options["revision"])
     written = baselines.load(baseline, *loaded)
+    written.condition["dtype"] = str(loaded[0].dtype).removeprefix("torch.")
     written.condition["checkpoint"] = fingerprint(model, options["revision"])
     return written
 

@@ -17,7 +17,7 @@ from plume.evaluation.table import Row, Table
 REFERENCES = Path(__file__).with_name("mmeb_v2_reference_scores.json")
 # What all results of one folder must share to be one column of a table.
 SHARED = (
-    "benchmark", "version", "prompt_set", "dim", "latent_steps", "baseline", "checkpoint", "anchor_token",
+    "benchmark", "version", "prompt_set", "dim", "latent_steps", "baseline", "dtype", "checkpoint", "anchor_token",
     "min_pixels", "max_pixels", "video_min_pixels", "video_max_pixels", "blank_image_size",
 )  # fmt: skip
 _MODALITIES = ("image", "video", "visdoc")
