@@ -30,7 +30,7 @@ class Column:
     Attributes:
         model: Name.
         version: Data version.
-        page_labels: Which labels the page tasks had.
+        page_labels: Which labels the page tasks had; empty where there are none.
         scores: Percent per task; none where there is no score.
         printed: Means as their source prints them.
         condition: What the scores depend on, for our own.
@@ -50,7 +50,8 @@ class Column:
     @property
     def protocol(self) -> str:
         """Data version and page labels: columns are comparable on all tasks if they share it."""
-        return f"{self.version.split('-')[0]}, pages {(self.page_labels or 'unknown').split(' ')[0]}"
+        labels = f", pages {self.page_labels.split(' ')[0]}" if self.page_labels else ""
+        return self.version.split("-")[0] + labels
 
 
 def mean(scores: Mapping[str, float | None], tasks: Iterable[str]) -> float | None:
@@ -131,7 +132,7 @@ def results_column(folder: str | Path, table: Table) -> Column:
     return Column(
         f"{Path(folder).name} ({_describe(condition)})",
         str(condition["version"]),
-        str(table.meta.get("page_labels", "none")),
+        table.meta.get("page_labels") or "",
         {result["task"]: 100 * result["score"] for result in results},
         condition=condition,
     )
