@@ -1,0 +1,1 @@
+"""Evaluation: retrieval tasks, baselines, cost and whether the latent steps are used."""
