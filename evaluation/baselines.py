@@ -1,9 +1,8 @@
 """What PLUME is compared with, on the same weights, prompts and code.
 
-All three take the same inputs and return the same kind of vector, so an evaluation can swap them:
+Both take the same inputs and return the same kind of vector as PLUME (``embedders``), so an evaluation can swap them:
 
-- :class:`LatentReasoner`: PLUME itself at any K.
-- single pass: the same at K = 0, the embedding is read right behind ``<slt>``.
+- single pass: PLUME at K = 0, the embedding is read right behind ``<slt>``.
 - :class:`ExplicitCoT`: UME-R1's way ([24] of the paper). The rationale is written token by token with the LM head, then
   the embedding is read at ``<gen>``:
 
@@ -17,24 +16,17 @@ All three take the same inputs and return the same kind of vector, so an evaluat
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any
 
 import torch
 
 from plume import PlumeForEmbedding, PlumeProcessor
 from plume.checks_plume import check_prefix
+from plume.evaluation.embedders import Embedder, ModelEmbedder, processor_condition
 from plume.positions_plume import Media
 
-Role = Literal["query", "document"]
+ALL_FRAMES = 1_000_000  # of what a task gives; the processor would take fewer
 BASELINES = ("single-pass", "explicit-cot")
-
-
-class Embedder(Protocol):
-    """Anything that turns inputs into vectors."""
-
-    def encode(self, inputs: Sequence[Mapping[str, Any]], role: Role) -> torch.Tensor:
-        """Embed one batch: dicts of ``text``, ``image`` and ``video`` -> ``(B, D)``, fp32, unit length, on the CPU."""
-        ...
 
 
 @dataclass
@@ -54,46 +46,6 @@ class Rationales:
     num_steps: int
 
 
-class LatentReasoner:
-    """PLUME at a number of latent steps.
-
-    Args:
-        model: The checkpoint.
-        processor: Its processor.
-        num_latent_steps: K; the checkpoint's where omitted, 0 for the single-pass baseline.
-        prompt: Instruction in front of every input. Empty for none, since evaluation tasks write their own into the
-            text; None for the processor's, by role.
-        **options: Of ``PlumeProcessor.apply_chat_template``, e.g. ``max_pixels``.
-    """
-
-    def __init__(
-        self,
-        model: PlumeForEmbedding,
-        processor: PlumeProcessor,
-        num_latent_steps: int | None = None,
-        prompt: str | None = "",
-        **options: Any,
-    ) -> None:
-        self.model, self.processor = model.eval(), processor
-        if num_latent_steps is None:
-            num_latent_steps = model.config.num_latent_steps
-        self.num_latent_steps = model.config.check_num_latent_steps(num_latent_steps)
-        self.prompt, self.options = prompt, options
-
-    def prepare(self, inputs: Sequence[Mapping[str, Any]], role: Role) -> dict[str, torch.Tensor]:
-        """Model inputs of one batch, on the model's device."""
-        return prepare(self.processor, inputs, role, self.model.device, self.prompt, **self.options)
-
-    @torch.inference_mode()
-    def embed(self, prepared: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """Embed what :meth:`prepare` returned, ``(B, D)``, on the model's device."""
-        return self.model(**prepared, num_latent_steps=self.num_latent_steps).embeddings
-
-    def encode(self, inputs: Sequence[Mapping[str, Any]], role: Role) -> torch.Tensor:
-        """Embed one batch, ``(B, D)``, fp32, unit length, on the CPU."""
-        return self.embed(self.prepare(inputs, role)).cpu()
-
-
 class ExplicitCoT:
     """UME-R1's way: write the rationale, then embed.
 
@@ -102,8 +54,9 @@ class ExplicitCoT:
         processor: Its processor.
         max_new_tokens: Most tokens of a rationale.
         min_new_tokens: Tokens before which no rationale may end; equal to ``max_new_tokens`` it fixes the length.
-        prompt: As in :class:`LatentReasoner`.
-        **options: As in :class:`LatentReasoner`.
+
+    Attributes:
+        condition: What a reader of its scores must know.
 
     Raises:
         ValueError: If the limits contradict each other.
@@ -115,32 +68,32 @@ class ExplicitCoT:
         processor: PlumeProcessor,
         max_new_tokens: int = 1024,
         min_new_tokens: int = 0,
-        prompt: str | None = "",
-        **options: Any,
     ) -> None:
         if not 0 <= min_new_tokens <= max_new_tokens:
             raise ValueError(
                 f"min_new_tokens={min_new_tokens} and max_new_tokens={max_new_tokens} leave no length for a "
                 "rationale. Choose 0 <= min_new_tokens <= max_new_tokens."
             )
-        self.model, self.processor = model.eval(), processor
+        self.model, self.processor = model, processor
         self.max_new_tokens, self.min_new_tokens = max_new_tokens, min_new_tokens
-        self.prompt, self.options = prompt, options
+        limits = {"baseline": "explicit-cot", "max_new_tokens": max_new_tokens, "min_new_tokens": min_new_tokens}
+        self.condition = {**processor_condition(processor, 0), **limits}
 
-    def prepare(self, inputs: Sequence[Mapping[str, Any]], role: Role) -> dict[str, torch.Tensor]:
-        """Model inputs of one batch, on the model's device."""
-        return prepare(self.processor, inputs, role, self.model.device, self.prompt, **self.options)
-
-    def encode(self, inputs: Sequence[Mapping[str, Any]], role: Role) -> torch.Tensor:
-        """Embed one batch, ``(B, D)``, fp32, unit length, on the CPU."""
-        return self.think(self.prepare(inputs, role)).embeddings.cpu()
+    def encode(self, inputs: Sequence[Mapping[str, Any]], role: str) -> torch.Tensor:
+        """Embed one batch, ``(B, D)``, fp32, unit length, on the CPU; ``role`` as in ``ModelEmbedder``."""
+        was_training = self.model.training
+        self.model.eval()
+        try:
+            return self.think(prepare(self.model, self.processor, inputs)).embeddings.cpu()
+        finally:
+            self.model.train(was_training)
 
     @torch.inference_mode()
     def think(self, prepared: Mapping[str, torch.Tensor]) -> Rationales:
         """Write the rationales of one batch and embed it.
 
         Args:
-            prepared: Model inputs, from :meth:`prepare`.
+            prepared: Model inputs, from :func:`prepare`. The model is in evaluation mode.
 
         Raises:
             ValueError: If the batch is padded on the right or lacks a token, or an embedding is not finite.
@@ -198,44 +151,31 @@ class ExplicitCoT:
         return self.model._read_prefix(input_ids, attention_mask, media, num_reserved)
 
 
-def load(
-    name: str, model: PlumeForEmbedding, processor: PlumeProcessor, **options: Any
-) -> "LatentReasoner | ExplicitCoT":
+def load(name: str, model: PlumeForEmbedding, processor: PlumeProcessor, **limits: int) -> Embedder:
     """A baseline by its name on the command line, over a checkpoint.
 
     Args:
         name: One of :data:`BASELINES`.
         model: The checkpoint.
         processor: Its processor.
-        **options: Of the baseline's class, e.g. ``max_new_tokens``.
+        **limits: ``max_new_tokens`` and ``min_new_tokens`` of explicit rationales.
 
     Raises:
         ValueError: If there is no such baseline.
     """
     if name == "single-pass":
-        return LatentReasoner(model, processor, num_latent_steps=0, **options)
+        return ModelEmbedder(model, processor, latent_steps=0)
     if name == "explicit-cot":
-        return ExplicitCoT(model, processor, **options)
+        return ExplicitCoT(model, processor, **limits)
     raise ValueError(f"There is no baseline {name!r}. Choose one of {', '.join(BASELINES)}.")
 
 
 def prepare(
-    processor: PlumeProcessor,
-    inputs: Sequence[Mapping[str, Any]],
-    role: Role,
-    device: torch.device,
-    prompt: str | None = "",
-    **options: Any,
+    model: PlumeForEmbedding, processor: PlumeProcessor, inputs: Sequence[Mapping[str, Any]]
 ) -> dict[str, torch.Tensor]:
-    """Model inputs of a batch in a role, on a device.
-
-    Raises:
-        ValueError: If the role is unknown or an input is unusable.
-    """
-    process = {"query": processor.process_queries, "document": processor.process_documents}.get(role)
-    if process is None:
-        raise ValueError(f"role={role!r} is unknown, so no instruction belongs to it. Use 'query' or 'document'.")
-    return dict(process(list(inputs), prompt=prompt, **options).to(device))
+    """Model inputs of a batch, on the model's device. Tasks write instructions and choose frames themselves."""
+    features = processor.process_documents(list(inputs), prompt="", num_frames=ALL_FRAMES)
+    return dict(features.to(model.device))
 
 
 def _until(tokens: list[int], end: int) -> list[int]:

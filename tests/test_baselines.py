@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from inputs import mixed_inputs, noise_image, noise_video
-from plume.evaluation.baselines import BASELINES, ExplicitCoT, LatentReasoner, load
+from plume.evaluation.baselines import ExplicitCoT, load, prepare
+from plume.evaluation.embedders import ModelEmbedder
 
 LIMIT = 12
 
@@ -59,7 +60,7 @@ def reference_rationale(model, processor, item, limit, can_end=lambda written: T
 def make_it_stop(model, processor, after=3):
     """Bend the LM head so that rationales end by themselves, at different places."""
     explicit = ExplicitCoT(model, processor, max_new_tokens=LIMIT)
-    written = explicit.think(explicit.prepare(INPUTS, "document")).token_ids
+    written = explicit.think(prepare(model, processor, INPUTS)).token_ids
     head = model.lm_head.weight.detach().clone()
     # <gen> becomes as likely as a token that the first row writes at its fourth place; <|im_end|> likewise for another.
     head[model.config.embedding_token_id] = 1.01 * head[written[0][after]]
@@ -74,7 +75,7 @@ def test_explicit_rationale_and_embedding_equal_a_cacheless_reference_one_row_at
     if ends_by_itself:
         make_it_stop(model, processor)
     explicit = ExplicitCoT(model, processor, max_new_tokens=LIMIT)
-    rationales = explicit.think(explicit.prepare(INPUTS, "document"))
+    rationales = explicit.think(prepare(model, processor, INPUTS))
     assert rationales.finished.any() == ends_by_itself
     for row, item in enumerate(INPUTS):
         written, vector = reference_rationale(model, processor, item, LIMIT)
@@ -88,7 +89,7 @@ def test_explicit_rationale_and_embedding_equal_a_cacheless_reference_one_row_at
 
 def test_greedy_tokens_equal_those_of_generate(model, processor):
     explicit = ExplicitCoT(model, processor, max_new_tokens=LIMIT)
-    prepared = explicit.prepare(INPUTS, "document")
+    prepared = prepare(model, processor, INPUTS)
     rationales = explicit.think(prepared)
     opening = torch.full((len(INPUTS), 1), model.config.latent_end_token_id)
     grown = {
@@ -125,44 +126,51 @@ def test_no_rationale_is_the_single_pass(model, processor):
 def test_minimum_length_holds_the_end_back(model, processor):
     make_it_stop(model, processor)
     free = ExplicitCoT(model, processor, max_new_tokens=LIMIT)
-    shortest = min(len(row) for row in free.think(free.prepare(INPUTS, "document")).token_ids)
+    shortest = min(len(row) for row in free.think(prepare(model, processor, INPUTS)).token_ids)
     assert shortest < LIMIT
     fixed = ExplicitCoT(model, processor, max_new_tokens=LIMIT, min_new_tokens=LIMIT)
-    rationales = fixed.think(fixed.prepare(INPUTS, "document"))
+    rationales = fixed.think(prepare(model, processor, INPUTS))
     assert {len(row) for row in rationales.token_ids} == {LIMIT}
     written, vector = reference_rationale(model, processor, INPUTS[0], LIMIT, can_end=lambda n: n >= LIMIT)
     assert rationales.token_ids[0] == written
     assert (rationales.embeddings[0] - vector).abs().max() <= 1e-5
 
 
-def test_all_systems_agree_on_the_shape_of_vectors_and_differ_in_their_values(model, processor):
-    systems = [LatentReasoner(model, processor), *(load(name, model, processor) for name in BASELINES[:1])]
-    systems.append(load("explicit-cot", model, processor, max_new_tokens=LIMIT))
+def test_plume_and_baselines_give_the_same_kind_of_vector_but_not_the_same_vector(model, processor):
+    systems = [
+        ModelEmbedder(model, processor),
+        load("single-pass", model, processor),
+        load("explicit-cot", model, processor, max_new_tokens=LIMIT),
+    ]
     vectors = [system.encode(INPUTS, "query") for system in systems]
     for vector in vectors:
         assert vector.shape == (len(INPUTS), model.config.text_config.hidden_size)
         assert vector.dtype == torch.float32
         assert torch.allclose(vector.norm(dim=-1), torch.ones(len(INPUTS)), atol=1e-5)
     assert min((a - b).abs().max() for a in vectors for b in vectors if a is not b) > 1e-2
+    conditions = [repr(sorted(system.condition.items())) for system in systems]
+    assert len(set(conditions)) == len(systems), "results of different systems must not look alike"
 
 
-def test_latent_reasoner_is_the_model_at_k(model, processor):
+def test_single_pass_is_the_model_at_k_0(model, processor):
     inputs = [{"image": noise_image(1), "text": "a red bus"}, {"video": noise_video(2)}]
-    for steps in (0, 2):
-        with torch.no_grad():
-            expected = model(**processor.process_documents(inputs, prompt=""), num_latent_steps=steps).embeddings
-        assert torch.equal(LatentReasoner(model, processor, steps).encode(inputs, "document"), expected)
-
-
-def test_the_prompt_follows_the_role_only_where_asked_to(model, processor):
-    item = [{"text": "a red bus"}]
-    plain = LatentReasoner(model, processor)
-    assert torch.equal(plain.encode(item, "query"), plain.encode(item, "document"))
-    by_role = LatentReasoner(model, processor, prompt=None)
     with torch.no_grad():
-        expected = model(**processor.process_queries(item)).embeddings
-    assert torch.equal(by_role.encode(item, "query"), expected)
-    assert not torch.equal(by_role.encode(item, "query"), plain.encode(item, "query"))
+        expected = model(**prepare(model, processor, inputs), num_latent_steps=0).embeddings
+    assert torch.equal(load("single-pass", model, processor).encode(inputs, "query"), expected)
+
+
+def test_prepared_inputs_keep_every_frame_and_add_no_instruction(model, processor):
+    frames = processor.num_frames + 4
+    prepared = prepare(model, processor, [{"video": noise_video(1, frames), "text": "a red bus"}])
+    assert prepared["video_grid_thw"][0, 0] == frames // processor.temporal_patch_size
+    assert processor.query_prompt not in processor.tokenizer.decode(prepared["input_ids"][0])
+
+
+def test_embedding_leaves_a_model_in_training_where_it_was(model, processor):
+    model.train()
+    explicit = ExplicitCoT(model, processor, max_new_tokens=2)
+    assert torch.equal(explicit.encode(INPUTS[:1], "query"), explicit.encode(INPUTS[:1], "query"))
+    assert model.training
 
 
 def test_mistakes_are_named(model, processor):
@@ -170,10 +178,6 @@ def test_mistakes_are_named(model, processor):
         load("cot", model, processor)
     with pytest.raises(ValueError, match="leave no length"):
         ExplicitCoT(model, processor, max_new_tokens=3, min_new_tokens=4)
-    with pytest.raises(ValueError, match="role='target'"):
-        LatentReasoner(model, processor).encode([{"text": "a"}], "target")
-    with pytest.raises(ValueError, match="outside 0..8"):
-        LatentReasoner(model, processor, 9)
     with torch.no_grad():
         model.model.language_model.norm.weight.fill_(float("nan"))
     with pytest.raises(ValueError, match="not finite"):
