@@ -334,7 +334,15 @@ def test_every_number_of_a_task_follows_from_separate_runs_of_the_model(model, p
     assert [row["state_cosine"] for row in result["trajectory"][1:]] == pytest.approx(own.tolist(), abs=1e-5)
     assert result["interventions"]["drop"]["hit_at_1"] == hit(0, STEPS)
     assert result["interventions"]["as is"]["cost"] == result["interventions"]["as is"]["cost_error"] == 0
-    assert all(result["interventions"][name]["moved"] > 1e-4 for name in ("drop", *REPLACEMENTS))
+    refined, undisturbed = record(model, processor, queries)
+    generator = torch.Generator().manual_seed(0)
+    for name, replace in REPLACEMENTS.items():
+        vectors = replay(model, processor, replace(refined, generator), queries).embeddings
+        row = result["interventions"][name]
+        assert row["hit_at_1"] == rank(vectors, at[STEPS][1].embeddings, task.grades, task.pool).hit.mean()
+        cosine = (vectors * undisturbed.embeddings).sum(dim=-1)
+        assert row["moved"] == pytest.approx(1 - cosine.mean().item(), abs=1e-5)
+        assert row["moved"] > 1e-5
     alike = states[:, -1] @ states[:, -1].T
     assert result["collapse"]["input_cosine"][-1] == pytest.approx((alike.sum().item() - 4) / 12, abs=1e-5)
     used = result["experts"]["queries"]

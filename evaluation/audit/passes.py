@@ -45,7 +45,8 @@ class _Parts:
 
     def join(self) -> Reading:
         vectors = {steps: torch.cat(parts) for steps, parts in self.embeddings.items()}
-        return Reading(vectors, *map(torch.cat, (self.probs, self.refined, self.latents)), self.kinds)
+        probs, refined, latents = (torch.cat(parts) for parts in (self.probs, self.refined, self.latents))
+        return Reading(vectors, probs, refined, latents, self.kinds)
 
 
 class Reader:

@@ -24,7 +24,7 @@ VARIANTS = {
 }
 _KINDS = ("#0072B2", "#D55E00", "#009E73")
 _MANY_TASKS = 24
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "font.size": 9,
     "axes.titlesize": 10,
     "axes.titlelocation": "left",
