@@ -416,4 +416,4 @@ def test_a_page_without_experts_or_controls_says_so(model, processor, world):
     result["experts"], result["control"] = {"queries": [], "documents": []}, None
     page = write_report({}, [result], {"interventions": "a", "sweep": "b", "trajectory": "c"})
     assert "nothing is routed" in page
-    assert "On 1 all tasks" in page
+    assert "On 1 tasks" in page

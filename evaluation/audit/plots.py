@@ -12,32 +12,18 @@ from matplotlib.ticker import MaxNLocator
 
 from plume.evaluation.audit.routing import by_modality, pool
 from plume.evaluation.audit.summary import Result, by_kind, mean_over, series
+from plume.evaluation.style import BLACK, BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, STYLE, VERMILION
 
-# Okabe and Ito's colours, distinguishable without colour vision.
 VARIANTS = {
-    "as is": ("#000000", "o"),
-    "drop": ("#D55E00", "X"),
-    "shuffle": ("#CC79A7", "s"),
-    "noise": ("#E69F00", "^"),
-    "first": ("#56B4E9", "D"),
-    "mean": ("#009E73", "v"),
+    "as is": (BLACK, "o"),
+    "drop": (VERMILION, "X"),
+    "shuffle": (PURPLE, "s"),
+    "noise": (ORANGE, "^"),
+    "first": (SKY, "D"),
+    "mean": (GREEN, "v"),
 }
-_KINDS = ("#0072B2", "#D55E00", "#009E73")
+_KINDS = (BLUE, VERMILION, GREEN)
 _MANY_TASKS = 24
-_STYLE: dict[Any, Any] = {
-    "font.size": 9,
-    "axes.titlesize": 10,
-    "axes.titlelocation": "left",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.edgecolor": "#999999",
-    "axes.labelcolor": "#333333",
-    "xtick.color": "#666666",
-    "ytick.color": "#333333",
-    "legend.frameon": False,
-    "savefig.dpi": 150,
-    "savefig.bbox": "tight",
-}
 
 
 def draw_all(results: Sequence[Result], folder: Path) -> dict[str, str]:
@@ -55,7 +41,7 @@ def draw_all(results: Sequence[Result], folder: Path) -> dict[str, str]:
         pictures["experts"] = experts
     files = {}
     for name, draw in pictures.items():
-        with rc_context(_STYLE):
+        with rc_context(STYLE):
             draw(results).savefig(folder / f"{name}.png")
         files[name] = f"{name}.png"
     return files
@@ -68,12 +54,11 @@ def interventions(results: Sequence[Result]) -> Figure:
     axes = figure.subplots()
     for place, (_, members) in enumerate(rows):
         scores = [100 * mean_over(members, lambda r, v=v: r["interventions"][v]["hit_at_1"]) for v in VARIANTS]
-        axes.plot([min(scores), max(scores)], [place, place], color="#dddddd", linewidth=4, zorder=1)
+        axes.plot([min(scores), max(scores)], [place, place], color=GREY, linewidth=4, zorder=1)
         for score, (variant, (color, marker)) in zip(scores, VARIANTS.items(), strict=True):
-            top = 4 if variant == "as is" else 3
-            axes.scatter(
-                score, place, s=34, color=color, marker=marker, zorder=top, label=variant if not place else None
-            )
+            look = {"color": color, "marker": marker, "edgecolors": "white", "linewidths": 0.6}
+            label, top = variant if place == 0 else None, 4 if variant == "as is" else 3
+            axes.scatter(score, place, s=46, zorder=top, label=label, **look)
     axes.set_yticks(range(len(rows)), [label for label, _ in rows])
     axes.invert_yaxis()
     axes.set_xlim(-3, 103)
@@ -103,8 +88,8 @@ def trajectory(results: Sequence[Result]) -> Figure:
     figure = Figure(figsize=(8.4, 3.2), layout="constrained")
     left, right = figure.subplots(1, 2)
     _lines(left, results, "trajectory", "cosine", spread="cosine_std")
-    left.set(xlabel="latent step read out", ylabel="cosine to the positive")
-    left.set_title("Similarity to the target (mean, one standard deviation)")
+    left.set(xlabel="latent step read out", ylabel="cosine (mean ± 1 std)")
+    left.set_title("Similarity to the target")
     _lines(right, results, "trajectory", "mean_reciprocal_rank")
     right.set(xlabel="latent step read out", ylabel="mean reciprocal rank", ylim=(-0.03, 1.03))
     right.set_title("Rank of the target")
@@ -130,6 +115,7 @@ def experts(results: Sequence[Result]) -> Figure:
     for axes, (title, table) in zip(panels, tables.items(), strict=True):
         image = _heatmap(axes, [label for label, _ in table], torch.stack([values for _, values in table]))
         axes.set_title(title)
+    panels[-1].set_ylabel("latent step")
     figure.colorbar(image, ax=panels, label="inputs that select the expert (%)", shrink=0.8, pad=0.01)
     return figure
 

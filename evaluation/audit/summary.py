@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 Result = dict[str, Any]
-MULTI_HOP, CONTROL, ALL = "multi-hop tasks", "control tasks", "all tasks"
+MULTI_HOP, CONTROL, ALL = "multi-hop tasks", "control tasks", "tasks"
 
 
 def by_kind(results: Sequence[Result]) -> dict[str, list[Result]]:
