@@ -16,7 +16,7 @@ from plume.evaluation.baselines import ExplicitCoT, prepare
 from plume.evaluation.efficiency.inputs import DRAWS, Sizes, draw_inputs
 
 SINGLE_PASS, EXPLICIT = "single-pass", "explicit-cot"
-SYSTEMS = ("plume-k4", "plume-k6", "plume-k8", SINGLE_PASS, EXPLICIT)
+SYSTEMS = (SINGLE_PASS, "plume-k4", "plume-k6", "plume-k8", EXPLICIT)
 _MEAN_TOKENS = 403  # what UME-R1 writes on average (Table 2)
 _MOST_TOKENS = 1024  # where rationales end by themselves
 

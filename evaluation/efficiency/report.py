@@ -4,9 +4,11 @@ import math
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from matplotlib import rc_context
 from matplotlib.figure import Figure
+from matplotlib.ticker import StrMethodFormatter
 
 from plume.evaluation.efficiency.protocol import EXPLICIT, SINGLE_PASS, SYSTEMS, Cell
 from plume.evaluation.style import BLACK, BLUE, GREEN, SKY, STYLE, VERMILION
@@ -74,24 +76,26 @@ def draw(rows: Sequence[Cell], file: Path) -> None:
     """Latency per modality and system, logarithmic, with the standard deviation over draws."""
     systems = list(dict.fromkeys(row["system"] for row in rows))
     modalities = list(dict.fromkeys(row["modality"] for row in rows))
-    colors = dict(zip(SYSTEMS, (SKY, BLUE, GREEN, BLACK, VERMILION), strict=True))
+    colors = dict(zip(SYSTEMS, (BLACK, SKY, BLUE, GREEN, VERMILION), strict=True))
+    grey: dict[str, Any] = {"color": "#666666", "fontsize": 7, "va": "center"}
     with rc_context(STYLE):
-        figure = Figure(figsize=(6.4, 0.9 + 0.18 * len(rows)))
+        figure = Figure(figsize=(6.8, 0.9 + 0.18 * len(rows)))
         axes = figure.subplots()
         for row in rows:
             place = modalities.index(row["modality"]) * (len(systems) + 1) + systems.index(row["system"])
-            mean, std = row["latency_ms"]["mean"], row["latency_ms"]["std"]
-            label = row["system"] if row["modality"] == modalities[0] else None
+            mean, std = row["latency_ms"]["mean"], row["latency_ms"]["std"] or 0.0
             color = colors[row["system"]]
-            axes.errorbar(mean, place, xerr=std, fmt="o", color=color, markersize=5, capsize=2, label=label)
-            axes.annotate(
-                f"{mean:.3g}", (mean, place), (7, -3), textcoords="offset points", color="#666666", fontsize=7
+            axes.plot([max(mean - std, 0.1 * mean), mean + std], [place, place], color=color, linewidth=1.2)
+            axes.scatter(
+                mean, place, color=color, s=24, label=row["system"] if row["modality"] == modalities[0] else None
             )
+            axes.annotate(f"{mean:.3g}", (mean + std, place), (6, 0), textcoords="offset points", **grey)
         middle = (len(systems) - 1) / 2
         axes.set_yticks([index * (len(systems) + 1) + middle for index in range(len(modalities))], modalities)
         axes.invert_yaxis()
         axes.set_xscale("log")
-        axes.set_xlabel("latency per batch (ms, logarithmic)")
+        axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        axes.set_xlabel("latency per batch (ms, logarithmic): mean and standard deviation over draws")
         axes.tick_params(axis="y", length=0)
         axes.spines["left"].set_visible(False)
         axes.grid(axis="x", color="#eeeeee")
