@@ -16,6 +16,7 @@ from mteb.abstasks.retrieval import AbsTaskRetrieval
 
 from plume.evaluation.parsers import PAGES, Media, Parsed, parse
 from plume.evaluation.parsers.common import candidate_id, to_dataset
+from plume.evaluation.parsers.images import clean_instruction
 from plume.evaluation.table import METRICS, PROMPT_SETS, Row
 
 # Letters of mteb's category; an input of a mixed task has the video column and says in `medium` what it is.
@@ -118,6 +119,28 @@ def _load(row: Row, config: str | None, data_root: Path) -> Dataset:
             f"The data of {row.id} could not be read from {source!r} (config {config!r}, split "
             f"{row.dataset['split']!r}): {error}. Put a copy of {repo} into {str(folder)!r}, or check the connection."
         ) from error
+
+
+def check_data(row: Row, data_root: Path) -> list[str]:
+    """Compare a task's data with the table, without reading media: number of queries, and the instructions in the data.
+
+    Returns:
+        The differences, in words.
+
+    Raises:
+        ValueError: If the data cannot be read.
+    """
+    data = read_data(row, data_root)
+    rows = data.get("queries", data.get("rows"))
+    assert rows is not None
+    differences = []
+    if row.num_queries and len(rows) != row.num_queries:
+        differences.append(f"{len(rows)} queries, the table has {row.num_queries}")
+    for column, side in (("qry_inst", row.query), ("tgt_inst", row.candidate)):
+        written = clean_instruction(rows[0][column]) if column in rows.column_names else ""
+        if written and side.instruction and written != side.instruction:
+            differences.append(f"{column} is {written!r}, the table has {side.instruction!r}")
+    return differences
 
 
 def lay_out(row: Row, parsed: Parsed) -> dict[str, Any]:

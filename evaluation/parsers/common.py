@@ -67,6 +67,8 @@ class Media:
     def __init__(self, row: Row, root: Path, num_frames: int | None = None) -> None:
         self.row, self.root = row, root / (row.media or "")
         self.num_frames: int | str | None = num_frames or row.num_frames
+        self._images: dict[str, str] = {}  # a candidate occurs in the pools of many queries: look once
+        self._clips: dict[str, tuple[str, ...]] = {}
 
     def image(self, path: str) -> str:
         """File of an image.
@@ -74,12 +76,14 @@ class Media:
         Raises:
             ValueError: If it does not exist.
         """
-        found = self.root / path
-        if not found.is_file():
-            raise ValueError(self._missing("image", found))
-        return str(found)
+        if path not in self._images:
+            found = self.root / path
+            if not found.is_file():
+                raise ValueError(self._missing("image", found))
+            self._images[path] = str(found)
+        return self._images[path]
 
-    def frames(self, folder: str | Path) -> tuple[str, ...]:
+    def frames(self, folder: str) -> tuple[str, ...]:
         """Files of the frames of a clip, in the order of their numbers, ``num_frames`` of them evenly spaced.
 
         With fewer files than ``num_frames`` all are used; ``"all"`` takes all.
@@ -87,7 +91,11 @@ class Media:
         Raises:
             ValueError: If the folder does not exist or holds no frame.
         """
-        found = self.root / folder
+        if folder not in self._clips:
+            self._clips[folder] = self._find_frames(self.root / folder)
+        return self._clips[folder]
+
+    def _find_frames(self, found: Path) -> tuple[str, ...]:
         names = [path.name for path in found.iterdir()] if found.is_dir() else []
         frames = sorted((name for name in names if name.lower().endswith(_FRAME_ENDINGS)), key=natural_key)
         if not frames:

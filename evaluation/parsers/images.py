@@ -14,6 +14,11 @@ from plume.evaluation.parsers.common import Item, Media, Parsed
 _MARK = "<|image_1|>"
 
 
+def clean_instruction(instruction: str | None) -> str:
+    """An instruction of the data without its image mark and without white space at its ends."""
+    return (instruction or "").replace(_MARK, "").strip()
+
+
 def _written(instruction: str, text: str = "") -> str:
     """Instruction and text behind an image, as VLM2Vec writes them: a space before a line break goes."""
     string = f" {instruction.replace(_MARK, '')}" + (f" {text}" if text else "")
