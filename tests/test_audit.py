@@ -12,6 +12,7 @@ from datasets import Dataset, Features, Image, Value
 from torch.nn.functional import normalize
 
 from inputs import noise_image
+from plume.context_plume import Context
 from plume.evaluation.audit import audit, main
 from plume.evaluation.audit.data import gather, load_task
 from plume.evaluation.audit.intervene import (
@@ -165,16 +166,12 @@ def test_replacing_every_state_by_itself_changes_nothing(model, processor):
         assert torch.equal(other.router_probs, output.router_probs)
 
 
-def test_what_is_fed_is_what_was_given_at_every_step(model, processor):
+def test_what_is_fed_is_what_was_given_at_every_step(model, processor, monkeypatch):
     refined, _ = record(model, processor)
     given = noise(refined, torch.Generator().manual_seed(1))
-    seen = []
-    layer = model.model.language_model
-    hook = layer.register_forward_pre_hook(
-        lambda _, args, kwargs: seen.append(kwargs["inputs_embeds"]), with_kwargs=True
-    )
+    seen, extend = [], Context.extend
+    monkeypatch.setattr(Context, "extend", lambda self, inputs: (seen.append(inputs), extend(self, inputs))[1])
     replay(model, processor, given)
-    hook.remove()
     fed = torch.stack([inputs[:, 0] for inputs in seen[1:]], dim=1)  # after the prefix pass
     assert torch.equal(fed, given)
 

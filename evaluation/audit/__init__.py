@@ -9,6 +9,7 @@ A finished task is kept in ``OUT/tasks`` and not measured again, so an interrupt
 """
 
 import argparse
+import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -17,12 +18,14 @@ from typing import Any
 
 from tqdm import tqdm
 
+from plume import PlumeForEmbedding
 from plume.evaluation.audit.data import load_task
 from plume.evaluation.audit.measure import measure
 from plume.evaluation.audit.passes import Reader
 from plume.evaluation.audit.plots import draw_all
 from plume.evaluation.audit.report import headline, write_report
 from plume.evaluation.embedders import ModelEmbedder, load_embedder
+from plume.evaluation.runner import _default_prompt_set
 from plume.evaluation.table import MMEB_V2, PROMPT_SETS, Row, read_table, select
 
 _QUERIES = 200  # as in Fig. 6
@@ -36,9 +39,9 @@ def audit(
     out: str | Path,
     *,
     media_root: str | Path | None = None,
-    prompt_set: str = "clean",
+    prompt_set: str | None = None,
     max_queries: int | None = _QUERIES,
-    sweep: Sequence[int] = _SWEEP,
+    sweep: Sequence[int] | None = None,
     batch_size: int = 8,
     seed: int = 0,
 ) -> list[dict[str, Any]]:
@@ -50,9 +53,9 @@ def audit(
         data_root: As in :func:`~plume.evaluation.tasks.make_task`.
         out: Folder of the report: ``audit.md``, its pictures, ``audit.json``, and ``tasks/`` to go on from.
         media_root: As in :func:`~plume.evaluation.tasks.make_task`.
-        prompt_set: As in :func:`~plume.evaluation.tasks.make_task`.
+        prompt_set: As in :func:`~plume.evaluation.runner.evaluate`.
         max_queries: Queries per task; all where None.
-        sweep: Numbers of latent steps to compare; those above ``max_latent_steps`` of the model are refused.
+        sweep: Numbers of latent steps to compare; 0, 1, 2, 4, 6, 8 as far as the model goes where omitted.
         batch_size: Inputs per forward pass.
         seed: Of the draw of queries, of shuffles and noise.
 
@@ -62,11 +65,15 @@ def audit(
     Raises:
         ValueError: If data or options are unusable, or ``out`` holds an audit of another condition.
     """
-    steps = int(embedder.condition["latent_steps"])
+    steps, config = int(embedder.condition["latent_steps"]), embedder.model.config
     reader = Reader(embedder.model, embedder.processor, steps, batch_size)
+    if sweep is None:
+        sweep = [k for k in _SWEEP if k <= config.max_latent_steps]
     for k in sweep:
-        embedder.model.config.check_num_latent_steps(k)
+        config.check_num_latent_steps(k)
+    prompt_set = prompt_set or _default_prompt_set(embedder)
     condition = {
+        "checkpoint": _digest(embedder.model),
         **embedder.condition,
         "dtype": str(embedder.model.dtype).removeprefix("torch."),
         "prompt_set": prompt_set,
@@ -91,6 +98,12 @@ def audit(
     page = write_report(condition, results, draw_all(results, folder))
     (folder / "audit.md").write_text(page, encoding="utf-8")
     return results
+
+
+def _digest(model: PlumeForEmbedding) -> dict[str, str]:
+    """What tells a model in memory from another one."""
+    moments = [(weight.double().sum().item(), weight.double().norm().item()) for weight in model.parameters()]
+    return {"digest": hashlib.blake2b(repr(moments).encode(), digest_size=16).hexdigest()}
 
 
 def _read_finished(file: Path, condition: Mapping[str, Any]) -> dict[str, Any]:
@@ -124,8 +137,10 @@ def main(argv: Sequence[str] | None = None) -> str:
     parser.add_argument("--out", type=Path, required=True, help="folder of the report")
     parser.add_argument("--max-queries", type=int, default=_QUERIES, help="queries per task, drawn by seed; 0 for all")
     parser.add_argument("--latent-steps", type=int, help="K to audit; the checkpoint's where omitted")
-    parser.add_argument("--sweep", type=int, nargs="*", default=_SWEEP, help="numbers of latent steps to compare")
-    parser.add_argument("--prompt-set", choices=PROMPT_SETS, default="clean", help="wording of the instructions")
+    parser.add_argument(
+        "--sweep", type=int, nargs="*", help=f"numbers of latent steps to compare; {_SWEEP} where omitted"
+    )
+    parser.add_argument("--prompt-set", choices=PROMPT_SETS, help="instructions; the checkpoint's own where omitted")
     parser.add_argument("--batch-size", type=int, default=8, help="inputs per forward pass")
     parser.add_argument("--device", help="torch device; a GPU where there is one")
     parser.add_argument("--dtype", default="auto", help="dtype of the weights")

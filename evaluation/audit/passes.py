@@ -44,6 +44,7 @@ class _Parts:
     kinds: list[tuple[str, ...]] = field(default_factory=list)
 
     def join(self) -> Reading:
+        """All batches as one."""
         vectors = {steps: torch.cat(parts) for steps, parts in self.embeddings.items()}
         probs, refined, latents = (torch.cat(parts) for parts in (self.probs, self.refined, self.latents))
         return Reading(vectors, probs, refined, latents, self.kinds)
