@@ -22,10 +22,9 @@ import torch
 
 from plume import PlumeForEmbedding, PlumeProcessor
 from plume.checks_plume import check_prefix
-from plume.evaluation.embedders import Embedder, ModelEmbedder, processor_condition
+from plume.evaluation.embedders import Embedder, ModelEmbedder, prepare, processor_condition, weights_hash
 from plume.positions_plume import Media
 
-ALL_FRAMES = 1_000_000  # of what a task gives; the processor would take fewer
 BASELINES = ("single-pass", "explicit-cot")
 
 
@@ -54,6 +53,7 @@ class ExplicitCoT:
         processor: Its processor.
         max_new_tokens: Most tokens of a rationale.
         min_new_tokens: Tokens before which no rationale may end; equal to ``max_new_tokens`` it fixes the length.
+        checkpoint: What identifies the weights, as in ``ModelEmbedder``.
 
     Attributes:
         condition: What a reader of its scores must know.
@@ -68,6 +68,7 @@ class ExplicitCoT:
         processor: PlumeProcessor,
         max_new_tokens: int = 1024,
         min_new_tokens: int = 0,
+        checkpoint: Mapping[str, Any] | None = None,
     ) -> None:
         if not 0 <= min_new_tokens <= max_new_tokens:
             raise ValueError(
@@ -77,7 +78,8 @@ class ExplicitCoT:
         self.model, self.processor = model, processor
         self.max_new_tokens, self.min_new_tokens = max_new_tokens, min_new_tokens
         limits = {"baseline": "explicit-cot", "max_new_tokens": max_new_tokens, "min_new_tokens": min_new_tokens}
-        self.condition = {**processor_condition(processor, 0), **limits}
+        identity = checkpoint or {"hash": weights_hash(model)}
+        self.condition = {**processor_condition(processor, 0), **limits, "checkpoint": identity}
 
     def encode(self, inputs: Sequence[Mapping[str, Any]], role: str) -> torch.Tensor:
         """Embed one batch, ``(B, D)``, fp32, unit length, on the CPU; ``role`` as in ``ModelEmbedder``."""
@@ -151,31 +153,23 @@ class ExplicitCoT:
         return self.model._read_prefix(input_ids, attention_mask, media, num_reserved)
 
 
-def load(name: str, model: PlumeForEmbedding, processor: PlumeProcessor, **limits: int) -> Embedder:
+def load(name: str, model: PlumeForEmbedding, processor: PlumeProcessor, **options: Any) -> Embedder:
     """A baseline by its name on the command line, over a checkpoint.
 
     Args:
         name: One of :data:`BASELINES`.
         model: The checkpoint.
         processor: Its processor.
-        **limits: ``max_new_tokens`` and ``min_new_tokens`` of explicit rationales.
+        **options: Of the baseline's class: ``checkpoint``, and the limits of explicit rationales.
 
     Raises:
         ValueError: If there is no such baseline.
     """
     if name == "single-pass":
-        return ModelEmbedder(model, processor, latent_steps=0)
+        return ModelEmbedder(model, processor, latent_steps=0, **options)
     if name == "explicit-cot":
-        return ExplicitCoT(model, processor, **limits)
+        return ExplicitCoT(model, processor, **options)
     raise ValueError(f"There is no baseline {name!r}. Choose one of {', '.join(BASELINES)}.")
-
-
-def prepare(
-    model: PlumeForEmbedding, processor: PlumeProcessor, inputs: Sequence[Mapping[str, Any]]
-) -> dict[str, torch.Tensor]:
-    """Model inputs of a batch, on the model's device. Tasks write instructions and choose frames themselves."""
-    features = processor.process_documents(list(inputs), prompt="", num_frames=ALL_FRAMES)
-    return dict(features.to(model.device))
 
 
 def _until(tokens: list[int], end: int) -> list[int]:

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from inputs import mixed_inputs, noise_image, noise_video
-from plume.evaluation.baselines import ExplicitCoT, load, prepare
-from plume.evaluation.embedders import ModelEmbedder
+from plume.evaluation.baselines import ExplicitCoT, load
+from plume.evaluation.embedders import ModelEmbedder, prepare
 
 LIMIT = 12
 

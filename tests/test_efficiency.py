@@ -7,11 +7,11 @@ import pytest
 import torch
 from PIL import ImageChops
 
-from plume.evaluation.baselines import prepare
 from plume.evaluation.efficiency import main, random_checkpoint
 from plume.evaluation.efficiency.inputs import DRAWS, Sizes, draw_inputs
 from plume.evaluation.efficiency.protocol import SYSTEMS, Protocol, build_system, measure, time_set
 from plume.evaluation.efficiency.report import summarize, table
+from plume.evaluation.embedders import prepare
 
 SMALL = Sizes(text_words=6, image_size=56, page_size=84, frame_size=56, num_frames=2)
 QUICK = Protocol(inputs=3, warmup=1, draws=2, rationale_tokens=5, modalities=("text", "image"))

@@ -9,7 +9,6 @@ A finished task is kept in ``OUT/tasks`` and not measured again, so an interrupt
 """
 
 import argparse
-import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -18,7 +17,6 @@ from typing import Any
 
 from tqdm import tqdm
 
-from plume import PlumeForEmbedding
 from plume.evaluation.audit.data import load_task
 from plume.evaluation.audit.measure import measure
 from plume.evaluation.audit.passes import Reader
@@ -73,7 +71,6 @@ def audit(
         config.check_num_latent_steps(k)
     prompt_set = prompt_set or _default_prompt_set(embedder)
     condition = {
-        "checkpoint": _digest(embedder.model),
         **embedder.condition,
         "dtype": str(embedder.model.dtype).removeprefix("torch."),
         "prompt_set": prompt_set,
@@ -98,12 +95,6 @@ def audit(
     page = write_report(condition, results, draw_all(results, folder))
     (folder / "audit.md").write_text(page, encoding="utf-8")
     return results
-
-
-def _digest(model: PlumeForEmbedding) -> dict[str, str]:
-    """What tells a model in memory from another one."""
-    moments = [(weight.double().sum().item(), weight.double().norm().item()) for weight in model.parameters()]
-    return {"digest": hashlib.blake2b(repr(moments).encode(), digest_size=16).hexdigest()}
 
 
 def _read_finished(file: Path, condition: Mapping[str, Any]) -> dict[str, Any]:

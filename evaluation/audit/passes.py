@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from plume import PlumeForEmbedding, PlumeProcessor
 from plume.evaluation.audit.intervene import recording, replacing
-from plume.evaluation.baselines import prepare
+from plume.evaluation.embedders import prepare
 from plume.evaluation.encoder import to_inputs
 
 

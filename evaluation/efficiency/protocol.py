@@ -12,8 +12,9 @@ import torch
 from tqdm import tqdm
 
 from plume import PlumeForEmbedding, PlumeProcessor
-from plume.evaluation.baselines import ExplicitCoT, prepare
+from plume.evaluation.baselines import ExplicitCoT
 from plume.evaluation.efficiency.inputs import DRAWS, Sizes, draw_inputs
+from plume.evaluation.embedders import prepare
 
 SINGLE_PASS, EXPLICIT = "single-pass", "explicit-cot"
 SYSTEMS = (SINGLE_PASS, "plume-k4", "plume-k6", "plume-k8", EXPLICIT)
@@ -67,7 +68,7 @@ def build_system(name: str, model: PlumeForEmbedding, processor: PlumeProcessor,
     """
     if name == EXPLICIT:
         most = rationale_tokens or _MOST_TOKENS
-        explicit = ExplicitCoT(model, processor, max_new_tokens=most, min_new_tokens=rationale_tokens)
+        explicit = ExplicitCoT(model, processor, most, rationale_tokens, checkpoint={"name": "timed"})
         return lambda prepared: statistics.mean(map(len, explicit.think(prepared).token_ids))
     steps = {"plume-k4": 4, "plume-k6": 6, "plume-k8": 8, SINGLE_PASS: 0}.get(name)
     if steps is None:
