@@ -348,6 +348,50 @@ def test_every_number_of_a_task_follows_from_separate_runs_of_the_model(model, p
     assert [row["modality"] for row in result["experts"]["documents"]] == ["D"]
 
 
+def plant(model, trace):
+    """Make the queries of a batch of that many rows think ``trace`` ``(B, K, D)``, whatever they are."""
+
+    def think(module, args, output):
+        refined, probs = output
+        return (trace[:, args[1] - 1].to(refined), probs) if len(refined) == len(trace) else output
+
+    return model.latent_transition.register_forward_hook(think)
+
+
+def test_steps_that_hold_nothing_cost_nothing_to_exchange(model, processor, world):
+    """Negative control: every query thinks the same, so only taking the steps away can matter."""
+    task = load_task(rows_of(world)[1], world)
+    plant(model, torch.randn(1, 1, 32, generator=torch.Generator().manual_seed(0)).expand(4, STEPS, -1))
+    rows = measure(Reader(model, processor, STEPS, batch_size=6), task, (), 0)["interventions"]
+    for name in ("shuffle", "first", "mean"):
+        assert (rows[name]["cost"], rows[name]["cost_error"]) == (0, 0)
+        assert rows[name]["moved"] == pytest.approx(0, abs=1e-6)
+    assert min(rows[name]["moved"] for name in ("drop", "noise")) > 1e-4
+
+
+def test_steps_that_hold_everything_cost_everything_to_exchange(model, processor, world):
+    """Positive control: each query is given thoughts that lead to its own page and to no other."""
+    task = load_task(rows_of(world)[1], world)
+    pages = run(model, processor, [{"image": image} for image in task.documents["image"]]).embeddings
+    prepared = prepare(model, processor, [{"text": text} for text in task.queries["text"]])
+    thoughts = torch.zeros(4, STEPS, 32, requires_grad=True)
+    optimizer = torch.optim.Adam([thoughts], lr=0.1)
+    model.requires_grad_(False)
+    for _ in range(80):
+        with replacing(model, thoughts):
+            vectors = model(**prepared, num_latent_steps=STEPS).embeddings
+        loss = torch.nn.functional.cross_entropy(20 * vectors @ pages.T, task.best)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    plant(model, thoughts.detach())
+    rows = measure(Reader(model, processor, STEPS, batch_size=6), task, (), 0)["interventions"]
+    assert rows["as is"]["hit_at_1"] == 1
+    assert rows["shuffle"]["cost"] >= 0.75
+    assert rows["drop"]["cost"] > 0
+    assert rows["mean"]["cost"] > 0
+
+
 def test_words_are_what_the_head_says(model, processor, world):
     task = load_task(rows_of(world)[1], world)
     words = measure(Reader(model, processor, STEPS, batch_size=4), task, sweep=(), seed=0)["words"]
