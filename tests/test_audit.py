@@ -292,12 +292,13 @@ def test_a_task_is_read_as_the_evaluation_reads_it(world):
 def test_only_documents_that_compete_are_read(world):
     dataset = Dataset.from_dict({"id": ["a", "b", "c"], "text": ["x", "y", "z"]})
     split = {
-        "queries": Dataset.from_dict({"id": ["q", "r"], "text": ["1", "2"]}),
+        "queries": Dataset.from_dict({"id": ["q", "unjudged", "r"], "text": ["1", "2", "3"]}),
         "corpus": dataset,
         "relevant_docs": {"q": {"b": 1}, "r": {"c": 1}},
-        "top_ranked": {"q": ["b", "c"], "r": ["c"]},
+        "top_ranked": {"q": ["b", "c"], "unjudged": ["a"], "r": ["c"]},
     }
     task = gather(rows_of(world)[0], split, None, 0)
+    assert task.queries["text"] == ["1", "3"], "as in mteb, queries without relevant documents are not asked"
     assert task.documents["id"] == ["b", "c"]
     assert task.pool.tolist() == [[True, True], [False, True]]
     split["relevant_docs"]["r"] = {"a": 1}
@@ -335,8 +336,11 @@ def test_every_number_of_a_task_follows_from_separate_runs_of_the_model(model, p
     generator = torch.Generator().manual_seed(0)
     for name, replace in REPLACEMENTS.items():
         vectors = replay(model, processor, replace(refined, generator), queries).embeddings
-        row = result["interventions"][name]
-        assert row["hit_at_1"] == rank(vectors, at[STEPS][1].embeddings, task.grades, task.pool).hit.mean()
+        row, pages = result["interventions"][name], at[STEPS][1].embeddings
+        hits = rank(vectors, pages, task.grades, task.pool).hit
+        lost = rank(undisturbed.embeddings, pages, task.grades, task.pool).hit - hits
+        assert row["hit_at_1"] == hits.mean()
+        assert (row["cost"], row["cost_error"]) == pytest.approx((lost.mean().item(), lost.std().item() / 4**0.5))
         cosine = (vectors * undisturbed.embeddings).sum(dim=-1)
         assert row["moved"] == pytest.approx(1 - cosine.mean().item(), abs=1e-5)
         assert row["moved"] > 1e-5

@@ -173,6 +173,23 @@ def test_embedding_leaves_a_model_in_training_where_it_was(model, processor):
     assert model.training
 
 
+def test_the_first_gen_of_a_row_is_its_embedding_whatever_the_row_writes_while_others_go_on(
+    model, processor, monkeypatch
+):
+    gen, flags = model.config.embedding_token_id, []
+    script = iter([[gen, 7], [gen, 8], [9, gen]])
+    explicit = ExplicitCoT(model, processor, max_new_tokens=5, min_new_tokens=2)
+    monkeypatch.setattr(
+        explicit, "_next", lambda states, may_end: (flags.append(may_end), torch.tensor(next(script)))[1]
+    )
+    rationales = explicit.think(prepare(model, processor, INPUTS[:2]))
+    assert rationales.token_ids == [[], [7, 8]]
+    assert rationales.num_steps == 3
+    assert flags == [False, False, True]
+    at_once = load("single-pass", model, processor).encode(INPUTS[:1], "query")
+    assert (rationales.embeddings[0] - at_once[0]).abs().max() <= 1e-5
+
+
 def test_mistakes_are_named(model, processor):
     with pytest.raises(ValueError, match="no baseline 'cot'"):
         load("cot", model, processor)

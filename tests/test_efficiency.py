@@ -8,6 +8,7 @@ import torch
 from PIL import ImageChops
 
 from plume.evaluation.efficiency import main, random_checkpoint
+from plume.evaluation.efficiency import protocol as protocol_file
 from plume.evaluation.efficiency.inputs import DRAWS, Sizes, draw_inputs
 from plume.evaluation.efficiency.protocol import SYSTEMS, Protocol, build_system, measure, time_set
 from plume.evaluation.efficiency.report import summarize, table
@@ -95,6 +96,16 @@ def test_every_set_of_every_system_is_measured_on_the_same_inputs(tiny):
     order = [cell["system"] for cell in cells[:5]]
     assert order == list(SYSTEMS), "systems take turns within a set"
     assert {c["system"]: c["reasoning"] for c in cells}["explicit-cot"] == 5
+
+
+def test_each_draw_has_a_seed_of_its_own_and_all_systems_share_it(tiny, monkeypatch):
+    seen = []
+    monkeypatch.setattr(
+        protocol_file, "draw_inputs", lambda *arguments: (seen.append(arguments[:3]), draw_inputs(*arguments))[1]
+    )
+    protocol = Protocol(systems=("single-pass", "plume-k4"), modalities=("text",), inputs=2, warmup=3, draws=2, seed=5)
+    measure(*tiny, protocol, SMALL)
+    assert seen == [("text", 5, 5)] * 2 + [("text", 5, 6)] * 2
 
 
 def test_latency_grows_with_the_work(tiny):
