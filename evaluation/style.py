@@ -3,7 +3,7 @@
 from typing import Any
 
 BLACK, BLUE, VERMILION, GREEN = "#000000", "#0072B2", "#D55E00", "#009E73"
-PURPLE, ORANGE, SKY, GREY = "#CC79A7", "#E69F00", "#56B4E9", "#dddddd"
+PURPLE, ORANGE, SKY = "#CC79A7", "#E69F00", "#56B4E9"
 
 STYLE: dict[Any, Any] = {
     "font.size": 9,

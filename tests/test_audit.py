@@ -33,6 +33,7 @@ from plume.evaluation.audit.report import write_report
 from plume.evaluation.audit.routing import expert_use, modality_of, pool
 from plume.evaluation.audit.summary import by_kind, mean_cost
 from plume.evaluation.embedders import ModelEmbedder, prepare
+from plume.evaluation.runner import evaluate
 from plume.evaluation.table import read_table
 
 INPUTS = [
@@ -396,6 +397,14 @@ def test_steps_that_hold_everything_cost_everything_to_exchange(model, processor
     assert rows["mean"]["cost"] > 0
 
 
+def test_undisturbed_scores_are_those_of_the_evaluation(model, processor, world):
+    embedder = ModelEmbedder(model, processor)
+    for row, scored in zip(rows_of(world), evaluate(embedder, rows_of(world), world), strict=True):
+        result = measure(Reader(model, processor, STEPS, batch_size=4), load_task(row, world), (), 0)
+        ours = result["interventions"]["as is"]
+        assert scored["score"] == pytest.approx(ours["hit_at_1" if row.metric == "hit@1" else "ndcg_at_5"], abs=1e-4)
+
+
 def test_words_are_what_the_head_says(model, processor, world):
     task = load_task(rows_of(world)[1], world)
     words = measure(Reader(model, processor, STEPS, batch_size=4), task, sweep=(), seed=0)["words"]
@@ -464,4 +473,4 @@ def test_a_page_without_experts_or_controls_says_so(model, processor, world):
     result["experts"], result["control"] = {"queries": [], "documents": []}, None
     page = write_report({}, [result], {"interventions": "a", "sweep": "b", "trajectory": "c"})
     assert "nothing is routed" in page
-    assert "On 1 tasks" in page
+    assert "On 1 task," in page

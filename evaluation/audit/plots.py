@@ -1,6 +1,7 @@
 """Pictures of an audit, one function each, drawn without any global state."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -8,14 +9,15 @@ import torch
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from plume.evaluation.audit.routing import by_modality, pool
 from plume.evaluation.audit.summary import Result, by_kind, mean_over, series
-from plume.evaluation.style import BLACK, BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, STYLE, VERMILION
+from plume.evaluation.style import BLACK, BLUE, GREEN, ORANGE, PURPLE, SKY, STYLE, VERMILION
 
 VARIANTS = {
-    "as is": (BLACK, "o"),
+    "as is": (BLACK, "|"),
     "drop": (VERMILION, "X"),
     "shuffle": (PURPLE, "s"),
     "noise": (ORANGE, "^"),
@@ -48,28 +50,44 @@ def draw_all(results: Sequence[Result], folder: Path) -> dict[str, str]:
 
 
 def interventions(results: Sequence[Result]) -> Figure:
-    """Hit@1 of every task with its latents as they are and under each intervention; of every group if they are many."""
+    """Hit@1 of every task as it is (bar) and what each intervention leaves of it; of every group if tasks are many."""
     rows = _rows(results)
-    figure = Figure(figsize=(7, 1.1 + 0.3 * len(rows)))
+    figure = Figure(figsize=(7, 1.2 + 0.5 * len(rows)))
     axes = figure.subplots()
     for place, (_, members) in enumerate(rows):
-        scores = [100 * mean_over(members, lambda r, v=v: r["interventions"][v]["hit_at_1"]) for v in VARIANTS]
-        axes.plot([min(scores), max(scores)], [place, place], color=GREY, linewidth=4, zorder=1)
-        for score, (variant, (color, marker)) in zip(scores, VARIANTS.items(), strict=True):
-            look = {"color": color, "marker": marker, "edgecolors": "white", "linewidths": 0.6}
-            label, top = variant if place == 0 else None, 4 if variant == "as is" else 3
-            axes.scatter(score, place, s=46, zorder=top, label=label, **look)
+        scores = {name: 100 * mean_over(members, partial(_hit, variant=name)) for name in VARIANTS}
+        whole = scores.pop("as is")
+        axes.plot([whole, whole], [place - 0.36, place + 0.36], color=BLACK, linewidth=2.4, solid_capstyle="butt")
+        for index, (name, score) in enumerate(scores.items()):
+            color, marker = VARIANTS[name]
+            height = place + 0.14 * (index - (len(scores) - 1) / 2)
+            axes.plot([score, whole], [height, height], color=color, linewidth=1, alpha=0.6)
+            axes.scatter(score, height, s=20, color=color, marker=marker, zorder=3)
     axes.set_yticks(range(len(rows)), [label for label, _ in rows])
-    axes.invert_yaxis()
-    axes.set_xlim(-3, 103)
-    axes.set_xlabel("Hit@1 (%)")
-    axes.set_title("Retrieval with the queries' latent states replaced", pad=26)
+    axes.set(xlim=(-3, 103), ylim=(len(rows) - 0.5, -0.5), xlabel="Hit@1 (%)")
+    axes.set_title("What is left when the queries' latent states are replaced", pad=26)
     axes.tick_params(axis="y", length=0)
     axes.spines["left"].set_visible(False)
     axes.grid(axis="x", color="#eeeeee")
     axes.set_axisbelow(True)
-    axes.legend(ncols=len(VARIANTS), loc="lower left", bbox_to_anchor=(-0.02, 1), columnspacing=1, handletextpad=0.1)
+    handles = [
+        Line2D([], [], color=color, marker=marker, linewidth=0, markeredgewidth=2.4 if marker == "|" else 1)
+        for color, marker in VARIANTS.values()
+    ]
+    axes.legend(
+        handles,
+        list(VARIANTS),
+        ncols=len(VARIANTS),
+        loc="lower left",
+        bbox_to_anchor=(-0.02, 1),
+        columnspacing=1,
+        handletextpad=0.1,
+    )
     return figure
+
+
+def _hit(result: Result, variant: str) -> float:
+    return result["interventions"][variant]["hit_at_1"]
 
 
 def sweep(results: Sequence[Result]) -> Figure:
@@ -116,7 +134,7 @@ def experts(results: Sequence[Result]) -> Figure:
         image = _heatmap(axes, [label for label, _ in table], torch.stack([values for _, values in table]))
         axes.set_title(title)
     panels[-1].set_ylabel("latent step")
-    figure.colorbar(image, ax=panels, label="inputs that select the expert (%)", shrink=0.8, pad=0.01)
+    figure.colorbar(image, ax=panels, label="selected (%)", shrink=0.8, pad=0.01)
     return figure
 
 

@@ -64,7 +64,7 @@ def headline(results: Sequence[Result]) -> list[str]:
     for kind, members in by_kind(results).items():
         (drop, drop_error), (shuffle, shuffle_error) = mean_cost(members, "drop"), mean_cost(members, "shuffle")
         sentences.append(
-            f"On {len(members)} {kind}, dropping the latents costs {_points(drop, drop_error)} points of Hit@1, "
+            f"On {len(members)} {kind.removesuffix('s') if len(members) == 1 else kind}, dropping the latents costs {_points(drop, drop_error)} points of Hit@1, "
             f"shuffling them between queries {_points(shuffle, shuffle_error)}."
         )
     return sentences
