@@ -89,8 +89,8 @@ def _add_table(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     )
     parser.add_argument("--per-task", action="store_true", help="also print every task (Tables 7 and 8)")
     parser.add_argument("--radar", type=Path, help="draw means by group into this file")
-    parser.add_argument("--efficiency", type=Path, help="points with name, latency_ms and score (JSON list) to draw")
-    parser.add_argument("--tradeoff", type=Path, help="draw --efficiency into this file")
+    parser.add_argument("--tradeoff", type=Path, help="draw mean score against latency into this file")
+    parser.add_argument("--efficiency", type=Path, help="for --tradeoff: efficiency.json of the efficiency command")
     parser.set_defaults(command=table)
 
 
@@ -100,10 +100,10 @@ def table(options: argparse.Namespace) -> int:
     from plume.evaluation.scores import choose_references, results_column
 
     tasks_table = read_table(options.table)
-    columns = [results_column(folder, tasks_table) for folder in options.results]
+    measured = [results_column(folder, tasks_table) for folder in options.results]
     is_ours = options.table == MMEB_V2
     names = options.reference if options.reference is not None else ["UME-R1-2B", "PLUME"] if is_ours else []
-    columns += choose_references(names)
+    columns = measured + choose_references(names)
     print(report(columns, tasks_table, options.per_task))
     if options.radar:
         from plume.evaluation.plots import radar
@@ -111,9 +111,12 @@ def table(options: argparse.Namespace) -> int:
         left_out = radar(columns, tasks_table, options.radar)
         print(f"drawn: {options.radar}" + (f", without {', '.join(left_out)}" if left_out else ""))
     if options.tradeoff:
-        from plume.evaluation.plots import tradeoff
+        from plume.evaluation.plots import measured_points, tradeoff
 
-        tradeoff(json.loads(options.efficiency.read_text(encoding="utf-8")), options.tradeoff)
+        if not options.efficiency:
+            raise ValueError("--tradeoff needs latencies. Give the efficiency.json of the efficiency command.")
+        costs = json.loads(options.efficiency.read_text(encoding="utf-8"))["rows"]
+        tradeoff(measured_points(measured, tasks_table, costs), options.tradeoff)
         print(f"drawn: {options.tradeoff}")
     return 0
 

@@ -23,9 +23,11 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from plume.evaluation.embedders import Embedder
+from plume.evaluation.parsers.common import frame_indices
 from plume.evaluation.store import VectorStore
 
 _PART = 256  # vectors per file: what a killed run loses at most
+_DECODED_FRAMES = 8
 
 
 class PlumeEncoder:
@@ -36,12 +38,20 @@ class PlumeEncoder:
         name: Name in results.
         dim: Leading dimensions to keep, renormalised; all where omitted.
         store: Folder for vectors while tasks run; none where omitted.
+        instructions: In front of every text, per role (``query``, ``document``), for tasks of mteb itself; the tasks of
+            our tables bring their own.
     """
 
     def __init__(
-        self, embedder: Embedder, name: str = "plume", dim: int | None = None, store: str | Path | None = None
+        self,
+        embedder: Embedder,
+        name: str = "plume",
+        dim: int | None = None,
+        store: str | Path | None = None,
+        instructions: Mapping[str, str] | None = None,
     ) -> None:
         self.embedder, self.name, self.dim = embedder, name, dim
+        self.instructions = dict(instructions or {})
         self.store = Path(store) if store else None
         self.num_encoded = 0  # inputs embedded, not read from the store
         self.vectors: dict[str, Any] = {}  # what the last task's vectors look like, per role
@@ -107,8 +117,8 @@ class PlumeEncoder:
             unit="input",
             disable=not show_progress_bar,
         ) as bar:
-            for batch in _remaining(inputs, start):
-                vectors = self._embed(to_inputs(batch), role)
+            for batch in _remaining(inputs, start) if start < len(inputs.dataset) else ():
+                vectors = self._embed(to_inputs(batch, self.instructions.get(role, "")), role)
                 waiting.append(vectors)
                 bar.update(len(vectors))
                 if sum(map(len, waiting)) >= _PART:
@@ -132,11 +142,13 @@ class PlumeEncoder:
         if self.store is None or not isinstance(dataset, Dataset) or "id" not in dataset.column_names:
             return None
         inputs = _digest(dataset)
-        return VectorStore(self.store / task / f"{role}-{inputs[:8]}", {**self.embedder.condition, "inputs": inputs})
+        settings = {**self.embedder.condition, "instructions": self.instructions, "inputs": inputs}
+        return VectorStore(self.store / task / f"{role}-{inputs[:8]}", settings)
 
     def similarity(self, embeddings1: Any, embeddings2: Any) -> torch.Tensor:
         """Dot products in float32, ``(N, M)``: cosines, as vectors have unit length."""
-        return torch.as_tensor(embeddings1).float() @ torch.as_tensor(embeddings2).float().T
+        first, second = (torch.atleast_2d(torch.as_tensor(side).float()) for side in (embeddings1, embeddings2))
+        return first @ second.T
 
     def similarity_pairwise(self, embeddings1: Any, embeddings2: Any) -> torch.Tensor:
         """Dot products of pairs in float32, ``(N,)``."""
@@ -158,8 +170,11 @@ def finish(vectors: np.ndarray, dim: int | None = None) -> np.ndarray:
     return kept / lengths
 
 
-def to_inputs(batch: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Our inputs from mteb's batch of columns: dicts of ``text`` and ``image`` or ``video``, without what is blank."""
+def to_inputs(batch: Mapping[str, Any], instruction: str = "") -> list[dict[str, Any]]:
+    """Our inputs from mteb's batch of columns: dicts of ``text`` and ``image`` or ``video``, without what is blank.
+
+    An instruction stands on a line of its own in front of the text, as the processor writes it.
+    """
     columns = [name for name in ("text", "image", "video") if name in batch]
     media = batch.get("medium", [None] * len(batch[columns[0]]))
     items = []
@@ -167,8 +182,19 @@ def to_inputs(batch: Mapping[str, Any]) -> list[dict[str, Any]]:
         item = {name: batch[name][place] for name in columns}
         if medium == "image":
             item["image"] = item.pop("video")[0]
+        elif item.get("video") is not None:
+            item["video"] = _frames(item["video"])
+        if instruction:
+            item["text"] = f"{instruction}\n{item.get('text') or ''}".strip()
         items.append({name: value for name, value in item.items() if value is not None and not _is_blank(value)})
     return items
+
+
+def _frames(video: Any) -> Any:
+    """Frames of a clip: those that a task gives, or eight of what a decoder of mteb's own tasks (torchcodec) reads."""
+    if isinstance(video, list):
+        return video
+    return video.get_frames_at(indices=frame_indices(len(video), _DECODED_FRAMES)).data  # (T, C, H, W)
 
 
 def _is_blank(value: Any) -> bool:

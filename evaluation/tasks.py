@@ -6,11 +6,14 @@
    by them, so that ties are broken independently of relevance and a constant model scores at chance.
 """
 
+import hashlib
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from datasets import Dataset, Value, concatenate_datasets, load_dataset
+from datasets.config import HF_DATASETS_CACHE
 from mteb import TaskMetadata
 from mteb.abstasks.retrieval import AbsTaskRetrieval
 
@@ -19,6 +22,7 @@ from plume.evaluation.parsers.common import candidate_id, to_dataset
 from plume.evaluation.parsers.images import clean_instruction
 from plume.evaluation.table import METRICS, PROMPT_SETS, Row
 
+_DATA_ENDINGS = (".parquet", ".json", ".jsonl", ".csv", ".arrow", ".md")
 # Letters of mteb's category; an input of a mixed task has the video column and says in `medium` what it is.
 _LETTERS = {"text": "t", "image": "it", "image+text": "it", "video": "vt", "video+text": "vt", "any": "vt"}
 
@@ -111,14 +115,27 @@ def data_folder(row: Row, data_root: Path) -> Path:
 
 def _load(row: Row, config: str | None, data_root: Path) -> Dataset:
     folder, repo = data_folder(row, data_root), row.dataset["repo"]
-    source, revision = (str(folder), None) if folder.is_dir() else (repo, row.dataset.get("revision"))
+    is_local = folder.is_dir()
+    source, revision = (str(folder), None) if is_local else (repo, row.dataset.get("revision"))
+    cache = str(Path(HF_DATASETS_CACHE) / "plume-local" / _state(folder)) if is_local else None
     try:
-        return load_dataset(source, config, split=row.dataset["split"], revision=revision)
+        return load_dataset(source, config, split=row.dataset["split"], revision=revision, cache_dir=cache)
     except (ValueError, OSError) as error:  # the Hub's and the file system's errors are kinds of these
         raise ValueError(
             f"The data of {row.id} could not be read from {source!r} (config {config!r}, split "
             f"{row.dataset['split']!r}): {error}. Put a copy of {repo} into {str(folder)!r}, or check the connection."
         ) from error
+
+
+def _state(folder: Path) -> str:
+    """A hash over where a local copy lies and which files it has.
+
+    ``datasets`` caches local folders by their name and config alone, so a changed or another folder of the same name
+    would silently give the old rows.
+    """
+    files = [file for file in sorted(folder.rglob("*")) if file.suffix in _DATA_ENDINGS]
+    seen = [(str(file.relative_to(folder)), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    return hashlib.blake2b(json.dumps([str(folder.resolve()), seen]).encode(), digest_size=12).hexdigest()
 
 
 def check_data(row: Row, data_root: Path) -> list[str]:
