@@ -11,6 +11,8 @@ PACKAGES = {
     "plume": ".",
     "plume.benchmarks": "benchmarks",
     "plume.evaluation": "evaluation",
+    "plume.evaluation.audit": "evaluation/audit",
+    "plume.evaluation.efficiency": "evaluation/efficiency",
     "plume.evaluation.parsers": "evaluation/parsers",
     "plume.hub": "hub",
     "plume.hub.convert": "hub/convert",

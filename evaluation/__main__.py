@@ -151,11 +151,13 @@ def main(arguments: list[str] | None = None) -> int:
     if arguments[:1] == ["efficiency"]:
         from plume.evaluation import efficiency
 
-        return efficiency.main(arguments[1:]) or 0
+        print(efficiency.main(arguments[1:]))
+        return 0
     if arguments[:1] == ["audit"]:
         from plume.evaluation import audit
 
-        return audit.main(arguments[1:]) or 0
+        print(audit.main(arguments[1:]))
+        return 0
     parser = argparse.ArgumentParser(prog="python -m plume.evaluation", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for add in (_add_run, _add_table, _add_doctor, _add_tasks):

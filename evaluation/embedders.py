@@ -62,11 +62,19 @@ class ModelEmbedder:
         was_training = self.model.training
         self.model.eval()
         try:
-            features = self.processor.process_documents(list(inputs), prompt="", num_frames=_MANY_FRAMES)
-            output = self.model(**features.to(self.model.device), num_latent_steps=self._num_latent_steps())
+            features = prepare(self.model, self.processor, inputs)
+            output = self.model(**features, num_latent_steps=self._num_latent_steps())
         finally:
             self.model.train(was_training)
         return output.embeddings.float().cpu()
+
+
+def prepare(
+    model: PlumeForEmbedding, processor: PlumeProcessor, inputs: Sequence[Mapping[str, Any]]
+) -> dict[str, torch.Tensor]:
+    """Model inputs of a batch, on the model's device. Tasks write instructions and choose frames themselves."""
+    features = processor.process_documents(list(inputs), prompt="", num_frames=_MANY_FRAMES)
+    return dict(features.to(model.device))
 
 
 class PooledEmbedder:
