@@ -16,11 +16,12 @@ from plume.hub.random_checkpoint import build_backbone_config, build_tokenizer
 from plume.latent_plume import LatentTransition
 from plume.playground.drawing import CELL
 from plume.playground.tasks import TASKS, draw_example
+from plume.prompt_plume import build_chat_template
 
 LAYOUT = PromptLayout(system="")
 _SHAPE: dict[str, Any] = {
-    "text": {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4},
-    "vision": {"depth": 1, "embed_dim": 64, "num_heads": 4, "mlp_ratio": 2},
+    "text": {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 8},
+    "vision": {"depth": 1, "embed_dim": 128, "num_heads": 4, "mlp_ratio": 2},
     "mrope_section": [2, 3, 3],
     "vocab_size": None,
 }
@@ -39,8 +40,6 @@ def build_processor() -> PlumeProcessor:
     tokenizer = build_tokenizer([line for line in lines if line])
     tokens = [token for token in LAYOUT.row_sources() if token not in tokenizer.get_vocab()]
     tokenizer.add_tokens(tokens)
-    from plume.prompt_plume import build_chat_template
-
     return PlumeProcessor(
         tokenizer,
         build_chat_template(LAYOUT),

@@ -1,7 +1,7 @@
 """The tasks of the world: ten ways to ask about a puzzle, each with its answer and the thought that leads there.
 
 A multi-hop task needs as many look-ups, one after another, as its hop count; a *control* needs at most one, so thinking
-should not matter there. Rationales are one short sentence per look-up, the first of which repeats the start.
+should not matter there. Rationales are one short sentence per look-up.
 """
 
 import random
@@ -81,7 +81,9 @@ def _answer(name: str, sign: str) -> str:
 
 
 def _thought(chain: tuple[str, ...]) -> tuple[str, ...]:
-    return tuple(f" {step}." for step in chain)
+    """What each look-up finds, one sentence each. A first sentence that only repeats the start of the chain would be free
+    to think, and the latent steps that replace it would learn to do nothing."""
+    return tuple(f" {step}." for step in chain[1:])
 
 
 def _draw(rng: random.Random, hops: int) -> tuple[Puzzle, tuple[str, ...]]:

@@ -1,0 +1,122 @@
+"""The world: splits share no layout, nothing but the media tells the answer, and both pipelines read it."""
+
+import json
+import random
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("mteb")
+
+from plume.evaluation.runner import evaluate
+from plume.evaluation.table import read_table
+from plume.playground import TASKS, conditions, draw_example, write_evaluation, write_training
+from plume.playground.puzzles import SPLITS, make_puzzle, split_of
+from plume.playground.tasks import EXTRAPOLATION
+from plume.training.data import parse_row
+
+CHAINS = [name for name, task in TASKS.items() if not task.control]
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("world")
+    write_training(folder / "train", 60, 0, progress=False)
+    write_evaluation(folder / "test", conditions("test"), 40, 0, progress=False)
+    return folder
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_splits_share_no_layout(name):
+    rng = random.Random(0)
+    layouts = {split: {draw_example(TASKS[name], rng, split).layout for _ in range(40)} for split in SPLITS}
+    assert {split_of(layout) for layout in layouts["test"]} == {"test"}
+    assert not layouts["train"] & (layouts["dev"] | layouts["test"])
+    assert not layouts["dev"] & layouts["test"]
+
+
+@pytest.mark.parametrize("hops", [1, 2, 3, 4])
+def test_thoughts_follow_the_puzzle(hops):
+    names, signs = tuple("abcdefghi"), tuple("1234")
+    for seed in range(20):
+        puzzle = make_puzzle(random.Random(seed), names, signs, hops)
+        assert sorted(puzzle.names) == sorted(names)
+        for chain in puzzle.chains:
+            assert [puzzle.holds(name) for name in chain[:-1]] == list(chain[1:])
+        assert any(len(chain) > hops for chain in puzzle.chains)
+
+
+@pytest.mark.parametrize("hops", [2, 3, 4])
+@pytest.mark.parametrize("name", [name for name in CHAINS if TASKS[name].extrapolates])
+def test_questions_take_as_many_lookups_as_they_say(name, hops):
+    example = draw_example(TASKS[name], random.Random(3), "test", hops)
+    assert len(example.thought) == hops
+    assert example.answer.split()[-2:] == [step.strip(" .") for step in example.thought[-2:]]
+
+
+def test_an_unknown_hop_count_is_refused():
+    with pytest.raises(ValueError, match="hops=7"):
+        make_puzzle(random.Random(0), tuple("abcdefghi"), tuple("1234"), 7)
+
+
+def test_training_rows_are_read_by_the_trainers_reader(world):
+    lines = (world / "train/pairs.jsonl").read_text().splitlines()
+    pairs = [parse_row(line, world / "train/media") for line in lines]
+    assert {pair.dataset for pair in pairs} == set(TASKS)
+    for pair in pairs:
+        assert pair.query.rationale.startswith(" ")  # each word of the thought is the token that the question has
+        assert pair.query.answer
+
+
+def test_the_same_seed_writes_the_same_world(world, tmp_path):
+    again = write_training(tmp_path / "train", 60, 0, progress=False)
+    assert again.read_text() == (world / "train/pairs.jsonl").read_text()
+    other = write_training(tmp_path / "other", 60, 1, progress=False)
+    assert other.read_text() != again.read_text()
+
+
+def test_every_task_is_in_the_table(world):
+    table = read_table(world / "test/tasks.json")
+    wanted = [condition.name for condition in conditions("test")]
+    assert [row.id for row in table.rows] == wanted
+    assert len(wanted) == len(TASKS) + len(EXTRAPOLATION) * sum(task.extrapolates for task in TASKS.values())
+    assert {row.pool for row in table.rows} == {"local", "global"}
+
+
+class Blind:
+    """Embeds the text of an input, or nothing of it, by a hash: what a model without eyes could know."""
+
+    def __init__(self, reads: bool) -> None:
+        self.reads, self.condition = reads, {"latent_steps": 0, "checkpoint": {"name": f"blind-{reads}"}}
+
+    def encode(self, inputs, role):
+        texts = [item.get("text", "") if self.reads else "" for item in inputs]
+        vectors = [np.random.default_rng(abs(hash_of(text))).standard_normal(64) for text in texts]
+        return torch.nn.functional.normalize(torch.tensor(np.array(vectors)).float(), dim=-1)
+
+
+def hash_of(text: str) -> int:
+    import zlib
+
+    return zlib.crc32(text.encode())
+
+
+@pytest.mark.parametrize("reads", [False, True])
+def test_a_model_without_eyes_scores_at_chance(world, reads):
+    table = read_table(world / "test/tasks.json")
+    rows = [row for row in table.rows if TASKS[row.extras["playground_task"]].needs_media]
+    results = evaluate(Blind(reads), rows, world / "test", progress=False, num_frames=None)
+    for result in results:
+        chance = 1 / (10 if result["task"].startswith("video-moment") else 9)
+        spread = 3 * (chance * (1 - chance) / result["n"]) ** 0.5
+        assert result["score"] <= chance + spread, result["task"]
+
+
+def test_file_names_say_nothing_about_the_answer(world):
+    """Names are hashes of pixels, and candidates beside the positive stand in the order of these hashes."""
+    table = json.loads((world / "test/tasks.json").read_text())
+    for row in table["tasks"]:
+        media = world / "test" / (row["media"] or "none")
+        for file in media.glob("*.png"):
+            assert len(file.stem) == 20 and int(file.stem, 16) >= 0
