@@ -48,7 +48,10 @@ class ModelEmbedder:
         self.model, self.processor, self.latent_steps = model, processor, latent_steps
         model.config.check_num_latent_steps(self._num_latent_steps())
         identity = checkpoint or {"hash": weights_hash(model)}
-        self.condition = processor_condition(processor, self._num_latent_steps()) | {"checkpoint": identity}
+        self.condition = processor_condition(processor, self._num_latent_steps()) | {
+            "dtype": str(model.dtype).removeprefix("torch."),
+            "checkpoint": identity,
+        }
 
     def _num_latent_steps(self) -> int:
         return self.model.config.num_latent_steps if self.latent_steps is None else self.latent_steps
@@ -102,7 +105,10 @@ class PooledEmbedder:
         processor, config = transformer.processor, transformer.model.config
         steps = config.num_latent_steps if latent_steps is None else latent_steps
         config.check_num_latent_steps(steps)
-        self.condition = processor_condition(processor, steps) | {"checkpoint": fingerprint(path, revision)}
+        self.condition = processor_condition(processor, steps) | {
+            "dtype": str(transformer.model.dtype).removeprefix("torch."),
+            "checkpoint": fingerprint(path, revision),
+        }
         processor.num_frames = _MANY_FRAMES
         self.latent_steps, self.batch_size = steps, batch_size
         self.pool = self.model.start_multi_process_pool(list(devices))

@@ -141,7 +141,7 @@ class PlumeEncoder:
     def _open_store(self, dataset: Any, task: str, role: str) -> VectorStore | None:
         if self.store is None or not isinstance(dataset, Dataset) or "id" not in dataset.column_names:
             return None
-        inputs = _digest(dataset)
+        inputs = digest(dataset)
         settings = {**self.embedder.condition, "instructions": self.instructions, "inputs": inputs}
         return VectorStore(self.store / task / f"{role}-{inputs[:8]}", settings)
 
@@ -223,7 +223,8 @@ def _flush(waiting: list[np.ndarray], parts: list[np.ndarray], keep: VectorStore
     return start + len(part)
 
 
-def _digest(dataset: Dataset) -> str:
+def digest(dataset: Dataset) -> str:
+    """A hash over ids and texts of one side of a task: which data were embedded, whatever their revision is called."""
     columns = {name: list(dataset[name]) for name in ("id", "text", "medium") if name in dataset.column_names}
     return hashlib.blake2b(json.dumps(columns).encode(), digest_size=16).hexdigest()
 

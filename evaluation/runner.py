@@ -18,7 +18,7 @@ import mteb
 from tqdm import tqdm
 
 from plume.evaluation.embedders import Embedder, PooledEmbedder, fingerprint, load_checkpoint, load_embedder
-from plume.evaluation.encoder import PlumeEncoder
+from plume.evaluation.encoder import PlumeEncoder, digest
 from plume.evaluation.table import METRICS, Row, make_row
 from plume.evaluation.tasks import TableTask, make_task
 from plume.prompt_plume import RELEASED_LAYOUT
@@ -74,7 +74,8 @@ def evaluate(
 
     Returns:
         One result per task: ``task``, ``group``, ``metric``, ``score`` in [0, 1], ``n`` (queries),
-        ``num_candidates``, ``scores``, ``condition``, ``vectors``, ``seconds``, and the row's extra keys.
+        ``num_candidates``, ``scores``, ``condition``, ``data`` (hashes), ``vectors``, ``seconds``, ``libraries``, and
+        the row's extra keys.
 
     Raises:
         ValueError: If data, media or options are unusable, or ``out`` holds results of another condition.
@@ -123,6 +124,7 @@ def _embedder(model: str | Path | Embedder, baseline: str | None, **options: Any
     device = options["devices"][0] if options["devices"] else None
     loaded = load_checkpoint(model, device, options["dtype"], options["revision"])
     written = baselines.load(baseline, *loaded)
+    written.condition["dtype"] = str(loaded[0].dtype).removeprefix("torch.")
     written.condition["checkpoint"] = fingerprint(model, options["revision"])
     return written
 
@@ -187,7 +189,7 @@ def run_task(
     encoder.vectors = {}
     task.load_data()
     split = row.dataset["split"]
-    sizes = {name: len(task.dataset["default"][split][name]) for name in ("queries", "corpus")}  # mteb unloads them
+    queries, corpus = (task.dataset["default"][split][name] for name in ("queries", "corpus"))
     done = mteb.evaluate(
         encoder,
         task,
@@ -204,10 +206,11 @@ def run_task(
         "modality": row.modality,
         "metric": row.metric,
         "score": scores[METRICS[row.metric]],
-        "n": sizes["queries"],
-        "num_candidates": sizes["corpus"],
+        "n": len(queries),
+        "num_candidates": len(corpus),
         "scores": {ours: scores[theirs] for ours, theirs in METRICS.items()},
         "condition": condition_of(encoder, task),
+        "data": {"queries": digest(queries), "corpus": digest(corpus)},
         "vectors": dict(encoder.vectors),
         "seconds": round(time.perf_counter() - started, 3),
         "libraries": {library: version(library) for library in _LIBRARIES},

@@ -17,7 +17,7 @@ from plume.evaluation.table import Row, Table
 REFERENCES = Path(__file__).with_name("mmeb_v2_reference_scores.json")
 # What all results of one folder must share to be one column of a table.
 SHARED = (
-    "benchmark", "version", "prompt_set", "dim", "latent_steps", "baseline", "checkpoint", "anchor_token",
+    "benchmark", "version", "prompt_set", "dim", "latent_steps", "baseline", "dtype", "checkpoint", "anchor_token",
     "min_pixels", "max_pixels", "video_min_pixels", "video_max_pixels", "blank_image_size",
 )  # fmt: skip
 _MODALITIES = ("image", "video", "visdoc")
@@ -30,7 +30,7 @@ class Column:
     Attributes:
         model: Name.
         version: Data version.
-        page_labels: Which labels the page tasks had.
+        page_labels: Which labels the page tasks had; empty where there are none.
         scores: Percent per task; none where there is no score.
         printed: Means as their source prints them.
         condition: What the scores depend on, for our own.
@@ -50,7 +50,8 @@ class Column:
     @property
     def protocol(self) -> str:
         """Data version and page labels: columns are comparable on all tasks if they share it."""
-        return f"{self.version.split('-')[0]}, pages {(self.page_labels or 'unknown').split(' ')[0]}"
+        labels = f", pages {self.page_labels.split(' ')[0]}" if self.page_labels else ""
+        return self.version.split("-")[0] + labels
 
 
 def mean(scores: Mapping[str, float | None], tasks: Iterable[str]) -> float | None:
@@ -131,7 +132,7 @@ def results_column(folder: str | Path, table: Table) -> Column:
     return Column(
         f"{Path(folder).name} ({_describe(condition)})",
         str(condition["version"]),
-        str(table.meta.get("page_labels", "none")),
+        table.meta.get("page_labels") or "",
         {result["task"]: 100 * result["score"] for result in results},
         condition=condition,
     )

@@ -28,33 +28,12 @@ PROMPT_SETS = ("clean", "official")
 # Our metric name -> the key under which mteb reports the same number.
 METRICS = {"hit@1": "hit_rate_at_1", "ndcg_linear@5": "ndcg_at_5"}
 _REQUIRED = ("id", "group", "modality", "dataset", "parser", "query", "candidate", "pool", "metric")
-_OPTIONAL = tuple(
-    [
-        "media",
-        "archive",
-        "official",
-        "pool_size",
-        "relevance",
-        "num_frames",
-        "num_queries",
-        "labels",
-        "mteb",
-        "note",
-    ]  # the rest is extra
-)
-_RESULT_KEYS = tuple(
-    [
-        "task",
-        "score",
-        "n",
-        "condition",
-        "scores",
-        "vectors",
-        "num_candidates",
-        "seconds",
-        "libraries",
-    ]  # what a result has already
-)
+_OPTIONAL = (
+    "media", "archive", "official", "pool_size", "relevance", "num_frames", "num_queries", "labels", "mteb", "note",
+)  # fmt: skip
+_RESULT_KEYS = (
+    "task", "score", "n", "condition", "data", "scores", "vectors", "num_candidates", "seconds", "libraries",
+)  # fmt: skip
 _MODALITIES = ("text", "image", "image+text", "video", "video+text", "any")
 
 

@@ -121,7 +121,7 @@ def image_rows(row: Row) -> list[dict]:
 def qa_rows(row: Row) -> list[dict]:
     made = {
         "video_qa_mvbench": lambda i: {"question": f"what {i}", "video": f"{i}.mp4", "candidates": ["up", "down", f"o{i}"], "answer": f"o{i}" if i else "absent"},
-        "video_qa_videomme": lambda i: {"question": f"what {i}", "videoID": str(700 + i), "options": ["A. One.", "B. Two.", f"C. {i}", "D.none"], "answer": "ABCD"[i]},
+        "video_qa_videomme": lambda i: {"question": f"what {i}", "videoID": str(700 + i), "options": ["A. One.", "B. Two. .", f"C. {i}", "D.none"], "answer": "ABCD"[i]},
         "video_qa_nextqa": lambda i: {"question": f"what {i}", "video": 700 + i, "answer": i, **{f"a{j}": f"o{j}" for j in range(5)}},
         "video_qa_egoschema": lambda i: {"question": f"what {i}?", "video_idx": str(700 + i), "option": [f"{'ABCDE'[j]}. c{j}" for j in range(5)], "answer": str(i)},
         "video_qa_activitynetqa": lambda i: {"question": f"what {i}", "video_name": str(700 + i), "answer": ("yes", "no", "yes")[i]},
@@ -159,7 +159,7 @@ def write_pages(folder: Path, row: Row) -> None:
     ids = [name(index) for index in range(ROWS)]
     features = Features({"corpus-id": Value("string" if row.group == "VR" else "int64"), "image": Image()})
     corpus = Dataset.from_dict({"corpus-id": ids, "image": pictures}, features=features)
-    judged = [(0, 0, 3), (0, 1, 2), (0, 2, 0), (1, 1, 1), (1, 1, 2), (2, 2, 1)]
+    judged = [(0, 0, 3), (0, 1, 2), (0, 2, 0), (1, 1, 2), (1, 1, 1), (2, 2, 1)]
     qrels = [{"query-id": query, "corpus-id": ids[page], "score": score} for query, page, score in judged]
     queries = [{"query-id": query, "query": f"how many {query}", "language": "english"} for query in range(ROWS)]
     for config, data in (("queries", queries), ("qrels", qrels)):

@@ -137,6 +137,7 @@ def test_several_devices_give_the_same_vectors(checkpoint, embedder):
         pooled.close()
     assert torch.allclose(vectors, embedder.encode(INPUTS, "document"), atol=1e-5)
     assert pooled.condition["checkpoint"]["hash"]
+    assert {**pooled.condition, "checkpoint": None} == {**embedder.condition, "checkpoint": None}
 
 
 # Results
@@ -152,7 +153,8 @@ def test_a_result_says_under_which_condition_it_holds(world, checkpoint, tmp_pat
         assert (condition["version"], condition["page_labels"]) == ("v2.1", "fixed")
         assert (condition["latent_steps"], condition["dim"], condition["prompt_set"]) == (2, 8, "clean")
         assert {"min_pixels", "video_max_pixels", "blank_image_size", "checkpoint", "dataset"} <= condition.keys()
-        assert result["vectors"]["query"]["dim"] == 8
+        assert (condition["dtype"], result["vectors"]["query"]["dim"]) == ("float32", 8)
+        assert len({result["data"]["queries"], result["data"]["corpus"]}) == 2
         assert {"mteb", "torch", "transformers"} <= result["libraries"].keys()
     frames = {result["task"]: result["condition"]["num_frames"] for result in results}
     assert frames == {"ImageNet-1K": None, "MomentSeeker": "all", "MSVD": 8, "ViDoSeek-doc": None}

@@ -167,7 +167,7 @@ def test_something_something_ranks_the_candidates_of_its_row(world):
 
 QUESTIONS = {
     "MVBench": [f"what {i}\nOptions:\n(A) up\n(B) down\n(C) o{i}" for i in range(ROWS)],
-    "Video-MME": [f"what {i}\nA. One.\nB. Two.\nC. {i}\nD.none" for i in range(ROWS)],
+    "Video-MME": [f"what {i}\nA. One.\nB. Two. .\nC. {i}\nD.none" for i in range(ROWS)],
     "NExTQA": [f"what {i}\nOptions:\n(A) o0\n(B) o1\n(C) o2\n(D) o3\n(E) o4" for i in range(ROWS)],
     "EgoSchema": [f"what {i}?A. c0 B. c1 C. c2 D. c3 E. c4" for i in range(ROWS)],
     "ActivityNetQA": [f"what {i}? (A) yes; (B) no." for i in range(ROWS)],
@@ -175,14 +175,14 @@ QUESTIONS = {
 OPTIONS = {  # the text of each candidate by its key
     "MVBench": {"(A) up": "(A) up", "(B) down": "(B) down", **{f"(C) o{i}": f"(C) o{i}" for i in range(ROWS)}},
     # Without ". " only the last character stays: "D.none" -> "e"
-    "Video-MME": {"A. One.": "One", "B. Two.": "Two", **{f"C. {i}": f"{i}" for i in range(ROWS)}, "D.none": "e"},
+    "Video-MME": {"A. One.": "One", "B. Two. .": "Two", **{f"C. {i}": f"{i}" for i in range(ROWS)}, "D.none": "e"},
     "NExTQA": {f"o{i}": f"o{i}" for i in range(5)},
     "EgoSchema": {f"{'ABCDE'[i]}. c{i}": f"c{i}" for i in range(5)},
     "ActivityNetQA": {"yes": "yes", "no": "no"},
 }
 ANSWERS = {
     "MVBench": ["(@) absent", "(C) o1", "(C) o2"],
-    "Video-MME": ["A. One.", "B. Two.", "C. 2"],
+    "Video-MME": ["A. One.", "B. Two. .", "C. 2"],
     "NExTQA": ["o0", "o1", "o2"],
     "EgoSchema": ["A. c0", "B. c1", "C. c2"],
     "ActivityNetQA": ["yes", "no", "yes"],
