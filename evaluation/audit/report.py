@@ -62,10 +62,11 @@ def headline(results: Sequence[Result]) -> list[str]:
     """One sentence per kind of task: what dropping and shuffling cost."""
     sentences = []
     for kind, members in by_kind(results).items():
-        (drop, drop_error), (shuffle, shuffle_error) = mean_cost(members, "drop"), mean_cost(members, "shuffle")
+        drop, shuffle = (_points(*mean_cost(members, variant)) for variant in ("drop", "shuffle"))
+        tasks = kind.removesuffix("s") if len(members) == 1 else kind
         sentences.append(
-            f"On {len(members)} {kind.removesuffix('s') if len(members) == 1 else kind}, dropping the latents costs {_points(drop, drop_error)} points of Hit@1, "
-            f"shuffling them between queries {_points(shuffle, shuffle_error)}."
+            f"On {len(members)} {tasks}, dropping the latents costs {drop} points of Hit@1, shuffling them between queries "
+            f"{shuffle}."
         )
     return sentences
 
