@@ -32,6 +32,7 @@ from .configuration_plume import PlumeConfig
 from .context_plume import CachedContext, Context, TrainingContext
 from .hub_files_plume import HUB_OPTIONS, push_saved, write_hub_files
 from .latent_plume import LatentExperts, LatentRouter, LatentTransition
+from .packed_plume import PackedWeights
 from .positions_plume import Media, mrope_index, rollout_positions
 
 # Hub checkpoints of Qwen2-VL say `visual.*` and `model.layers.*`. Transformers renames them for its own classes only:
@@ -82,7 +83,17 @@ class PlumeForEmbedding(Qwen2VLForConditionalGeneration):
     def __init__(self, config: PlumeConfig) -> None:
         super().__init__(config)
         self.latent_transition = LatentTransition(config)
+        self._packed: PackedWeights | None = None
         self.post_init()
+
+    def speed_up(self, enabled: bool = True) -> "PlumeForEmbedding":
+        """Opt in to packed weights for latent steps on a CPU; see ``docs/performance.md``.
+
+        Vectors change by rounding only. Takes the memory of the decoder once more; where weights cannot be packed, a
+        message says so and nothing changes.
+        """
+        self._packed = PackedWeights() if enabled else None
+        return self
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -227,7 +238,7 @@ class PlumeForEmbedding(Qwen2VLForConditionalGeneration):
         z_BD = context.hidden[:, -1]  # z(0), Eq. 2
         latents_KBD, probs_KBE = [], []
         for k in range(1, num_latent_steps + 1):
-            refined_BD, probs_BE = self.latent_transition(z_BD, k, anchor_BD)  # z~(k-1), Eq. 4-5
+            refined_BD, probs_BE = self.latent_transition(z_BD, k, anchor_BD, context.mix)  # z~(k-1), Eq. 4-5
             inputs_BSD = refined_BD.unsqueeze(1).to(suffix_BSD.device)  # where a split model takes its inputs
             if k == num_latent_steps:  # z(K) feeds only the cache: read the suffix in the same pass
                 inputs_BSD = torch.cat([inputs_BSD, suffix_BSD], dim=1)
@@ -255,13 +266,13 @@ class PlumeForEmbedding(Qwen2VLForConditionalGeneration):
             self.config.position_scheme,
         )
         reserved = attention_mask.new_ones(len(input_ids), num_reserved)
-        layer = self.model.language_model.layers[0]
-        checkpointing = layer.training and layer.gradient_checkpointing
+        decoder = self.model.language_model
+        checkpointing = decoder.layers[0].training and decoder.layers[0].gradient_checkpointing
+        packed = None
+        if self._packed is not None and not torch.is_grad_enabled():
+            packed = self._packed.of(decoder, self.latent_transition.experts)
         return (TrainingContext if checkpointing else CachedContext)(
-            self.model.language_model,
-            inputs_embeds,
-            torch.cat([attention_mask, reserved], dim=-1),
-            position_ids,
+            decoder, inputs_embeds, torch.cat([attention_mask, reserved], dim=-1), position_ids, packed
         )
 
     def _embed(self, input_ids: torch.Tensor, media: list[Media]) -> torch.Tensor:
