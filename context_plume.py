@@ -23,7 +23,7 @@ from .decode_plume import RoomyCache, StepDecoder, can_decode
 from .packed_plume import Packed
 
 # transformers 5.24 renamed the argument and warns about the old name.
-_CACHE_ARGUMENT = "cache" if "cache" in inspect.signature(Qwen2VLTextModel.forward).parameters else "past_key_values"
+CACHE_ARGUMENT = "cache" if "cache" in inspect.signature(Qwen2VLTextModel.forward).parameters else "past_key_values"
 
 
 class Context(ABC):
@@ -90,7 +90,7 @@ class CachedContext(Context):
 
     def _read(self, inputs_embeds: torch.Tensor, start: int, stop: int) -> torch.Tensor:
         if start == 0 or not self._steps_apart:
-            return self._run(inputs_embeds, start, stop, use_cache=True, **{_CACHE_ARGUMENT: self._cache})
+            return self._run(inputs_embeds, start, stop, use_cache=True, **{CACHE_ARGUMENT: self._cache})
         if self._decoder is None:
             assert isinstance(self._cache, RoomyCache)
             calls = self._packed.layers if self._packed is not None else None
@@ -117,7 +117,7 @@ class CheckpointedContext(Context):
         cache = PassCache(list(self._passes), start)
         self._passes.append(cache)
         # Nothing is to be returned (`use_cache`); the cache is used all the same.
-        return self._run(inputs_embeds, start, stop, use_cache=False, **{_CACHE_ARGUMENT: cache})
+        return self._run(inputs_embeds, start, stop, use_cache=False, **{CACHE_ARGUMENT: cache})
 
 
 class RecomputedContext(Context):

@@ -21,6 +21,8 @@ from torch import nn
 from transformers import Cache
 from transformers.models.qwen2_vl.modeling_qwen2_vl import Qwen2VLDecoderLayer
 
+_RECORDERS = "transformers.utils.output_capturing"
+
 
 class LayerCalls(NamedTuple):
     """The four products of a decoder layer, each a function of ``(B, S, width)``.
@@ -72,7 +74,7 @@ class RoomyCache(Cache):
         return self.get_seq_length(layer_idx) + query_length, 0
 
 
-def can_decode(language_model: nn.Module) -> bool:
+def can_decode(language_model: Any) -> bool:
     """Whether :class:`StepDecoder` computes what this decoder would.
 
     Not where something else is to happen at the call of a layer (offloading, sharding, a compiled or a wrapped layer),
@@ -84,11 +86,14 @@ def can_decode(language_model: nn.Module) -> bool:
         config._attn_implementation == "sdpa"
         and "sliding_attention" not in config.layer_types
         and all(isinstance(layer, Qwen2VLDecoderLayer) for layer in layers)
-        and not any(
-            "_hf_hook" in module.__dict__ or module._forward_hooks or module._forward_pre_hooks
-            for module in (language_model, *layers, *(layer.self_attn for layer in layers))
-        )
+        and not any(_is_watched(module) for layer in layers for module in (layer, layer.self_attn))
     )
+
+
+def _is_watched(module: nn.Module) -> bool:
+    """Whether something else happens at its call; transformers' recorders stay installed but idle."""
+    hooks = [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]
+    return "_hf_hook" in module.__dict__ or any(hook.__module__ != _RECORDERS for hook in hooks)
 
 
 class StepDecoder:
@@ -105,7 +110,7 @@ class StepDecoder:
 
     def __init__(
         self,
-        language_model: nn.Module,
+        language_model: Any,
         cache: RoomyCache,
         attention_mask: torch.Tensor,
         position_ids: torch.Tensor,
@@ -126,6 +131,7 @@ class StepDecoder:
 
     def read(self, inputs_BSD: torch.Tensor, start: int, stop: int) -> torch.Tensor:
         """States of the input vectors at the columns ``start`` to ``stop - 1``, ``(B, S, D)``, post-norm."""
+        assert stop <= self._cache.num_columns, "more columns than the context reserved"
         rows = slice(start - self._prefix, stop - self._prefix)
         cos, sin = self._cos_B1RW[:, :, rows], self._sin_B1RW[:, :, rows]
         bias = self._bias_B1RL[:, :, rows, :stop]
@@ -157,7 +163,7 @@ class StepDecoder:
         return context.reshape(batch, heads, length, width).transpose(1, 2).reshape(batch, length, -1)
 
 
-def _own_calls(layer: nn.Module) -> LayerCalls:
+def _own_calls(layer: Any) -> LayerCalls:
     attention, mlp = layer.self_attn, layer.mlp
     return LayerCalls(
         lambda x: torch.cat([attention.q_proj(x), attention.k_proj(x), attention.v_proj(x)], dim=-1),

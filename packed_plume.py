@@ -50,7 +50,7 @@ class PackedWeights:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__()  # type: ignore[misc]
 
-    def of(self, language_model: nn.Module, experts: LatentExperts) -> Packed | None:
+    def of(self, language_model: Any, experts: LatentExperts) -> Packed | None:
         """The packed weights of the model's current ones; None, with a message, where they cannot be packed."""
         with self._lock:
             weights = [*language_model.layers.parameters(), *experts.parameters()]
@@ -60,7 +60,7 @@ class PackedWeights:
             return self._packed
 
 
-def _why_not_packable(language_model: nn.Module, experts: LatentExperts) -> str | None:
+def _why_not_packable(language_model: Any, experts: LatentExperts) -> str | None:
     """What keeps the weights from being packed, in words; None where nothing does."""
     linears = [module for module in language_model.layers.modules() if isinstance(module, nn.Linear)]
     wrapped = [type(layer.mlp.down_proj).__name__ for layer in language_model.layers]
@@ -88,7 +88,7 @@ class _Product:
 
 
 @torch.no_grad()
-def _pack(language_model: nn.Module, experts: LatentExperts) -> Packed | None:
+def _pack(language_model: Any, experts: LatentExperts) -> Packed | None:
     problem = _why_not_packable(language_model, experts)
     if problem is not None:
         logger.warning(f"Latent steps run from the weights as they are, which is slower: {problem}.")
@@ -96,7 +96,7 @@ def _pack(language_model: nn.Module, experts: LatentExperts) -> Packed | None:
     return Packed([_pack_layer(layer) for layer in language_model.layers], _pack_experts(experts))
 
 
-def _pack_layer(layer: nn.Module) -> LayerCalls:
+def _pack_layer(layer: Any) -> LayerCalls:
     def together(*linears: nn.Linear) -> _Product:
         biases = [linear.bias.detach() for linear in linears if linear.bias is not None]
         weight = torch.cat([linear.weight.detach() for linear in linears])
