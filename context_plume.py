@@ -79,25 +79,30 @@ class Context(ABC):
 
 
 class CachedContext(Context):
-    """Context over a key-value cache."""
+    """Context over a key-value cache.
+
+    Attributes:
+        decoder: What reads on behind the prefix, None where transformers' own decoder does.
+    """
 
     def _prepare(self) -> None:
         # Writing in place would change what a backward pass still needs.
         growing = torch.is_grad_enabled()
         self._cache = DynamicCache() if growing else RoomyCache(self._attention_mask.shape[1])
-        self._decoder: StepDecoder | None = None
         self._steps_apart = not growing and can_decode(self._language_model)
+        self.decoder: StepDecoder | None = None
 
     def _read(self, inputs_embeds: torch.Tensor, start: int, stop: int) -> torch.Tensor:
-        if start == 0 or not self._steps_apart:
-            return self._run(inputs_embeds, start, stop, use_cache=True, **{CACHE_ARGUMENT: self._cache})
-        if self._decoder is None:
+        if start > 0 and self.decoder is not None:
+            return self.decoder.read(inputs_embeds, start, stop)
+        states = self._run(inputs_embeds, start, stop, use_cache=True, **{CACHE_ARGUMENT: self._cache})
+        if self._steps_apart:
             assert isinstance(self._cache, RoomyCache)
             calls = self._packed.layers if self._packed is not None else None
-            self._decoder = StepDecoder(
-                self._language_model, self._cache, self._attention_mask, self._position_ids, self.hidden, calls
+            self.decoder = StepDecoder.behind(
+                self._language_model, self._cache, self._attention_mask, self._position_ids, states, calls
             )
-        return self._decoder.read(inputs_embeds, start, stop)
+        return states
 
 
 class CheckpointedContext(Context):

@@ -102,9 +102,9 @@ class StepDecoder:
     Args:
         language_model: The backbone's decoder, without head.
         cache: Keys and values of the prefix, with room for the reserved columns.
-        attention_mask: ``(B, T + R)``; the last R columns are reserved and 1.
-        position_ids: ``(3, B, T + R)``; equal on the three axes in the reserved columns.
-        hidden: States of the prefix, ``(B, T, D)``, for their type and length.
+        cos_B1RW: Rotary factors of the reserved columns, ``(B, 1, R, W)``.
+        sin_B1RW: As ``cos_B1RW``.
+        bias_B1RL: 0 where a reserved column sees a column and -inf elsewhere, ``(B, 1, R, T + R)``.
         calls: The products of every layer; those of its own modules where omitted.
     """
 
@@ -112,22 +112,73 @@ class StepDecoder:
         self,
         language_model: Any,
         cache: RoomyCache,
+        cos_B1RW: torch.Tensor,
+        sin_B1RW: torch.Tensor,
+        bias_B1RL: torch.Tensor,
+        calls: list[LayerCalls] | None = None,
+    ) -> None:
+        self._language_model, self._cache = language_model, cache
+        self._cos_B1RW, self._sin_B1RW, self._bias_B1RL = cos_B1RW, sin_B1RW, bias_B1RL
+        self._calls = calls or [_own_calls(layer) for layer in language_model.layers]
+        self._prefix = bias_B1RL.shape[-1] - bias_B1RL.shape[-2]
+
+    @classmethod
+    def behind(
+        cls,
+        language_model: Any,
+        cache: RoomyCache,
         attention_mask: torch.Tensor,
         position_ids: torch.Tensor,
         hidden: torch.Tensor,
         calls: list[LayerCalls] | None = None,
-    ) -> None:
-        self._language_model, self._cache = language_model, cache
-        self._calls = calls or [_own_calls(layer) for layer in language_model.layers]
-        self._prefix = hidden.shape[1]
-        cos, sin = language_model.rotary_emb(hidden, position_ids[..., self._prefix :])
+    ) -> "StepDecoder":
+        """The decoder behind a prefix that was read.
+
+        Args:
+            language_model: As in the class.
+            cache: As in the class.
+            attention_mask: ``(B, T + R)``; the last R columns are reserved and 1.
+            position_ids: ``(3, B, T + R)``; equal on the three axes in the reserved columns.
+            hidden: States of the prefix, ``(B, T, D)``, for their type and length.
+            calls: As in the class.
+        """
+        prefix = hidden.shape[1]
+        cos, sin = language_model.rotary_emb(hidden, position_ids[..., prefix:])
         if cos.ndim == 4:  # older transformers leave the three axes apart; behind the prefix they are equal
             cos, sin = cos[0], sin[0]
-        self._cos_B1RW, self._sin_B1RW = cos.unsqueeze(1), sin.unsqueeze(1)
         columns = torch.arange(attention_mask.shape[1], device=hidden.device)
-        visible_BRL = attention_mask.bool().unsqueeze(1) & (columns <= columns[self._prefix :, None])
-        self._bias_B1RL = torch.zeros(visible_BRL.shape, dtype=hidden.dtype, device=hidden.device)
-        self._bias_B1RL = self._bias_B1RL.masked_fill(~visible_BRL, -torch.inf).unsqueeze(1)
+        visible_BRL = attention_mask.bool().unsqueeze(1) & (columns <= columns[prefix:, None])
+        bias = torch.zeros(visible_BRL.shape, dtype=hidden.dtype, device=hidden.device)
+        bias = bias.masked_fill(~visible_BRL, -torch.inf)
+        return cls(language_model, cache, cos.unsqueeze(1), sin.unsqueeze(1), bias.unsqueeze(1), calls)
+
+    def with_room(self, prefix: int) -> "StepDecoder":
+        """An empty decoder of the same shape behind a prefix of more columns, for :meth:`take`."""
+        batch, _, reserved, _ = self._bias_B1RL.shape
+        cache = RoomyCache(prefix + reserved)
+        for layer, pair in self._cache.buffers.items():
+            # Zeros: what nothing attends to must still be finite.
+            keys, values = (t.new_zeros(batch, t.shape[1], prefix + reserved, t.shape[3]) for t in pair)
+            cache.buffers[layer] = (keys, values)
+        bias = self._bias_B1RL.new_full((batch, 1, reserved, prefix + reserved), -torch.inf)
+        cos, sin = self._cos_B1RW.clone(), self._sin_B1RW.clone()
+        return StepDecoder(self._language_model, cache, cos, sin, bias, self._calls)
+
+    def take(self, other: "StepDecoder") -> None:
+        """Copy what another decoder has behind its prefix into this one's places, padded on the left."""
+        left = self._prefix - other._prefix
+        self._cos_B1RW.copy_(other._cos_B1RW)
+        self._sin_B1RW.copy_(other._sin_B1RW)
+        self._bias_B1RL[..., :left] = -torch.inf
+        self._bias_B1RL[..., left:] = other._bias_B1RL
+        for layer, pair in self._cache.buffers.items():
+            for mine, theirs in zip(pair, other._cache.buffers[layer], strict=True):
+                mine[:, :, left : self._prefix] = theirs[:, :, : other._prefix]
+        self.rewind()
+
+    def rewind(self) -> None:
+        """Read again from behind the prefix."""
+        self._cache.filled = dict.fromkeys(self._cache.buffers, self._prefix)
 
     def read(self, inputs_BSD: torch.Tensor, start: int, stop: int) -> torch.Tensor:
         """States of the input vectors at the columns ``start`` to ``stop - 1``, ``(B, S, D)``, post-norm."""

@@ -16,6 +16,7 @@ LM head never runs on the way to an embedding.
 
 import os
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -34,6 +35,7 @@ from .hub_files_plume import HUB_OPTIONS, push_saved, write_hub_files
 from .latent_plume import LatentExperts, LatentRouter, LatentTransition
 from .packed_plume import PackedWeights
 from .positions_plume import Media, mrope_index, rollout_positions
+from .recorded_plume import RecordedRollouts
 
 # Hub checkpoints of Qwen2-VL say `visual.*` and `model.layers.*`. Transformers renames them for its own classes only:
 # without this, a base checkpoint would load as a random language model with no more than a warning.
@@ -45,7 +47,6 @@ register_checkpoint_conversion_mapping(
     ],
     overwrite=True,
 )
-
 
 # What transformers, sentence-transformers and peft send along with every forward pass.
 _SENT_ALONG = ("return_dict", "use_cache", "mm_token_type_ids", "output_attentions", "output_hidden_states")
@@ -84,15 +85,16 @@ class PlumeForEmbedding(Qwen2VLForConditionalGeneration):
         super().__init__(config)
         self.latent_transition = LatentTransition(config)
         self._packed: PackedWeights | None = None
+        self._recorded: RecordedRollouts | None = None
         self.post_init()
 
     def speed_up(self, enabled: bool = True) -> "PlumeForEmbedding":
-        """Opt in to packed weights for latent steps on a CPU; see ``docs/performance.md``.
+        """Opt in to faster latent steps without gradient; vectors change by rounding only (``docs/performance.md``).
 
-        Vectors change by rounding only. Takes the memory of the decoder once more; where weights cannot be packed, a
-        message says so and nothing changes.
+        Packs weights on a CPU (the memory of the decoder once more), records the rollout on a CUDA device; where that
+        cannot be, a message says so and nothing changes.
         """
-        self._packed = PackedWeights() if enabled else None
+        self._packed, self._recorded = (PackedWeights(), RecordedRollouts()) if enabled else (None, None)
         return self
 
     @torch.no_grad()
@@ -179,7 +181,8 @@ class PlumeForEmbedding(Qwen2VLForConditionalGeneration):
         anchor_BD = _state_at(context.hidden, input_ids, self.config.anchor_token_id)
         # 3.-4. Rollout and suffix.
         suffix_BSD = self.get_input_embeddings()(suffix_input_ids)
-        latent_states, router_probs, suffix_states = self._rollout(context, anchor_BD, suffix_BSD, num_latent_steps)
+        rollout = partial(self._recorded.run, self._rollout, self) if self._recorded else self._rollout
+        latent_states, router_probs, suffix_states = rollout(context, anchor_BD, suffix_BSD, num_latent_steps)
         # 5. Embedding at the last <gen> of the suffix.
         gen_BD = _state_at(suffix_states[:, 1:], suffix_input_ids, self.config.embedding_token_id)
         embeddings = nn.functional.normalize(gen_BD.float(), dim=-1)

@@ -52,6 +52,8 @@ class PackedWeights:
 
     def of(self, language_model: Any, experts: LatentExperts) -> Packed | None:
         """The packed weights of the model's current ones; None, with a message, where they cannot be packed."""
+        if experts.up_weight.device.type != "cpu":
+            return None  # other devices read weights as they are
         with self._lock:
             weights = [*language_model.layers.parameters(), *experts.parameters()]
             stamp = [(weight.data_ptr(), 0 if weight.is_inference() else weight._version) for weight in weights]

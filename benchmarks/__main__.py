@@ -69,9 +69,7 @@ def run_compare(options: argparse.Namespace) -> None:
         cell for cell in compare.plan(options.device, options.quick) if not options.sizes or cell.size in options.sizes
     ]
     header: dict[str, Any] = {"machine": machine, "load_before": round(os.getloadavg()[0], 2), "quick": options.quick}
-    header["note"] = (
-        "Random weights. explicit_cot is extrapolated to 403 tokens from 65 generated ones. latent_steps is K."
-    )
+    header["note"] = "Random weights. explicit_cot is extrapolated from 65 to 403 generated tokens. latent_steps is K."
     systems = compare.QUICK_SYSTEMS if options.quick else compare.SYSTEMS
     left_out: list[compare.Cell] = []
     try:

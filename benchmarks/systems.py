@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 
 import torch
-from transformers import DynamicCache
+from transformers import DynamicCache, StoppingCriteriaList
 
 from plume import PlumeForEmbedding
 from plume.context_plume import CACHE_ARGUMENT
@@ -116,26 +116,35 @@ def _masked_experts(model: PlumeForEmbedding, z_BD: torch.Tensor, step: int, anc
 
 
 def explicit_cot_ms(model: PlumeForEmbedding, inputs: Inputs) -> float:
-    """Milliseconds of a prefix pass and 403 generated tokens, extrapolated from 65 generated ones."""
+    """Milliseconds of a prefix pass and 403 generated tokens, extrapolated from 64 tokens behind the first."""
+    marks = [clock(model)]
 
-    def generate(count: int) -> float:
-        start = clock(model)
-        model.generate(**inputs, do_sample=False, max_new_tokens=count, min_new_tokens=count)
-        return clock(model) - start
+    def mark(input_ids: torch.Tensor, scores: torch.Tensor, **kwargs: object) -> torch.Tensor:
+        marks.append(clock(model))
+        return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
 
-    first, more = generate(1), generate(1 + COT_MEASURED)
-    return 1000 * (first + (COT_TOKENS - 1) * (more - first) / COT_MEASURED)
+    count = 1 + COT_MEASURED
+    model.generate(
+        **inputs,
+        do_sample=False,
+        max_new_tokens=count,
+        min_new_tokens=count,
+        stopping_criteria=StoppingCriteriaList([mark]),
+    )
+    begin, first, last = marks[0], marks[1], marks[-1]
+    assert len(marks) == 1 + count, "generation stopped early"
+    return 1000 * (first - begin + (COT_TOKENS - 1) * (last - first) / COT_MEASURED)
 
 
 def plume(model: PlumeForEmbedding, inputs: Inputs, num_latent_steps: int, fast: bool) -> torch.Tensor:
     """Embeddings of this package, ``(B, D)``."""
-    keeper = model._packed
+    kept = model._packed, model._recorded
     if not fast:
-        model._packed = None
+        model.speed_up(False)
     try:
         return model(**inputs, num_latent_steps=num_latent_steps).embeddings
     finally:
-        model._packed = keeper
+        model._packed, model._recorded = kept
 
 
 def clock(model: PlumeForEmbedding) -> float:

@@ -27,6 +27,7 @@ ARROWS = {
     "vision_plume": set(),
     "latent_plume": {"configuration_plume"},
     "packed_plume": {"decode_plume", "latent_plume"},
+    "recorded_plume": {"context_plume"},
     "modeling_plume": {
         "checks_plume",
         "configuration_plume",
@@ -35,6 +36,7 @@ ARROWS = {
         "latent_plume",
         "packed_plume",
         "positions_plume",
+        "recorded_plume",
     },
     "processing_plume": {
         "content_plume",

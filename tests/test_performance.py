@@ -20,11 +20,9 @@ def reference(model, processor, inputs, monkeypatch, **kwargs) -> torch.Tensor:
     """Vectors of transformers' own decoder, with the weights as they are."""
     with monkeypatch.context() as patch:
         patch.setattr("plume.context_plume.can_decode", lambda decoder: False)
-        packed, model._packed = model._packed, None
-        try:
-            return embed(model, processor, inputs, **kwargs)
-        finally:
-            model._packed = packed
+        patch.setattr(model, "_packed", None)
+        patch.setattr(model, "_recorded", None)
+        return embed(model, processor, inputs, **kwargs)
 
 
 def count_reads(monkeypatch) -> list[int]:
@@ -159,6 +157,84 @@ def test_the_cache_neither_grows_nor_moves(model, processor):
         assert places == {layer: keys.data_ptr() for layer, (keys, _) in context._cache.buffers.items()}
         with pytest.raises(AssertionError, match="reserved"):
             context.extend(context.hidden[:, -1:])
+
+
+class Replayed:
+    """Stands in for a CUDA graph: a recording is a second run over the same tensors."""
+
+    def __init__(self, monkeypatch):
+        self.recorded, self.replayed = 0, 0
+        monkeypatch.setattr("plume.recorded_plume._can_record", lambda device: True)
+        monkeypatch.setattr("plume.recorded_plume._record", self.record)
+
+    def record(self, run):
+        self.recorded += 1
+        outputs = [tensor.clone() for tensor in run()]
+
+        def replay():
+            self.replayed += 1
+            for tensor, value in zip(outputs, run(), strict=True):
+                tensor.copy_(value)
+
+        for tensor in outputs:  # what was recorded is not what is read: only a replay fills it
+            tensor.fill_(torch.nan)
+        return replay, tuple(outputs)
+
+
+@pytest.mark.parametrize("num_latent_steps", [0, 3])
+def test_replayed_rollouts_equal_transformers_decoder(model, processor, monkeypatch, num_latent_steps):
+    """All but the capture itself: slots, padding to a multiple of 64 columns, copies in and out."""
+    model.speed_up()
+    model._packed = None
+    graphs = Replayed(monkeypatch)
+    batches = [mixed_inputs()[start : start + 4] for start in range(0, 24, 4)]
+    with torch.inference_mode():
+        model(**processor.process_documents(batches[0]), num_latent_steps=num_latent_steps)
+    for inputs in batches:
+        expected = reference(model, processor, inputs, monkeypatch, num_latent_steps=num_latent_steps)
+        found = embed(model, processor, inputs, num_latent_steps=num_latent_steps)
+        assert (found - expected).abs().max() <= 1e-5
+        assert not found.is_inference()
+    assert graphs.replayed == 1 + len(batches)
+    assert graphs.recorded < len(batches)
+
+
+def test_a_recording_is_dropped_with_its_weights(model, processor, monkeypatch):
+    model.speed_up()
+    graphs = Replayed(monkeypatch)
+    embed(model, processor, ["a red bus"])
+    fill_weights(model, seed=5)  # in place: the recording reads the new values
+    embed(model, processor, ["a red bus"])
+    assert graphs.recorded == 1
+    model.latent_transition.experts.up_weight.data = model.latent_transition.experts.up_weight.data.clone()
+    found = embed(model, processor, ["a red bus"])
+    assert graphs.recorded == 2
+    assert (found - reference(model, processor, ["a red bus"], monkeypatch)).abs().max() <= 1e-5
+
+
+def test_a_rollout_that_cannot_be_recorded_says_so_once_and_runs(model, processor, monkeypatch):
+    messages = []
+    monkeypatch.setattr("plume.recorded_plume.logger.warning", messages.append)
+    monkeypatch.setattr("plume.recorded_plume._can_record", lambda device: True)
+    expected = embed(model, processor, ["a red bus"])
+    model.speed_up()  # this device has no graphs, so that recording fails as it may on another
+    for _ in range(2):
+        assert (embed(model, processor, ["a red bus"]) - expected).abs().max() <= 1e-5
+    assert len(messages) == 1
+    assert "without a recording" in messages[0]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_recorded_rollouts_equal_plain_ones_on_cuda(checkpoint, processor):
+    model = PlumeForEmbedding.from_pretrained(checkpoint).eval().cuda()
+    for inputs in (mixed_inputs()[:6], mixed_inputs()[6:12]):
+        features = {name: value.cuda() for name, value in processor.process_documents(inputs).items()}
+        with torch.no_grad():
+            expected = model.speed_up(False)(**features).embeddings
+            model.speed_up()
+            found = [model(**features).embeddings for _ in range(2)]
+        assert (torch.stack(found) - expected).abs().max() <= 1e-5
+        assert len(model._recorded._slots) == 1
 
 
 # The benchmarks
