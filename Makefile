@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 SOURCES := .
+BENCH ?= parts
 
 .PHONY: help demo test test-min check fix bench clean
 
@@ -40,7 +41,7 @@ fix: $(VENV)/.installed ## Format and fix what can be fixed
 	$(RUN) -m ruff check --fix $(SOURCES)
 	$(RUN) -m ruff format $(SOURCES)
 
-bench: $(VENV)/.installed ## Print what each part of an embedding costs (BENCH="--size 2b --dtype bfloat16")
+bench: $(VENV)/.installed ## Print what each part of an embedding costs (BENCH="compare --quick": beside other systems)
 	$(RUN) -m plume.benchmarks $(BENCH)
 
 clean: ## Remove environments and build outputs

@@ -3,7 +3,8 @@
 A context holds the prefix states and extends by new input vectors at the next positions, returning their
 post-norm last-layer states. Three implementations that agree to rounding:
 
-- :class:`CachedContext` appends to a key-value cache (C(k) of Eq. 3): one new position costs one position.
+- :class:`CachedContext` appends to a key-value cache (C(k) of Eq. 3): one new position costs one position. Without
+  gradient it reads on by :class:`~plume.decode_plume.StepDecoder`, which keeps what all steps share.
 - :class:`CheckpointedContext` serves gradient checkpointing in training, with which the usual cache cannot live.
 - :class:`RecomputedContext` runs the whole grown sequence again. It does the same where transformers is too old for the
   second, and it is the reference that tests hold the caches against.
@@ -18,8 +19,11 @@ from torch import nn
 from transformers import Cache, DynamicCache
 from transformers.models.qwen2_vl.modeling_qwen2_vl import Qwen2VLDecoderLayer, Qwen2VLTextModel
 
+from .decode_plume import RoomyCache, StepDecoder, can_decode
+from .packed_plume import Packed
+
 # transformers 5.24 renamed the argument and warns about the old name.
-_CACHE_ARGUMENT = "cache" if "cache" in inspect.signature(Qwen2VLTextModel.forward).parameters else "past_key_values"
+CACHE_ARGUMENT = "cache" if "cache" in inspect.signature(Qwen2VLTextModel.forward).parameters else "past_key_values"
 
 
 class Context(ABC):
@@ -30,9 +34,11 @@ class Context(ABC):
         inputs_embeds: Prefix input vectors, ``(B, T, D)``, left-padded.
         attention_mask: ``(B, T + R)``; the R columns reserved for what follows the prefix are 1.
         position_ids: ``(3, B, T + R)``.
+        packed: Packed weights to read on with; the weights as they are where omitted or of no use here.
 
     Attributes:
         hidden: States of the prefix, ``(B, T, D)``, post-norm.
+        mix: The packed experts of the adapter, None for its own.
     """
 
     def __init__(
@@ -41,8 +47,10 @@ class Context(ABC):
         inputs_embeds: torch.Tensor,
         attention_mask: torch.Tensor,
         position_ids: torch.Tensor,
+        packed: Packed | None = None,
     ) -> None:
-        self._language_model = language_model
+        self._language_model, self._packed = language_model, packed
+        self.mix = packed.mix if packed is not None else None
         self._attention_mask, self._position_ids = attention_mask, position_ids
         self._length = 0
         self._prepare()
@@ -71,13 +79,30 @@ class Context(ABC):
 
 
 class CachedContext(Context):
-    """Context over a key-value cache."""
+    """Context over a key-value cache.
+
+    Attributes:
+        decoder: What reads on behind the prefix, None where transformers' own decoder does.
+    """
 
     def _prepare(self) -> None:
-        self._cache = DynamicCache()
+        # Writing in place would change what a backward pass still needs.
+        growing = torch.is_grad_enabled()
+        self._cache = DynamicCache() if growing else RoomyCache(self._attention_mask.shape[1])
+        self._steps_apart = not growing and can_decode(self._language_model)
+        self.decoder: StepDecoder | None = None
 
     def _read(self, inputs_embeds: torch.Tensor, start: int, stop: int) -> torch.Tensor:
-        return self._run(inputs_embeds, start, stop, use_cache=True, **{_CACHE_ARGUMENT: self._cache})
+        if start > 0 and self.decoder is not None:
+            return self.decoder.read(inputs_embeds, start, stop)
+        states = self._run(inputs_embeds, start, stop, use_cache=True, **{CACHE_ARGUMENT: self._cache})
+        if self._steps_apart:
+            assert isinstance(self._cache, RoomyCache)
+            calls = self._packed.layers if self._packed is not None else None
+            self.decoder = StepDecoder.behind(
+                self._language_model, self._cache, self._attention_mask, self._position_ids, states, calls
+            )
+        return states
 
 
 class CheckpointedContext(Context):
@@ -97,7 +122,7 @@ class CheckpointedContext(Context):
         cache = PassCache(list(self._passes), start)
         self._passes.append(cache)
         # Nothing is to be returned (`use_cache`); the cache is used all the same.
-        return self._run(inputs_embeds, start, stop, use_cache=False, **{_CACHE_ARGUMENT: cache})
+        return self._run(inputs_embeds, start, stop, use_cache=False, **{CACHE_ARGUMENT: cache})
 
 
 class RecomputedContext(Context):

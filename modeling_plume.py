@@ -16,6 +16,7 @@ LM head never runs on the way to an embedding.
 
 import os
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -32,7 +33,9 @@ from .configuration_plume import PlumeConfig
 from .context_plume import CachedContext, Context, TrainingContext
 from .hub_files_plume import HUB_OPTIONS, push_saved, write_hub_files
 from .latent_plume import LatentExperts, LatentRouter, LatentTransition
+from .packed_plume import PackedWeights
 from .positions_plume import Media, mrope_index, rollout_positions
+from .recorded_plume import RecordedRollouts
 
 # Hub checkpoints of Qwen2-VL say `visual.*` and `model.layers.*`. Transformers renames them for its own classes only:
 # without this, a base checkpoint would load as a random language model with no more than a warning.
@@ -44,7 +47,6 @@ register_checkpoint_conversion_mapping(
     ],
     overwrite=True,
 )
-
 
 # What transformers, sentence-transformers and peft send along with every forward pass.
 _SENT_ALONG = ("return_dict", "use_cache", "mm_token_type_ids", "output_attentions", "output_hidden_states")
@@ -82,7 +84,18 @@ class PlumeForEmbedding(Qwen2VLForConditionalGeneration):
     def __init__(self, config: PlumeConfig) -> None:
         super().__init__(config)
         self.latent_transition = LatentTransition(config)
+        self._packed: PackedWeights | None = None
+        self._recorded: RecordedRollouts | None = None
         self.post_init()
+
+    def speed_up(self, enabled: bool = True) -> "PlumeForEmbedding":
+        """Opt in to faster latent steps without gradient; vectors change by rounding only (``docs/performance.md``).
+
+        Packs weights on a CPU (the memory of the decoder once more), records the rollout on a CUDA device; where that
+        cannot be, a message says so and nothing changes.
+        """
+        self._packed, self._recorded = (PackedWeights(), RecordedRollouts()) if enabled else (None, None)
+        return self
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -168,7 +181,8 @@ class PlumeForEmbedding(Qwen2VLForConditionalGeneration):
         anchor_BD = _state_at(context.hidden, input_ids, self.config.anchor_token_id)
         # 3.-4. Rollout and suffix.
         suffix_BSD = self.get_input_embeddings()(suffix_input_ids)
-        latent_states, router_probs, suffix_states = self._rollout(context, anchor_BD, suffix_BSD, num_latent_steps)
+        rollout = partial(self._recorded.run, self._rollout, self) if self._recorded else self._rollout
+        latent_states, router_probs, suffix_states = rollout(context, anchor_BD, suffix_BSD, num_latent_steps)
         # 5. Embedding at the last <gen> of the suffix.
         gen_BD = _state_at(suffix_states[:, 1:], suffix_input_ids, self.config.embedding_token_id)
         embeddings = nn.functional.normalize(gen_BD.float(), dim=-1)
@@ -227,7 +241,7 @@ class PlumeForEmbedding(Qwen2VLForConditionalGeneration):
         z_BD = context.hidden[:, -1]  # z(0), Eq. 2
         latents_KBD, probs_KBE = [], []
         for k in range(1, num_latent_steps + 1):
-            refined_BD, probs_BE = self.latent_transition(z_BD, k, anchor_BD)  # z~(k-1), Eq. 4-5
+            refined_BD, probs_BE = self.latent_transition(z_BD, k, anchor_BD, context.mix)  # z~(k-1), Eq. 4-5
             inputs_BSD = refined_BD.unsqueeze(1).to(suffix_BSD.device)  # where a split model takes its inputs
             if k == num_latent_steps:  # z(K) feeds only the cache: read the suffix in the same pass
                 inputs_BSD = torch.cat([inputs_BSD, suffix_BSD], dim=1)
@@ -255,13 +269,13 @@ class PlumeForEmbedding(Qwen2VLForConditionalGeneration):
             self.config.position_scheme,
         )
         reserved = attention_mask.new_ones(len(input_ids), num_reserved)
-        layer = self.model.language_model.layers[0]
-        checkpointing = layer.training and layer.gradient_checkpointing
+        decoder = self.model.language_model
+        checkpointing = decoder.layers[0].training and decoder.layers[0].gradient_checkpointing
+        packed = None
+        if self._packed is not None and not torch.is_grad_enabled():
+            packed = self._packed.of(decoder, self.latent_transition.experts)
         return (TrainingContext if checkpointing else CachedContext)(
-            self.model.language_model,
-            inputs_embeds,
-            torch.cat([attention_mask, reserved], dim=-1),
-            position_ids,
+            decoder, inputs_embeds, torch.cat([attention_mask, reserved], dim=-1), position_ids, packed
         )
 
     def _embed(self, input_ids: torch.Tensor, media: list[Media]) -> torch.Tensor:

@@ -25,6 +25,7 @@ PACKAGES = {
 EXTRAS = {
     "st": ["sentence-transformers>=5.4"],
     "video": ["av>=12"],
+    "bench": ["matplotlib"],
     "train": [
         "transformers>=5.19,<6",
         "trl>=1.16,<2",
@@ -37,7 +38,7 @@ EXTRAS = {
 }
 # The core tests also run on the oldest supported libraries, which are too old for training.
 EXTRAS["test"] = [*EXTRAS["st"], *EXTRAS["video"], "accelerate", "hypothesis", "pytest", "setuptools>=77"]
-EXTRAS["dev"] = [*EXTRAS["test"], *EXTRAS["train"], *EXTRAS["eval"], "mypy", "ruff"]
+EXTRAS["dev"] = [*EXTRAS["test"], *EXTRAS["train"], *EXTRAS["eval"], *EXTRAS["bench"], "mypy", "ruff"]
 
 
 class BuildPy(build_py):

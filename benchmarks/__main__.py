@@ -1,95 +1,131 @@
-"""``python -m plume.benchmarks``: what each part of an embedding costs, on random weights, in one run."""
+"""``python -m plume.benchmarks``: what latent thinking costs, on random weights; see ``docs/performance.md``.
+
+- ``compare``: this package beside a single pass, explicit reasoning and one sample at a time, in one run.
+- ``parts``: what the parts of an embedding cost, and a latent step over the machine's floor.
+- ``training``: memory, throughput and the cost of latent steps in a training step.
+- ``chart``: a picture of a result of ``compare``.
+"""
 
 import argparse
 import json
-import platform
+import os
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch.utils.benchmark import Timer
 
-from plume import PlumeConfig, PlumeForEmbedding
-from plume.hub.random_checkpoint import SIZES, build_backbone_config, build_tokenizer
-
-_NUM_LATENT_STEPS = 8
-_TOKENS = {"anchor_token_id": 1, "latent_start_token_id": 2, "latent_end_token_id": 3, "embedding_token_id": 4}
+from plume.benchmarks import compare, parts, report, training
+from plume.benchmarks.models import DTYPES, INPUTS, build_model
+from plume.hub.random_checkpoint import SIZES
 
 
-def build_model(size: str, dtype: torch.dtype, device: str) -> PlumeForEmbedding:
-    """A random model; token ids are arbitrary because only shapes matter here."""
-    backbone = build_backbone_config(build_tokenizer(), size)
-    config = PlumeConfig.from_backbone(backbone, **_TOKENS)
-    with torch.device(device):
-        return PlumeForEmbedding(config).to(dtype).eval()
-
-
-def median_ms(model: PlumeForEmbedding, input_ids: torch.Tensor, min_seconds: float, **kwargs: object) -> float:
-    """Median milliseconds of one forward pass."""
-    timer = Timer(
-        "model(input_ids, **kwargs)",
-        globals={"model": model, "input_ids": input_ids, "kwargs": kwargs},
-        num_threads=torch.get_num_threads(),
+def build_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m plume.benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    timer.timeit(1)
-    return timer.blocked_autorange(min_run_time=min_seconds).median * 1000
+    commands = parser.add_subparsers(dest="command", required=True)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+
+    one = commands.add_parser("compare", help="all systems side by side")
+    one.add_argument("--device", default=device, help="torch device")
+    one.add_argument("--quick", action="store_true", help="only the telling cells and systems")
+    one.add_argument("--output", type=Path, help="result file; benchmark-DEVICE.json in the working folder if omitted")
+    one.add_argument("--resume", action="store_true", help="go on from the rows of the result file")
+    one.add_argument("--minutes", type=float, help="start no further cell after this time; 16, or 5 with --quick")
+    one.add_argument("--sizes", nargs="+", choices=SIZES, help="only cells of these sizes")
+    one.add_argument("--threads", type=int, help="torch threads; torch's own choice if omitted")
+
+    two = commands.add_parser("parts", help="parts of an embedding and the roofline of a step")
+    two.add_argument("--size", choices=SIZES, default="0.2b", help="shape of the random model")
+    two.add_argument("--batch", type=int, nargs="+", default=[8], help="rows per batch")
+    two.add_argument("--input", choices=INPUTS, default="text64", help="kind of input")
+    two.add_argument("--dtype", choices=DTYPES, default="fp32", help="dtype of the weights")
+    two.add_argument("--device", default=device, help="torch device")
+    two.add_argument("--min-seconds", type=float, default=2.0, help="time spent per figure")
+    two.add_argument("--plain", action="store_true", help="without packed weights")
+    two.add_argument("--json", type=Path, help="also write the rows to this file")
+
+    training.add_arguments(commands.add_parser("training", help="memory and throughput of a training step"))
+
+    four = commands.add_parser("chart", help="draw a result of compare")
+    four.add_argument("result", type=Path, help="result file of compare")
+    four.add_argument("picture", type=Path, help="PNG to write")
+    return parser
 
 
-def measure(model: PlumeForEmbedding, batch: int, length: int, min_seconds: float) -> list[tuple[str, float]]:
-    """Cost of the parts of one batch of texts, as (part, milliseconds)."""
-    device = model.device
-    input_ids = torch.randint(8, 256, (batch, length), device=device)
-    input_ids[:, -2], input_ids[:, -1] = _TOKENS["anchor_token_id"], _TOKENS["latent_start_token_id"]
-    suffix = torch.tensor(model.config.suffix_token_ids, device=device).expand(batch, -1)
-    single = torch.cat([input_ids, suffix], dim=1)
-
-    def language_model(ids: torch.Tensor) -> torch.Tensor:
-        return model.model.language_model(input_ids=ids, use_cache=False).last_hidden_state
-
-    def time_plain(ids: torch.Tensor) -> float:
-        timer = Timer("run(ids)", globals={"run": language_model, "ids": ids}, num_threads=torch.get_num_threads())
-        timer.timeit(1)
-        return timer.blocked_autorange(min_run_time=min_seconds).median * 1000
-
-    with torch.inference_mode():
-        prefix, one_pass = time_plain(input_ids), time_plain(single)
-        k0, k1, k8 = (median_ms(model, input_ids, min_seconds, num_latent_steps=k) for k in (0, 1, _NUM_LATENT_STEPS))
-    step = (k8 - k1) / (_NUM_LATENT_STEPS - 1)
-    return [
-        ("prefix pass", prefix),
-        ("one latent step", step),
-        ("last step with suffix", k1 - prefix),
-        ("single pass (prefix + suffix)", one_pass),
-        ("PLUME K=0", k0),
-        (f"PLUME K={_NUM_LATENT_STEPS}", k8),
+def run_compare(options: argparse.Namespace) -> None:
+    """Measure all systems, write the rows, print table and claims."""
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    path = options.output or Path(f"benchmark-{options.device}.json")
+    machine = compare.describe_machine(options.device)
+    rows = compare.read_rows(path, machine) if options.resume else []
+    minutes = options.minutes or (5.0 if options.quick else 16.0)
+    effort = compare.Effort(minutes=minutes)
+    if options.quick:
+        effort = compare.Effort(rounds=(3, 3), seconds=0.0, minutes=minutes)
+    cells = [
+        cell for cell in compare.plan(options.device, options.quick) if not options.sizes or cell.size in options.sizes
     ]
+    header: dict[str, Any] = {"machine": machine, "load_before": round(os.getloadavg()[0], 2), "quick": options.quick}
+    header["note"] = "Random weights. explicit_cot is extrapolated from 65 to 403 generated tokens. latent_steps is K."
+    systems = compare.QUICK_SYSTEMS if options.quick else compare.SYSTEMS
+    left_out: list[compare.Cell] = []
+    try:
+        left_out = compare.run(
+            cells, systems, options.device, effort, rows, lambda: compare.write_result(path, header, rows)
+        )
+    except KeyboardInterrupt:
+        print(f"\nStopped. {len(rows)} rows are in {path}; --resume goes on from them.")
+    header["left_out"] = [" ".join(map(str, cell)) for cell in left_out]
+    compare.write_result(path, header, rows)
+    print(report.format_table(rows))
+    for name, value, target in report.claims(rows):
+        print(f"{name:<52}{value:>9.3f}   target {target}")
+    if left_out:
+        print(f"Left out, the time of {minutes} minutes was over: {', '.join(header['left_out'])}")
+
+
+def run_parts(options: argparse.Namespace) -> None:
+    """Measure and print the parts and the roofline for one shape."""
+    model = build_model(options.size, DTYPES[options.dtype], options.device)
+    if not options.plain:
+        model.speed_up()
+    rows = []
+    for batch in options.batch:
+        found = parts.roofline(model, options.input, batch, options.min_seconds)
+        rows.append({"size": options.size, "dtype": options.dtype, "batch": batch, "input": options.input, **found})
+        print(f"\nrandom {options.size} model, {options.dtype}, {options.device}, batch {batch}, {options.input}")
+        for part, milliseconds in found["ms"].items():
+            print(
+                f"{part:<32}{milliseconds:>12.2f} ms{milliseconds / found['ms']['single pass']:>10.3f} of a single pass"
+            )
+        print(
+            f"a step reads {found['weight_bytes'] / 1e6:.0f} MB of weights and {found['cache_bytes'] / 1e6:.1f} MB of "
+            f"cache and does {found['operations'] / 1e9:.1f} GFLOP; at {found['read_gb_s']} GB/s and "
+            f"{found['gflop_s']} GFLOP/s: {found['floor_ms']} ms; measured over floor {found['step_over_floor']}, "
+            f"adapter {100 * found['adapter_share']:.1f} % of a step; floor of K=8 over a single pass "
+            f"{found['floor_of_k8_over_single_pass']}"
+        )
+    if options.json:
+        result = {"header": {"machine": compare.describe_machine(options.device)}, "rows": rows}
+        options.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
 
 
 def main() -> None:
-    """Measure and print one table."""
-    parser = argparse.ArgumentParser(prog="python -m plume.benchmarks", description=__doc__)
-    parser.add_argument("--size", choices=SIZES, default="0.2b", help="shape of the random model")
-    parser.add_argument("--batch", type=int, default=8, help="texts per batch")
-    parser.add_argument("--length", type=int, default=64, help="prefix tokens per text")
-    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="dtype of the weights")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="torch device")
-    parser.add_argument("--min-seconds", type=float, default=2.0, help="time spent per row")
-    parser.add_argument("--json", type=Path, help="also write the rows to this file")
-    options = parser.parse_args()
-    model = build_model(options.size, getattr(torch, options.dtype), options.device)
-    rows = measure(model, options.batch, options.length, options.min_seconds)
-    single = dict(rows)["single pass (prefix + suffix)"]
-    print(
-        f"random {options.size} model, {options.dtype}, {options.device}, batch {options.batch}, "
-        f"text {options.length}, "
-        f"{torch.get_num_threads()} threads, torch {torch.__version__}, {platform.machine()}\n"
-    )
-    print(f"{'part':<32}{'ms (median)':>12}{'/ single pass':>15}")
-    for part, milliseconds in rows:
-        print(f"{part:<32}{milliseconds:>12.1f}{milliseconds / single:>15.2f}")
-    if options.json:
-        options.json.write_text(
-            json.dumps({"condition": vars(options) | {"json": None}, "rows": rows}, indent=2) + "\n"
-        )
+    """Run one of the commands."""
+    options = build_parser().parse_args()
+    if options.command == "compare":
+        run_compare(options)
+    elif options.command == "parts":
+        run_parts(options)
+    elif options.command == "training":
+        print(json.dumps(training.run(options), indent=2))
+    else:
+        result = json.loads(options.result.read_text("utf-8"))
+        report.draw(result["rows"], result["header"], options.picture)
+        print(f"wrote {options.picture}")
 
 
 if __name__ == "__main__":

@@ -1,59 +1,52 @@
-"""``python -m plume.benchmarks.training``: what a training step costs in memory and time, on random weights.
+"""``python -m plume.benchmarks training``: what a training step costs in memory and time, on random weights.
 
 1. **Memory**: peak resident memory of one step with a pool of 8 and of 64 pairs at the same chunk size, each in a
    process of its own.
 2. **Throughput**: pairs per second of a chunked step against the one-sample-at-a-time loop (every row forward alone,
    one graph over all of them, no chunks: how the authors' code trains), in one process, on the same weights and pairs.
+3. **Latent steps**: milliseconds of a step at K = 0, 4 and 8 in chunks of 32 rows, measured in turns.
 """
 
 import argparse
-import json
 import multiprocessing
 import resource
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
+from statistics import median
 from typing import Any
 
 import torch
 
-from plume import PlumeConfig, PlumeForEmbedding
-from plume.hub.random_checkpoint import SIZES, build_backbone_config, build_tokenizer
+from plume import PlumeForEmbedding
+from plume.benchmarks.models import TOKENS, build_model
+from plume.hub.random_checkpoint import SIZES
 from plume.training.collator import Rows, split_rows
 from plume.training.grad_cache import cached_backward
 from plume.training.losses import Representations, Weights, pool_loss, suffix_ce
 
-_ANCHOR, _START, _END, _GEN = 1, 2, 3, 4
 _NUM_LATENT_STEPS = 8
+_TURNS = 3
 
 
-def build_model(size: str) -> PlumeForEmbedding:
+def build_training_model(size: str) -> PlumeForEmbedding:
     """A random model in training mode, without dropout."""
-    config = PlumeConfig.from_backbone(
-        build_backbone_config(build_tokenizer(), size),
-        anchor_token_id=_ANCHOR,
-        latent_start_token_id=_START,
-        latent_end_token_id=_END,
-        embedding_token_id=_GEN,
-        expert_dropout=0.0,
-    )
-    torch.manual_seed(0)
-    return PlumeForEmbedding(config).train()
+    return build_model(size, expert_dropout=0.0).train()
 
 
-def build_rows(pairs: int, prefix: int, suffix: int) -> Rows:
+def build_rows(pairs: int, prefix: int, suffix: int, num_latent_steps: int = _NUM_LATENT_STEPS) -> Rows:
     """Random text pairs at a middle stage: a prefix, K latent steps, and a supervised suffix."""
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(8, 256, (2 * pairs, prefix), generator=generator)
-    ids[:, -2], ids[:, -1] = _ANCHOR, _START
+    ids[:, -2], ids[:, -1] = TOKENS["anchor_token_id"], TOKENS["latent_start_token_id"]
     tail = torch.randint(8, 256, (2 * pairs, suffix), generator=generator)
-    tail[:, 0], tail[:, -1] = _END, _GEN
+    tail[:, 0], tail[:, -1] = TOKENS["latent_end_token_id"], TOKENS["embedding_token_id"]
     inputs: dict[str, Any] = {
         "input_ids": ids,
         "attention_mask": torch.ones_like(ids),
         "suffix_input_ids": tail,
         "suffix_mask": torch.ones_like(tail, dtype=torch.bool),
-        "num_latent_steps": _NUM_LATENT_STEPS,
+        "num_latent_steps": num_latent_steps,
     }
     return Rows(inputs, [""] * 2 * pairs, [(0, 0)] * 2 * pairs)
 
@@ -103,7 +96,7 @@ def one_at_a_time(model: PlumeForEmbedding, rows: Rows) -> None:
 
 def measure_memory(size: str, pairs: int, chunk: int, prefix: int, suffix: int, results: Any) -> None:
     """Put the peak resident memory of a step into ``results``, in MiB above what the model itself takes."""
-    model = build_model(size)
+    model = build_training_model(size)
     warm = build_rows(chunk, prefix, suffix)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     rows = build_rows(pairs, prefix, suffix)
@@ -128,7 +121,7 @@ def memory_table(size: str, prefix: int, suffix: int) -> list[dict[str, Any]]:
 
 def throughput_table(size: str, prefix: int, suffix: int, pairs: int = 32) -> list[dict[str, Any]]:
     """Pairs per second of one step over a pool: row by row, then by rows per chunk."""
-    model, rows = build_model(size), build_rows(pairs, prefix, suffix)
+    model, rows = build_training_model(size), build_rows(pairs, prefix, suffix)
     steps: dict[str, Callable[[], None]] = {"one row at a time": partial(one_at_a_time, model, rows)}
     for chunk in (8, 32, 64):
         chunks = split_rows(rows, [chunk] * (2 * pairs // chunk))
@@ -145,24 +138,47 @@ def throughput_table(size: str, prefix: int, suffix: int, pairs: int = 32) -> li
     return table
 
 
-def main() -> None:
-    """Measure and print as JSON."""
-    parser = argparse.ArgumentParser(prog="python -m plume.benchmarks.training", description=__doc__)
+def latent_steps_table(size: str, prefix: int, suffix: int, pairs: int = 32, chunk: int = 32) -> list[dict[str, Any]]:
+    """Milliseconds of one step at K = 0, 4 and 8, in turns, and their multiples of K = 4."""
+    model, steps = build_training_model(size), {}
+    for latent in (0, 4, 8):
+        rows = build_rows(pairs, prefix, suffix, latent)
+        steps[latent] = partial(train_step, model, rows, split_rows(rows, [chunk] * (2 * pairs // chunk)))
+    times: dict[int, list[float]] = {latent: [] for latent in steps}
+    for turn in range(_TURNS + 1):
+        for latent, step in steps.items():
+            start = time.perf_counter()
+            step()
+            if turn:  # the first turn warms up
+                times[latent].append(1000 * (time.perf_counter() - start))
+    middle = {latent: median(values) for latent, values in times.items()}
+    return [
+        {"latent_steps": latent, "chunk": chunk, "ms": round(ms, 1), "over_k4": round(ms / middle[4], 3)}
+        for latent, ms in middle.items()
+    ]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of the command."""
     parser.add_argument("--size", choices=SIZES, default="small", help="shape of the random model")
     parser.add_argument("--prefix", type=int, default=64, help="prefix tokens per row")
     parser.add_argument("--suffix", type=int, default=32, help="suffix tokens per row")
-    options = parser.parse_args()
-    memory = memory_table(options.size, options.prefix, options.suffix)
-    throughput = throughput_table(options.size, options.prefix, options.suffix)
-    report = {
-        "condition": {**vars(options), "threads": torch.get_num_threads(), "torch": torch.__version__, "device": "cpu"},
-        "memory": memory,
-        "memory_ratio": round(memory[1]["peak_mib"] / memory[0]["peak_mib"], 3),
-        "throughput": throughput,
-        "speedup_of_chunk_32": round(throughput[2]["pairs_per_second"] / throughput[0]["pairs_per_second"], 2),
+    parser.add_argument("--only", choices=["memory", "throughput", "latent_steps"], help="measure one of the three")
+
+
+def run(options: argparse.Namespace) -> dict[str, Any]:
+    """Measure, and return the figures with their condition."""
+    shape = (options.size, options.prefix, options.suffix)
+    condition = {name: value for name, value in vars(options).items() if name not in ("command", "only")}
+    report: dict[str, Any] = {
+        "condition": {**condition, "threads": torch.get_num_threads(), "torch": torch.__version__, "device": "cpu"}
     }
-    print(json.dumps(report, indent=2))
-
-
-if __name__ == "__main__":
-    main()
+    if options.only in (None, "memory"):
+        report["memory"] = memory = memory_table(*shape)
+        report["memory_ratio"] = round(memory[1]["peak_mib"] / memory[0]["peak_mib"], 3)
+    if options.only in (None, "throughput"):
+        report["throughput"] = table = throughput_table(*shape)
+        report["speedup_of_chunk_32"] = round(table[2]["pairs_per_second"] / table[0]["pairs_per_second"], 2)
+    if options.only in (None, "latent_steps"):
+        report["latent_steps"] = latent_steps_table(*shape)
+    return report

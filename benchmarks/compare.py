@@ -1,0 +1,196 @@
+"""The side-by-side comparison: systems x inputs x batches x sizes in one run, and its result file.
+
+1. The **plan** is a list of cells, the most telling first; what the time budget does not reach is left out by name.
+2. In a cell all systems run in turns, round after round, so that whatever slows the machine slows them alike.
+3. Rows are written as soon as they are known; a run that was cut off goes on from them with ``resume``.
+"""
+
+import gc
+import json
+import platform
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median, quantiles
+from typing import Any, NamedTuple
+
+import torch
+import transformers
+from tqdm import tqdm
+
+from plume import PlumeForEmbedding
+from plume.benchmarks.models import DTYPES, build_inputs, build_model
+from plume.benchmarks.systems import LATENT_STEPS, SLOW, timer_of
+
+Row = dict[str, Any]
+COLUMNS = (
+    *("system", "size", "device", "dtype", "batch", "input", "latent_steps"),
+    *("ms_median", "ms_iqr", "per_second"),
+)
+SYSTEMS = tuple(LATENT_STEPS)
+QUICK_SYSTEMS = ("single_pass", "plume_k8", "one_at_a_time", "explicit_cot")
+
+
+class Cell(NamedTuple):
+    """One condition that all systems run under."""
+
+    size: str
+    dtype: str
+    batch: int
+    input: str
+
+
+@dataclass
+class Effort:
+    """How long to measure.
+
+    Attributes:
+        rounds: Fewest and most rounds of a cell; the slow systems run a third as often.
+        seconds: Time after which a cell that has its fewest rounds is done.
+        minutes: Time after which no further cell starts.
+    """
+
+    rounds: tuple[int, int] = (3, 15)
+    seconds: float = 10.0
+    minutes: float = 18.0
+
+
+def plan(device: str, quick: bool) -> list[Cell]:
+    """The cells of a run; those behind a claim of ``docs/performance.md`` come first."""
+    if device != "cpu":
+        wide = [Cell("2b", "bf16", batch, kind) for kind in ("image448", "text64") for batch in (1, 32, 8)]
+        rest = [Cell("2b", "bf16", batch, kind) for kind in ("text512", "video8") for batch in (1, 8, 32)]
+        return (
+            [wide[0], wide[1], wide[4]] if quick else [*wide, *rest, *_cells("0.2b", "fp32"), *_cells("tiny", "fp32")]
+        )
+    telling = [
+        Cell("2b", "bf16", 1, "image448"),
+        Cell("2b", "bf16", 8, "text64"),
+        Cell("0.2b", "fp32", 32, "text64"),
+    ]
+    if quick:
+        return telling
+    more = [Cell("2b", "bf16", 1, "text64"), Cell("2b", "bf16", 1, "text512")]
+    small = [Cell("0.2b", "bf16", batch, "text64") for batch in (32, 8, 1)] + [Cell("0.2b", "bf16", 1, "image448")]
+    medium = [cell for cell in _cells("0.2b", "fp32") if cell.batch == 1 or cell.input == "text64"]
+    last = [Cell("0.2b", "fp32", 8, "image448"), Cell("0.2b", "fp32", 8, "text512"), Cell("2b", "bf16", 1, "video8")]
+    # Cells of one model stand together: building it takes longer than some of them.
+    cells = [*telling[:2], *more, telling[2], *medium, *small, *_cells("tiny", "fp32"), *_cells("tiny", "bf16"), *last]
+    return list(dict.fromkeys(cells))
+
+
+def _cells(size: str, dtype: str) -> list[Cell]:
+    kinds = {"text64": (1, 8, 32), "text512": (1, 8), "image448": (1, 8), "video8": (1,)}
+    return [Cell(size, dtype, batch, kind) for kind, batches in kinds.items() for batch in batches]
+
+
+def describe_machine(device: str) -> dict[str, Any]:
+    """Where and with what a run is made; runs are only continued under the same."""
+    processor = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        names = [
+            line.split(":")[1].strip() for line in cpuinfo.read_text().splitlines() if line.startswith("model name")
+        ]
+        processor = names[0] if names else processor
+    return {
+        "device": torch.cuda.get_device_name() if device != "cpu" else processor,
+        "cpu": torch.backends.cpu.get_cpu_capability(),
+        "bf16_dot_product": torch.cpu._is_avx512_bf16_supported(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "python": platform.python_version(),
+    }
+
+
+def read_rows(path: Path, machine: dict[str, Any]) -> list[Row]:
+    """Rows of an earlier run to go on from.
+
+    Raises:
+        ValueError: If that run was made elsewhere or with other versions.
+    """
+    if not path.exists():
+        return []
+    result = json.loads(path.read_text("utf-8"))
+    if result["header"]["machine"] != machine:
+        raise ValueError(
+            f"{path} was measured on {result['header']['machine']}, this is {machine}: ratios across the two would "
+            "mean nothing. Run without --resume, or into another file."
+        )
+    return result["rows"]
+
+
+def write_result(path: Path, header: dict[str, Any], rows: list[Row]) -> None:
+    """Write header and rows at once, so that no cut leaves half a file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = json.dumps({"header": header}, indent=2)[:-2] + ',\n  "rows": [\n    '
+    text += ",\n    ".join(json.dumps(row) for row in rows) + "\n  ]\n}\n"
+    partial = path.with_suffix(".partial")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(path)
+
+
+def run(
+    cells: list[Cell], systems: tuple[str, ...], device: str, effort: Effort, rows: list[Row], save: Callable[[], None]
+) -> list[Cell]:
+    """Measure what ``rows`` does not hold yet, add it there and save after every group of rows.
+
+    Returns:
+        The cells that the time did not reach.
+    """
+    begin, built, model = time.monotonic(), None, None
+    left_out = []
+    for cell in tqdm(cells, desc="cells", unit="cell"):
+        missing = [system for system in systems if not any(_is_of(row, cell, device, system) for row in rows)]
+        if not missing:
+            continue
+        if time.monotonic() - begin > 60 * effort.minutes:
+            left_out.append(cell)
+            continue
+        if model is None or built != cell[:2]:
+            model = None  # one at a time: the old one goes before the new one comes
+            gc.collect()
+            model, built = build_model(cell.size, DTYPES[cell.dtype], device).speed_up(), cell[:2]
+        for group in ([s for s in missing if s not in SLOW], [s for s in missing if s in SLOW]):
+            if group:
+                rows += measure(model, cell, group, device, effort)
+                save()
+    return left_out
+
+
+def measure(model: PlumeForEmbedding, cell: Cell, systems: list[str], device: str, effort: Effort) -> list[Row]:
+    """Rows of some systems in one cell, measured in turns; the first turn of quick systems only warms up."""
+    inputs = build_inputs(model, cell.input, cell.batch)
+    is_slow = systems[0] in SLOW
+    fewest, most = ((count + 2) // 3 for count in effort.rounds) if is_slow else effort.rounds
+    with torch.inference_mode():
+        timers = {system: timer_of(system, model, inputs) for system in systems}
+        times: dict[str, list[float]] = {system: [] for system in systems}
+        if not is_slow:
+            for system in (systems[0], systems[-1]):
+                timers[system]()
+        start = time.monotonic()
+        for turn in range(most):
+            if turn >= fewest and time.monotonic() - start > effort.seconds:
+                break
+            for system in systems:
+                times[system].append(timers[system]())
+    return [_row(system, cell, device, values) for system, values in times.items()]
+
+
+def _row(system: str, cell: Cell, device: str, times: list[float]) -> Row:
+    middle = median(times)
+    spread = None
+    if len(times) > 2:
+        low, _, high = quantiles(times, n=4, method="inclusive")
+        spread = round(high - low, 3)
+    values = (system, cell.size, device, cell.dtype, cell.batch, cell.input, LATENT_STEPS[system])
+    figures = (round(middle, 3), spread, round(1000 * cell.batch / middle, 3))
+    return dict(zip(COLUMNS, (*values, *figures), strict=True))
+
+
+def _is_of(row: Row, cell: Cell, device: str, system: str) -> bool:
+    found = (row["system"], row["device"], row["size"], row["dtype"], row["batch"], row["input"])
+    return found == (system, device, *cell)

@@ -1,0 +1,103 @@
+"""What a result file says: a table, the ratios that the page claims, a chart."""
+
+from collections.abc import Iterator
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+Row = dict[str, Any]
+
+# Names of the systems in the chart, in its order.
+_LABELS = {
+    "single_pass": "single pass",
+    "plume_k4": "PLUME K = 4",
+    "plume_k8": "PLUME K = 8",
+    "one_at_a_time": "one sample at a time, K = 8",
+    "explicit_cot": "explicit reasoning, 403 tokens",
+}
+
+_IMAGE = ("2b", "bf16", 1, "image448")
+_TEXTS = ("0.2b", "fp32", 32, "text64")
+# Milliseconds of one system over another in a cell, and the target. Throughput is the inverse of the milliseconds.
+_CLAIMS = {
+    "cpu": [
+        ("plume_k8", "single_pass", _IMAGE, "<= 1.25"),
+        ("plume_k8", "single_pass", ("2b", "bf16", 8, "text64"), "<= 1.35"),
+        ("single_pass", "plume_k8", _TEXTS, ">= 0.85"),
+        ("one_at_a_time", "plume_k8", _TEXTS, ">= 5"),
+        ("explicit_cot", "plume_k8", _IMAGE, ">= 20"),
+    ],
+    "gpu": [
+        ("plume_k8", "single_pass", _IMAGE, "<= 1.15"),
+        ("plume_k8", "single_pass", ("2b", "bf16", 32, "image448"), "<= 1.10"),
+        ("plume_k8", "single_pass", ("2b", "bf16", 32, "text64"), "<= 1.10"),
+        ("explicit_cot", "plume_k8", _IMAGE, ">= 40"),
+    ],
+}
+
+
+def _cell(row: Row) -> tuple[Any, ...]:
+    return tuple(row[name] for name in ("size", "dtype", "batch", "input"))
+
+
+def by_cell(rows: list[Row]) -> Iterator[tuple[tuple[Any, ...], dict[str, Row]]]:
+    """Cells with the rows of their systems, in the order of the file."""
+    order = {cell: place for place, cell in reversed(list(enumerate(map(_cell, rows))))}
+    for cell, found in groupby(sorted(rows, key=lambda row: order[_cell(row)]), key=_cell):
+        yield cell, {row["system"]: row for row in found}
+
+
+def format_table(rows: list[Row]) -> str:
+    """One line per row, with its multiple of the single pass of the same cell."""
+    lines = []
+    for (size, dtype, batch, kind), systems in by_cell(rows):
+        lines.append(f"\n{size} {dtype}, batch {batch}, {kind}")
+        lines.append(f"  {'system':<16}{'ms':>12}{'spread':>10}{'per second':>12}{'/ single pass':>15}")
+        single = systems.get("single_pass")
+        for name, row in systems.items():
+            ratio = f"{row['ms_median'] / single['ms_median']:.3f}" if single else "-"
+            spread = "-" if row["ms_iqr"] is None else f"{row['ms_iqr']:.1f}"
+            lines.append(f"  {name:<16}{row['ms_median']:>12.1f}{spread:>10}{row['per_second']:>12.2f}{ratio:>15}")
+    return "\n".join(lines).lstrip("\n")
+
+
+def claims(rows: list[Row]) -> list[tuple[str, float, str]]:
+    """Ratios of the run beside what they should be, as (name, value, target), where the run has them."""
+    cells = dict(by_cell(rows))
+    device = rows[0]["device"] if rows else "cpu"
+    found = []
+    for over, under, cell, target in _CLAIMS["cpu" if device == "cpu" else "gpu"]:
+        systems = cells.get(cell, {})
+        if {over, under} <= set(systems):
+            ratio = systems[over]["ms_median"] / systems[under]["ms_median"]
+            found.append((f"{over} / {under}, {' '.join(map(str, cell))}", round(ratio, 3), target))
+    return found
+
+
+def draw(rows: list[Row], header: dict[str, Any], path: Path) -> None:
+    """Draw the telling cells as bars over a logarithmic axis of milliseconds."""
+    from matplotlib.figure import Figure
+
+    cells = [(cell, systems) for cell, systems in by_cell(rows) if set(_LABELS) <= set(systems) and cell[0] != "tiny"]
+    if not cells:
+        raise ValueError("No cell of the result has all systems of the chart: run the comparison to its end first.")
+    cells = cells[:3]
+    figure = Figure(figsize=(8, 1.2 + 1.7 * len(cells)), layout="constrained")
+    for axes, (cell, systems) in zip(figure.subplots(len(cells), 1, squeeze=False)[:, 0], cells, strict=True):
+        times = [systems[name]["ms_median"] / 1000 for name in _LABELS]
+        colours = ["#7a8793", "#7fb2c8", "#1f6f8b", "#c9a66b", "#b5654a"]
+        bars = axes.barh(list(_LABELS.values()), times, color=colours)
+        single = times[0]
+        axes.bar_label(bars, [f" {seconds:.3g} s   x {seconds / single:.3g}" for seconds in times], fontsize=8)
+        axes.set_xscale("log")
+        axes.set_xlim(min(times) / 2, max(times) * 6)
+        axes.invert_yaxis()
+        axes.tick_params(labelsize=8)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.set_title(f"{cell[0]} shape, {cell[1]}, batch {cell[2]}, {cell[3]}", fontsize=9, loc="left")
+    machine = header["machine"]
+    figure.supxlabel(
+        f"seconds per batch, random weights; {machine['device']}, {machine['threads']} threads",
+        fontsize=8,
+    )
+    figure.savefig(path, dpi=130)

@@ -1,0 +1,133 @@
+"""Weights laid out for products with few rows on a CPU, the opt-in of :meth:`~plume.PlumeForEmbedding.speed_up`.
+
+A product with one to some dozen rows is bound by reading its weight. The usual kernels rearrange the weight at every
+call; here it is rearranged once (oneDNN's blocked layout), and products of the same input are one: queries, keys and
+values; gate and up; all experts of the adapter. The copies take the memory of the decoder once more.
+
+Invariant: the copies are those of the current weights; whatever changed is packed again at the next use.
+"""
+
+import threading
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+from transformers.utils import logging
+
+from .decode_plume import LayerCalls
+from .latent_plume import LatentExperts
+
+logger = logging.get_logger(__name__)
+
+# Layout hint: the layout that oneDNN picks for many rows was never slower for few, the reverse was not true.
+_ROWS_HINT = 512
+
+
+class Packed(NamedTuple):
+    """Packed weights of decoder and adapter.
+
+    Attributes:
+        layers: The products of every decoder layer.
+        mix: The gated sum of the experts: normed states ``(B, D)`` and gates ``(B, E)`` to ``(B, D)``.
+    """
+
+    layers: list[LayerCalls]
+    mix: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+class PackedWeights:
+    """Keeper of the packed weights of one model; leaves them behind when copied or pickled."""
+
+    def __init__(self) -> None:
+        self._packed: Packed | None = None
+        self._stamp: list[tuple[int, int]] = []
+        self._lock = threading.Lock()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__()  # type: ignore[misc]
+
+    def of(self, language_model: Any, experts: LatentExperts) -> Packed | None:
+        """The packed weights of the model's current ones; None, with a message, where they cannot be packed."""
+        if experts.up_weight.device.type != "cpu":
+            return None  # other devices read weights as they are
+        with self._lock:
+            weights = [*language_model.layers.parameters(), *experts.parameters()]
+            stamp = [(weight.data_ptr(), 0 if weight.is_inference() else weight._version) for weight in weights]
+            if self._packed is None or stamp != self._stamp:
+                self._packed, self._stamp = _pack(language_model, experts), stamp
+            return self._packed
+
+
+def _why_not_packable(language_model: Any, experts: LatentExperts) -> str | None:
+    """What keeps the weights from being packed, in words; None where nothing does."""
+    linears = [module for module in language_model.layers.modules() if isinstance(module, nn.Linear)]
+    wrapped = [type(layer.mlp.down_proj).__name__ for layer in language_model.layers]
+    dtypes = {weight.dtype for weight in (*language_model.layers.parameters(), *experts.parameters())}
+    if {name for name in wrapped if name != "Linear"} or any(type(module) is not nn.Linear for module in linears):
+        return f"the decoder's linear layers are replaced or wrapped ({sorted(set(wrapped))})"
+    if len(dtypes) > 1 or not dtypes <= {torch.float32, torch.bfloat16}:
+        return f"weights are packed in float32 or bfloat16, all alike, not in {sorted(map(str, dtypes))}"
+    try:
+        _Product(linears[0].weight[:1].detach(), None)(linears[0].weight[:1].detach())
+    except (AttributeError, NotImplementedError, RuntimeError) as error:
+        return f"this build of torch {torch.__version__} cannot ({str(error).splitlines()[0]})"
+    return None
+
+
+class _Product:
+    """x -> x W^T + b with a packed W ``(out, in)``."""
+
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
+        self._weight = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), _ROWS_HINT)
+        self._bias = bias
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.ops.mkldnn._linear_pointwise(x, self._weight, self._bias, "none", [], "")
+
+
+@torch.no_grad()
+def _pack(language_model: Any, experts: LatentExperts) -> Packed | None:
+    problem = _why_not_packable(language_model, experts)
+    if problem is not None:
+        logger.warning(f"Latent steps run from the weights as they are, which is slower: {problem}.")
+        return None
+    return Packed([_pack_layer(layer) for layer in language_model.layers], _pack_experts(experts))
+
+
+def _pack_layer(layer: Any) -> LayerCalls:
+    def together(*linears: nn.Linear) -> _Product:
+        biases = [linear.bias.detach() for linear in linears if linear.bias is not None]
+        weight = torch.cat([linear.weight.detach() for linear in linears])
+        return _Product(weight, torch.cat(biases) if biases else None)
+
+    attention, mlp = layer.self_attn, layer.mlp
+    gate_up = together(mlp.gate_proj, mlp.up_proj)
+    return LayerCalls(
+        together(attention.q_proj, attention.k_proj, attention.v_proj),
+        together(attention.o_proj),
+        lambda x: gate_up(x).chunk(2, dim=-1),
+        together(mlp.down_proj),
+    )
+
+
+def _pack_experts(experts: LatentExperts) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
+    count, width, expanded = experts.up_weight.shape
+    up = _Product(experts.up_weight.mT.reshape(count * expanded, width), experts.up_bias.flatten())
+    down = _Product(experts.down_weight.reshape(count * expanded, width).T, None)
+    down_bias_ED = experts.down_bias[:, 0]
+
+    def mix(x_BD: torch.Tensor, gates_BE: torch.Tensor) -> torch.Tensor:
+        gates_BE = gates_BE.to(x_BD.dtype)
+        hidden_BEH = nn.functional.gelu(up(x_BD)).view(-1, count, expanded)
+        # The gated sum over the experts is the sum over the inner width of one long product.
+        gated_BF = (hidden_BEH * gates_BE.unsqueeze(-1)).flatten(1)
+        return down(gated_BF) + gates_BE @ down_bias_ED
+
+    return mix
+
+
+__all__ = ["Packed", "PackedWeights"]

@@ -1,0 +1,356 @@
+"""Every fast path gives the vectors of the reference path, says so when it cannot, and is measured as claimed."""
+
+import copy
+import json
+import pickle
+
+import pytest
+import torch
+
+from inputs import embed, mixed_inputs
+from plume import PlumeForEmbedding, decode_plume
+from plume.benchmarks import __main__ as command
+from plume.benchmarks import compare, parts, report, systems, training
+from plume.benchmarks.models import build_inputs, build_model
+from plume.context_plume import CachedContext
+from plume.hub.random_checkpoint import fill_weights, save_random_plume
+
+
+def reference(model, processor, inputs, monkeypatch, **kwargs) -> torch.Tensor:
+    """Vectors of transformers' own decoder, with the weights as they are."""
+    with monkeypatch.context() as patch:
+        patch.setattr("plume.context_plume.can_decode", lambda decoder: False)
+        patch.setattr(model, "_packed", None)
+        patch.setattr(model, "_recorded", None)
+        return embed(model, processor, inputs, **kwargs)
+
+
+def count_reads(monkeypatch) -> list[int]:
+    """How many positions every pass of the step decoder reads."""
+    reads, read = [], decode_plume.StepDecoder.read
+
+    def counted(self, inputs, start, stop):
+        reads.append(inputs.shape[1])
+        return read(self, inputs, start, stop)
+
+    monkeypatch.setattr(decode_plume.StepDecoder, "read", counted)
+    return reads
+
+
+@pytest.mark.parametrize("fast", [False, True])
+@pytest.mark.parametrize("num_latent_steps", [0, 1, 3, 8])
+def test_steps_equal_transformers_decoder(model, processor, monkeypatch, fast, num_latent_steps):
+    model.speed_up(fast)
+    inputs = mixed_inputs()[:12]
+    expected = reference(model, processor, inputs, monkeypatch, num_latent_steps=num_latent_steps)
+    reads = count_reads(monkeypatch)
+    found = embed(model, processor, inputs, num_latent_steps=num_latent_steps)
+    assert (found - expected).abs().max() <= 1e-5
+    assert reads == ([2] if num_latent_steps == 0 else [1] * (num_latent_steps - 1) + [3])
+
+
+@pytest.mark.parametrize("fast", [False, True])
+def test_steps_equal_transformers_decoder_in_bfloat16(tmp_path, monkeypatch, fast):
+    _, processor = save_random_plume(tmp_path, "small", num_latent_steps=3)
+    model = PlumeForEmbedding.from_pretrained(tmp_path, dtype=torch.bfloat16).eval().speed_up(fast)
+    inputs = mixed_inputs()[:12]
+    expected = reference(model, processor, inputs, monkeypatch)
+    found = embed(model, processor, inputs)
+    assert (1 - (found * expected).sum(-1)).max() <= 1e-3
+
+
+@pytest.mark.parametrize("fields", [{"use_shared_expert": False}, {"num_experts": 1, "num_active_experts": 1}])
+def test_packed_experts_serve_the_ablations(tmp_path, monkeypatch, fields):
+    model, processor = save_random_plume(tmp_path, num_latent_steps=3, **fields)
+    model.speed_up()
+    inputs = mixed_inputs()[:3]
+    expected = reference(model, processor, inputs, monkeypatch)
+    assert (embed(model, processor, inputs) - expected).abs().max() <= 1e-5
+
+
+def test_packed_weights_follow_the_weights(model, processor, monkeypatch):
+    model.speed_up()
+    before = embed(model, processor, ["a red bus"])
+    fill_weights(model, seed=5)
+    after = embed(model, processor, ["a red bus"])
+    assert (after - before).abs().max() > 1e-3
+    assert (after - reference(model, processor, ["a red bus"], monkeypatch)).abs().max() <= 1e-5
+    model.bfloat16()
+    in_half = embed(model, processor, ["a red bus"])
+    assert 1e-6 < (in_half - after).abs().max() < 0.1
+
+
+def test_copies_and_pickles_pack_for_themselves(model, processor):
+    model.speed_up()
+    expected = embed(model, processor, ["a red bus"])
+    for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert (embed(other, processor, ["a red bus"]) - expected).abs().max() <= 1e-6
+        assert other._packed is not model._packed
+        assert other._packed._packed is not None
+
+
+def test_a_decoder_that_cannot_be_packed_says_so_and_runs(model, processor, monkeypatch):
+    class Doubled(torch.nn.Module):
+        def __init__(self, inner):
+            super().__init__()
+            self.inner = inner
+
+        def forward(self, x):
+            return 2 * self.inner(x)
+
+    messages = []
+    monkeypatch.setattr("plume.packed_plume.logger.warning", messages.append)
+    mlp = model.model.language_model.layers[0].mlp
+    plain = embed(model, processor, ["a red bus"])
+    mlp.down_proj = Doubled(mlp.down_proj)
+    doubled = embed(model, processor, ["a red bus"])
+    assert (doubled - plain).abs().max() > 1e-3
+    model.speed_up()
+    assert (embed(model, processor, ["a red bus"]) - doubled).abs().max() <= 1e-6
+    assert len(messages) == 1
+    assert "Doubled" in messages[0]
+
+
+def test_a_hook_on_a_layer_is_called_at_every_step(model, processor):
+    calls = []
+    model.speed_up()
+    model.model.language_model.layers[1].register_forward_hook(lambda *args: calls.append(1))
+    embed(model, processor, ["a red bus"], num_latent_steps=3)
+    assert len(calls) == 1 + 3
+
+
+def test_eager_attention_is_left_to_transformers(checkpoint, processor, monkeypatch):
+    reads = count_reads(monkeypatch)
+    embed(PlumeForEmbedding.from_pretrained(checkpoint, attn_implementation="eager").eval(), processor, ["a red bus"])
+    assert reads == []
+
+
+def test_recording_hidden_states_leaves_the_fast_path_on(model, processor, monkeypatch):
+    features = processor.process_documents(["a red bus"])
+    with torch.no_grad():
+        model(**features, causal_lm=True, output_hidden_states=True)
+    reads = count_reads(monkeypatch)
+    embed(model, processor, ["a red bus"])
+    assert len(reads) == 3
+
+
+def test_gradients_do_not_meet_the_fast_path(model, processor, monkeypatch):
+    reads = count_reads(monkeypatch)
+    gradients = []
+    for fast in (False, True):
+        model.speed_up(fast).zero_grad()
+        model(**processor.process_documents(["a red bus"])).embeddings[:, 0].sum().backward()
+        gradients.append(model.latent_transition.experts.up_weight.grad.clone())
+    assert reads == []
+    assert gradients[0].abs().sum() > 0
+    assert torch.equal(*gradients)
+
+
+def test_the_cache_neither_grows_nor_moves(model, processor):
+    features = processor.process_documents(["a red bus"])
+    with torch.no_grad():
+        context = model._read_prefix(features["input_ids"], features["attention_mask"], [], num_reserved=4)
+        assert isinstance(context, CachedContext)
+        places = {layer: keys.data_ptr() for layer, (keys, _) in context._cache.buffers.items()}
+        for _ in range(4):
+            context.extend(context.hidden[:, -1:])
+        assert places == {layer: keys.data_ptr() for layer, (keys, _) in context._cache.buffers.items()}
+        with pytest.raises(AssertionError, match="reserved"):
+            context.extend(context.hidden[:, -1:])
+
+
+class Replayed:
+    """Stands in for a CUDA graph: a recording is a second run over the same tensors."""
+
+    def __init__(self, monkeypatch):
+        self.recorded, self.replayed = 0, 0
+        monkeypatch.setattr("plume.recorded_plume._can_record", lambda device: True)
+        monkeypatch.setattr("plume.recorded_plume._record", self.record)
+
+    def record(self, run):
+        self.recorded += 1
+        outputs = [tensor.clone() for tensor in run()]
+
+        def replay():
+            self.replayed += 1
+            for tensor, value in zip(outputs, run(), strict=True):
+                tensor.copy_(value)
+
+        for tensor in outputs:  # what was recorded is not what is read: only a replay fills it
+            tensor.fill_(torch.nan)
+        return replay, tuple(outputs)
+
+
+@pytest.mark.parametrize("num_latent_steps", [0, 3])
+def test_replayed_rollouts_equal_transformers_decoder(model, processor, monkeypatch, num_latent_steps):
+    """All but the capture itself: slots, padding to a multiple of 64 columns, copies in and out."""
+    model.speed_up()
+    model._packed = None
+    graphs = Replayed(monkeypatch)
+    batches = [mixed_inputs()[start : start + 4] for start in range(0, 24, 4)]
+    with torch.inference_mode():
+        model(**processor.process_documents(batches[0]), num_latent_steps=num_latent_steps)
+    for inputs in batches:
+        expected = reference(model, processor, inputs, monkeypatch, num_latent_steps=num_latent_steps)
+        found = embed(model, processor, inputs, num_latent_steps=num_latent_steps)
+        assert (found - expected).abs().max() <= 1e-5
+        assert not found.is_inference()
+    assert graphs.replayed == 1 + len(batches)
+    assert graphs.recorded < len(batches)
+
+
+def test_a_recording_is_dropped_with_its_weights(model, processor, monkeypatch):
+    model.speed_up()
+    graphs = Replayed(monkeypatch)
+    embed(model, processor, ["a red bus"])
+    fill_weights(model, seed=5)  # in place: the recording reads the new values
+    embed(model, processor, ["a red bus"])
+    assert graphs.recorded == 1
+    model.latent_transition.experts.up_weight.data = model.latent_transition.experts.up_weight.data.clone()
+    found = embed(model, processor, ["a red bus"])
+    assert graphs.recorded == 2
+    assert (found - reference(model, processor, ["a red bus"], monkeypatch)).abs().max() <= 1e-5
+
+
+def test_a_rollout_that_cannot_be_recorded_says_so_once_and_runs(model, processor, monkeypatch):
+    messages = []
+    monkeypatch.setattr("plume.recorded_plume.logger.warning", messages.append)
+    monkeypatch.setattr("plume.recorded_plume._can_record", lambda device: True)
+    expected = embed(model, processor, ["a red bus"])
+    model.speed_up()  # this device has no graphs, so that recording fails as it may on another
+    for _ in range(2):
+        assert (embed(model, processor, ["a red bus"]) - expected).abs().max() <= 1e-5
+    assert len(messages) == 1
+    assert "without a recording" in messages[0]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_recorded_rollouts_equal_plain_ones_on_cuda(checkpoint, processor):
+    model = PlumeForEmbedding.from_pretrained(checkpoint).eval().cuda()
+    for inputs in (mixed_inputs()[:6], mixed_inputs()[6:12]):
+        features = {name: value.cuda() for name, value in processor.process_documents(inputs).items()}
+        with torch.no_grad():
+            expected = model.speed_up(False)(**features).embeddings
+            model.speed_up()
+            found = [model(**features).embeddings for _ in range(2)]
+        assert (torch.stack(found) - expected).abs().max() <= 1e-5
+        assert len(model._recorded._slots) == 1
+
+
+# The benchmarks
+
+
+@pytest.fixture(scope="module")
+def random_model() -> PlumeForEmbedding:
+    return build_model("tiny").speed_up()
+
+
+@pytest.mark.parametrize("kind", ["text64", "image448", "video8"])
+def test_the_compared_systems_compute_the_same_vectors(random_model, kind):
+    inputs = build_inputs(random_model, kind, 2)
+    with torch.inference_mode():
+        assert inputs["input_ids"].shape[1] == {"text64": 64, "image448": 320, "video8": 640}[kind]
+        single = systems.single_pass(random_model, inputs)
+        none, eight = (random_model(**inputs, num_latent_steps=k).embeddings for k in (0, 8))
+        assert (single - none).abs().max() <= 1e-5
+        assert (systems.one_at_a_time(random_model, inputs) - eight).abs().max() <= 1e-5
+        assert (systems.plume(random_model, inputs, 8, fast=False) - eight).abs().max() <= 1e-5
+        assert (eight - none).abs().max() > 1e-3
+
+
+CELLS = [compare.Cell("tiny", "fp32", 2, "text64"), compare.Cell("tiny", "bf16", 1, "image448")]
+
+
+@pytest.fixture(scope="module")
+def result(tmp_path_factory):
+    """A result file of both cells, from the command itself."""
+    path = tmp_path_factory.mktemp("benchmark") / "result.json"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(compare, "plan", lambda device, quick: CELLS)
+        patch.setattr(systems, "COT_MEASURED", 2)
+        patch.setattr(compare, "Effort", lambda **kwargs: _Once(**kwargs))
+        options = command.build_parser().parse_args(["compare", "--device", "cpu", "--output", str(path)])
+        command.run_compare(options)
+    return path
+
+
+class _Once(compare.Effort):
+    def __init__(self, minutes=18.0, **kwargs):
+        super().__init__(rounds=(3, 3), seconds=0.0, minutes=minutes)
+
+
+def test_a_result_has_all_rows_and_columns(result):
+    written = json.loads(result.read_text())
+    assert set(written) == {"header", "rows"}
+    assert written["header"]["machine"]["torch"] == torch.__version__
+    assert written["header"]["left_out"] == []
+    assert len(written["rows"]) == len(CELLS) * len(compare.SYSTEMS)
+    for row in written["rows"]:
+        assert tuple(row) == compare.COLUMNS
+        assert row["ms_median"] > 0
+        assert row["per_second"] == pytest.approx(1000 * row["batch"] / row["ms_median"], rel=1e-2)
+        assert row["latent_steps"] == systems.LATENT_STEPS[row["system"]]
+        assert (row["ms_iqr"] is None) == (row["system"] in systems.SLOW)
+    assert {row["system"] for row in written["rows"]} == set(compare.SYSTEMS)
+
+
+def test_a_resumed_run_keeps_rows_and_measures_the_rest(result, tmp_path):
+    machine = compare.describe_machine("cpu")
+    rows = compare.read_rows(result, machine)
+    lost = [row for row in rows if row["system"] == "plume_k4"]
+    kept = [row for row in rows if row not in lost]
+    saved = []
+    compare.run(CELLS, compare.SYSTEMS, "cpu", _Once(), kept, lambda: saved.append(len(kept)))
+    assert saved == [len(rows) - 1, len(rows)]
+    assert [row["system"] for row in kept[-2:]] == ["plume_k4"] * 2
+    assert compare.run(CELLS, compare.SYSTEMS, "cpu", _Once(minutes=-1), [], lambda: None) == CELLS
+    with pytest.raises(ValueError, match="would mean nothing"):
+        compare.read_rows(result, {**machine, "threads": 99})
+
+
+def test_table_claims_and_chart_say_what_the_rows_say(result, tmp_path):
+    written = json.loads(result.read_text())
+    table = report.format_table(written["rows"])
+    assert table.count("single_pass") == 2
+    assert "tiny bf16, batch 1, image448" in table
+    assert report.claims(written["rows"]) == []
+    as_2b = [{**row, "size": "2b", "batch": 1, "input": "image448", "dtype": "bf16"} for row in written["rows"]]
+    for row, ms in zip(as_2b, (100.0, 1.0, 1.0, 120.0, 1.0, 1.0, 3600.0), strict=False):
+        row["ms_median"] = ms
+    found = {name: value for name, value, _ in report.claims(as_2b[: len(compare.SYSTEMS)])}
+    assert found["plume_k8 / single_pass, 2b bf16 1 image448"] == 1.2
+    assert found["explicit_cot / plume_k8, 2b bf16 1 image448"] == 30.0
+    report.draw(as_2b[: len(compare.SYSTEMS)], written["header"], tmp_path / "chart.png")
+    assert (tmp_path / "chart.png").stat().st_size > 5000
+    with pytest.raises(ValueError, match="to its end"):
+        report.draw(written["rows"], written["header"], tmp_path / "none.png")
+
+
+def test_quick_and_full_plans_begin_with_the_cells_of_the_claims():
+    for device in ("cpu", "cuda"):
+        quick, full = compare.plan(device, quick=True), compare.plan(device, quick=False)
+        assert set(quick) <= set(full)
+        assert len(full) == len(set(full))
+        claimed = {cell for _, _, cell, _ in report._CLAIMS["cpu" if device == "cpu" else "gpu"]}
+        assert set(quick) == claimed
+        assert full.index(max(claimed, key=full.index)) <= 4
+
+
+def test_a_step_demands_every_weight_once(random_model):
+    demand = parts.step_demand(random_model, batch=2, columns=10)
+    width, inner, keys = 32, 64, 2 * 8  # two key-value heads of 8
+    attention = 2 * width * width + width + 2 * (width * keys + keys)
+    layer = attention + 3 * width * inner + 2 * width
+    experts = 5 * (2 * width * 2 * width + 2 * width + width)
+    router = 2 * width * 4 + 4
+    assert demand["weight_bytes"] == 4 * (2 * layer + experts + router + 2 * width)
+    assert demand["cache_bytes"] == 2 * 10 * 2 * keys * 2 * 4
+    assert demand["operations"] == 2 * 2 * demand["weight_bytes"] / 4 + 4 * 2 * 10 * width * 2
+
+
+def test_training_steps_are_compared_at_three_numbers_of_latent_steps(monkeypatch):
+    monkeypatch.setattr(training, "_TURNS", 1)
+    table = training.latent_steps_table("tiny", prefix=16, suffix=4, pairs=4, chunk=4)
+    assert [row["latent_steps"] for row in table] == [0, 4, 8]
+    assert table[1]["over_k4"] == 1.0
+    assert all(row["ms"] > 0 for row in table)
