@@ -58,7 +58,9 @@ def run(options: argparse.Namespace) -> None:
             f"{len(report.skipped)} skipped; {len(index)} documents in {options.index}"
         )
     elif options.command == "query":
-        answer = Search(index, encoder, Limits()).run(options.text, options.media, options.k, options.top, options.kinds)
+        answer = Search(index, encoder, Limits()).run(
+            options.text, options.media, options.k, options.top, options.kinds
+        )
         for rank, hit in enumerate(answer.hits, start=1):
             place = f" ({hit.part} of {hit.parts})" if hit.parts > 1 else ""
             print(f"{rank:>3}  {hit.score:.3f}  {hit.kind:<8} {Path(hit.root, hit.path)}{place}")

@@ -101,4 +101,6 @@ def _experts(router_probs: torch.Tensor, num_active: int, cell: int = 34, left: 
         for m in range(experts)
     )
     size = f"0 0 {left + steps * cell + 4} {top + experts * cell + 4}"
-    return f'<svg viewBox="{size}" role="img" aria-label="Share of each expert per step">{names}{"".join(squares)}</svg>'
+    return (
+        f'<svg viewBox="{size}" role="img" aria-label="Share of each expert per step">{names}{"".join(squares)}</svg>'
+    )

@@ -8,8 +8,7 @@ import pyarrow.dataset as ds
 from tqdm import tqdm
 
 from examples.search.store import Index
-
-JOB_FILE = "job.json"
+from examples.shared.rows import JOB_FILE
 
 
 def import_vectors(folder: Path, index: Index, batch: int = 1000) -> int:

@@ -18,7 +18,7 @@ from fastapi.responses import FileResponse, Response
 
 from examples.search.drawing import draw_hits, draw_thinking
 from examples.search.store import Hit, Index
-from examples.shared.documents import KINDS
+from examples.shared.documents import KINDS, File
 from examples.shared.encoder import Encoder
 from examples.shared.limits import Limits, MediaError, check_clip, decode_picture
 from plume import PlumeOutput
@@ -26,7 +26,10 @@ from plume import PlumeOutput
 _MAX_RESULTS, _MAX_WAITING = 48, 32
 _STYLE = (Path(__file__).parent / "page.css").read_text(encoding="utf-8")
 # What a browser may do with an original: show it, run nothing.
-_HEADERS = {"X-Content-Type-Options": "nosniff", "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'"}
+_HEADERS = {
+    "X-Content-Type-Options": "nosniff",
+    "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'",
+}
 
 
 @dataclass(frozen=True)
@@ -94,11 +97,11 @@ def build_app(search: Search) -> FastAPI:
     @app.get("/original/{id}")
     def show_original(id: str) -> Response:
         row = _row(search.index, id)
-        location = Path(row["root"], row["path"])
+        file = File(row["root"], row["path"], row["kind"], row["stamp"])
+        location = file.location
         if not location.is_file() or not location.resolve().is_relative_to(row["root"]):
             raise HTTPException(404, "The file is gone. Index its folder again.")
-        facts = location.stat()
-        if row["stamp"] != f"{facts.st_size}-{facts.st_mtime_ns}":
+        if file.current_stamp() != file.stamp:
             raise HTTPException(404, "The file has changed since it was indexed. Index its folder again.")
         kind = "text/plain; charset=utf-8" if row["kind"] == "text" else None
         # The sandbox would keep browsers from showing PDFs.
@@ -109,7 +112,9 @@ def build_app(search: Search) -> FastAPI:
         _build_blocks(search),
         path="/",
         max_file_size=search.limits.max_bytes,
-        theme=gr.themes.Base(font=["ui-sans-serif", "system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),
+        theme=gr.themes.Base(
+            font=["ui-sans-serif", "system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]
+        ),
         css=_STYLE,
         footer_links=[],
         show_error=True,

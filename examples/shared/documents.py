@@ -7,7 +7,7 @@
 
 import hashlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +48,11 @@ class File:
     def location(self) -> Path:
         """Where it lies."""
         return Path(self.root, self.path)
+
+    def current_stamp(self) -> str:
+        """The stamp that it has now."""
+        facts = self.location.stat()
+        return f"{facts.st_size}-{facts.st_mtime_ns}"
 
     def digest(self) -> str:
         """Hash of the content."""
@@ -104,8 +109,8 @@ def list_files(folder: Path) -> Iterator[File | Skipped]:
         elif not location.resolve().is_relative_to(root):
             yield Skipped(path, "a link that leads out of the folder")
         else:
-            facts = location.stat()
-            yield File(str(root), path, kind, f"{facts.st_size}-{facts.st_mtime_ns}")
+            file = File(str(root), path, kind, "")
+            yield replace(file, stamp=file.current_stamp())
 
 
 def split(file: File, limits: Limits) -> list[Document]:

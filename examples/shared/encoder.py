@@ -69,9 +69,7 @@ class Encoder:
                         digest.update(block)
         return digest.hexdigest()
 
-    def encode(
-        self, items: Sequence[Any], role: str = "document", num_latent_steps: int | None = None
-    ) -> np.ndarray:
+    def encode(self, items: Sequence[Any], role: str = "document", num_latent_steps: int | None = None) -> np.ndarray:
         """Embed inputs of any number and mixture.
 
         Args:

@@ -7,6 +7,7 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image, ImageOps
 
+JOB_FILE = "job.json"  # what embeds, and what it embeds
 SHOWN = ("id", "root", "path", "part", "parts", "kind", "text")
 _PREVIEW, _FRAME_MILLISECONDS, _TEXT_SHOWN = (360, 360), 220, 400
 
