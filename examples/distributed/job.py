@@ -49,7 +49,8 @@ def run_job(
         return
     ray.init(address=address, include_dashboard=False, log_to_driver=False, logging_level=logging.WARNING)
     DataContext.get_current().enable_progress_bars = False  # one bar, of documents, instead of one per operator
-    done = ray.data.from_items([{"chunk": name} for name in left], override_num_blocks=len(left)).map(
+    work: Any = ray.data.from_items([{"chunk": name} for name in left], override_num_blocks=len(left))
+    done = work.map(
         Embed,
         fn_constructor_args=(output, model_id, pixel_budget),
         compute=ActorPoolStrategy(size=min(actors, len(left))),

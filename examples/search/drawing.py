@@ -49,8 +49,8 @@ def draw_thinking(latent_states: torch.Tensor, router_probs: torch.Tensor, num_a
     return (
         f'<div class="plots"><figure>{_trajectory(latent_states)}<figcaption>Latent trajectory: z(1) to z(K) on their '
         f"two main axes. Short steps mean that thinking has settled.</figcaption></figure>"
-        f"<figure>{_experts(router_probs, num_active)}<figcaption>Expert use: share of each expert per step; the framed "
-        f"ones were mixed.</figcaption></figure></div>"
+        f"<figure>{_experts(router_probs, num_active)}<figcaption>Expert use: share of each expert per step; "
+        f"the framed ones were mixed.</figcaption></figure></div>"
     )
 
 

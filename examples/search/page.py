@@ -26,10 +26,7 @@ from plume import PlumeOutput
 _MAX_RESULTS, _MAX_WAITING = 48, 32
 _STYLE = (Path(__file__).parent / "page.css").read_text(encoding="utf-8")
 # What a browser may do with an original: show it, run nothing.
-_HEADERS = {
-    "X-Content-Type-Options": "nosniff",
-    "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'",
-}
+_HEADERS = {"X-Content-Type-Options": "nosniff", "Content-Security-Policy": "default-src 'none'"}
 
 
 @dataclass(frozen=True)
@@ -112,9 +109,7 @@ def build_app(search: Search) -> FastAPI:
         _build_blocks(search),
         path="/",
         max_file_size=search.limits.max_bytes,
-        theme=gr.themes.Base(
-            font=["ui-sans-serif", "system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]
-        ),
+        theme=gr.themes.Base(font=["ui-sans-serif", "system-ui", "sans-serif"], font_mono=["monospace"]),
         css=_STYLE,
         footer_links=[],
         show_error=True,
@@ -168,5 +163,5 @@ def _build_blocks(search: Search) -> gr.Blocks:
         results = gr.HTML(elem_id="results")
         thinking = gr.HTML(elem_id="thinking")
         for event in (query.submit, k.release, limit.release, kinds.change):
-            event(answer, [query, k, limit, kinds], [results, thinking], api_name=False, concurrency_limit=1)
+            event(answer, [query, k, limit, kinds], [results, thinking], api_visibility="private", concurrency_limit=1)
     return blocks.queue(max_size=_MAX_WAITING)
