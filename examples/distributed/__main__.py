@@ -3,7 +3,7 @@
 python -m examples.distributed CORPUS --output JOB [--model CHECKPOINT] [--actors 2 --cpus 1 --gpus 0] [--address auto]
 python -m examples.distributed CORPUS --output JOB --processes cpu cpu     # sentence-transformers instead of Ray
 
-CORPUS is a folder, or Parquet with the columns id, text and image. On a GPU cluster: --actors 16 --gpus 1 --address auto
+CORPUS is a folder, or Parquet with the columns id, text and image. On a cluster: --actors 16 --gpus 1 --address auto
 """
 
 import argparse

@@ -120,7 +120,8 @@ class Index:
         unknown = sorted(set(kinds) - KINDS.keys())
         if unknown:
             raise ValueError(f"There is no kind {unknown[0]!r}. Use {', '.join(KINDS)}.")
-        query: Any = self.table.search(vector, vector_column_name="vector").distance_type("cosine").limit(limit)
+        query: Any = self.table.search(vector, vector_column_name="vector")
+        query = query.distance_type("cosine").limit(limit)
         if kinds:
             query = query.where(f"kind IN ({', '.join(map(_quote, kinds))})", prefilter=True)
         rows = query.select([*SHOWN, "_distance"]).to_list()

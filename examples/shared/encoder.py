@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from huggingface_hub import snapshot_download
+from transformers import BatchFeature
 
 from plume import PlumeForEmbedding, PlumeOutput, PlumeProcessor
 from plume.vision_plume import load_video
@@ -46,7 +47,7 @@ class Encoder:
             )
         self.model_id, self.pixel_budget = model_id, pixel_budget
         self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        self.model = PlumeForEmbedding.from_pretrained(model_id).to(self.device).eval()  # type: ignore[arg-type]
+        self.model = PlumeForEmbedding.from_pretrained(model_id).to(self.device).eval()
         self.processor = PlumeProcessor.from_pretrained(model_id)
 
     @property
@@ -83,7 +84,7 @@ class Encoder:
         vectors = np.empty((len(items), self.dimension), dtype=np.float32)
         for chosen in pack([self.weigh(item) for item in items], self.pixel_budget):
             output = self.think([items[index] for index in chosen], role, num_latent_steps)
-            vectors[chosen] = output.embeddings.float().cpu().numpy()  # type: ignore[union-attr]
+            vectors[chosen] = output.embeddings.float().cpu().numpy()
         return vectors
 
     def try_encode(self, items: Sequence[Any], role: str = "document") -> list[np.ndarray | ValueError]:
@@ -99,9 +100,17 @@ class Encoder:
         self, items: Sequence[Any], role: str = "query", num_latent_steps: int | None = None, **options: Any
     ) -> PlumeOutput:
         """Embed one batch and keep the latent states and the routing; arguments as in :meth:`encode`."""
+        return self.run(self.process(items, role, **options), num_latent_steps)
+
+    def process(self, items: Sequence[Any], role: str = "query", **options: Any) -> BatchFeature:
+        """Model inputs of one batch, on the CPU; ``options`` are the processor's."""
         process = {"query": self.processor.process_queries, "document": self.processor.process_documents}[role]
+        return process(items, **options)
+
+    def run(self, inputs: BatchFeature, num_latent_steps: int | None = None) -> PlumeOutput:
+        """The forward pass of one batch."""
         with torch.inference_mode():
-            return self.model(**process(items, **options).to(self.device), num_latent_steps=num_latent_steps)
+            return self.model(**inputs.to(self.device), num_latent_steps=num_latent_steps)
 
     def frames(self, path: Path) -> list[Any]:
         """The frames of a clip that the model sees."""
