@@ -28,6 +28,7 @@ from examples.shared.limits import Limits
 from plume import PlumeConfig
 
 _MEGABYTE = 1024 * 1024
+_BATCHES = (1, 2, 4, 8, 16, 32, 64, 128)
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ class Settings:
     media_root: Path | None = None
 
 
-class Refusal(Exception):
+class RefusalError(Exception):
     """A request that is answered with an error."""
 
     def __init__(self, status: int, message: str, code: str | None = None) -> None:
@@ -68,13 +69,13 @@ class Refusal(Exception):
 class Metrics:
     """What ``/metrics`` shows."""
 
-    def __init__(self, batcher: Batcher) -> None:
+    def __init__(self) -> None:
         self.registry = CollectorRegistry()
         self.requests = Counter("plume_requests", "Answered requests", ["status"], registry=self.registry)
         self.inputs = Counter("plume_inputs", "Embedded inputs", registry=self.registry)
         self.seconds = Histogram("plume_request_seconds", "Time to the answer", registry=self.registry)
-        waiting = Gauge("plume_waiting_inputs", "Inputs in the queue", registry=self.registry)
-        waiting.set_function(lambda: len(batcher.waiting))
+        self.batches = Histogram("plume_batch_inputs", "Inputs per batch", registry=self.registry, buckets=_BATCHES)
+        self.waiting = Gauge("plume_waiting_inputs", "Inputs in the queue", registry=self.registry)
 
 
 def build_app(encoder: Encoder, settings: Settings | None = None) -> FastAPI:
@@ -85,8 +86,9 @@ def build_app(encoder: Encoder, settings: Settings | None = None) -> FastAPI:
         settings: Bounds.
     """
     settings = settings or Settings()
-    batcher = Batcher(encoder, settings.max_waiting, settings.max_batch, settings.linger)
-    metrics = Metrics(batcher)
+    metrics = Metrics()
+    batcher = Batcher(encoder, settings.max_waiting, settings.max_batch, settings.linger, metrics.batches.observe)
+    metrics.waiting.set_function(lambda: len(batcher.waiting))
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -101,12 +103,16 @@ def build_app(encoder: Encoder, settings: Settings | None = None) -> FastAPI:
     async def refuse_route(request: Request, error: HTTPException) -> JSONResponse:
         return error_response(error.status_code, f"{request.method} {request.url.path}: {error.detail}.")
 
+    @app.exception_handler(Exception)
+    async def confess(request: Request, error: Exception) -> JSONResponse:
+        return error_response(500, "The server failed on this request; its log says why.")
+
     @app.post("/v1/embeddings")
     async def embeddings(request: Request) -> Response:
         started = time.monotonic()
         try:
             response = await _answer(await request.body(), encoder.model.config, batcher, settings, metrics)
-        except Refusal as refusal:
+        except RefusalError as refusal:
             response = refusal.response
         except QueueFullError:
             response = busy()
@@ -136,9 +142,11 @@ async def _answer(
     try:
         request = EmbeddingRequest.model_validate_json(body)
     except ValidationError as error:
-        raise Refusal(400, _describe(error), "invalid_request") from error
+        raise RefusalError(400, _describe(error), "invalid_request") from error
     if request.model != settings.name:
-        raise Refusal(404, f"There is no model {request.model[:100]!r} here. Use {settings.name!r}.", "model_not_found")
+        raise RefusalError(
+            404, f"There is no model {request.model[:100]!r} here. Use {settings.name!r}.", "model_not_found"
+        )
     steps = config.num_latent_steps if request.num_latent_steps is None else request.num_latent_steps
     try:
         config.check_num_latent_steps(steps)
@@ -149,8 +157,8 @@ async def _answer(
                 f"The request has {len(contents)} inputs, more than the {settings.max_inputs} allowed. Split it."
             )
         embedded = await batcher.embed(contents, request.role, steps)
-    except (ValueError, OSError) as error:
-        raise Refusal(400, str(error), "invalid_input") from error
+    except ValueError as error:
+        raise RefusalError(400, str(error), "invalid_input") from error
     metrics.inputs.inc(len(embedded))
     return JSONResponse(_render(embedded, request, settings.name, width))
 

@@ -2,14 +2,14 @@
 
 1. **Admit**: all inputs of a request or none; what does not fit into the queue is refused at once.
 2. **Linger** a few milliseconds for company.
-3. **Take** from the front what shares role and K, up to a number and a budget of pixels. Only then are pictures decoded:
-   decoded pixels in memory never exceed one batch, however many requests wait.
+3. **Take** from the front what shares role and K, up to a number and a budget of pixels. Only then are pictures
+   decoded: one batch of pixels is in memory, however many requests wait.
 4. **Answer** each input on its own: one that is unusable does not spoil its neighbours.
 """
 
 import asyncio
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -52,12 +52,20 @@ class Batcher:
         max_waiting: Inputs that may wait.
         max_batch: Inputs per batch.
         linger: Seconds to wait for company.
+        observe: Told the size of every batch.
     """
 
-    def __init__(self, encoder: Encoder, max_waiting: int = 256, max_batch: int = 32, linger: float = 0.005) -> None:
+    def __init__(
+        self,
+        encoder: Encoder,
+        max_waiting: int = 256,
+        max_batch: int = 32,
+        linger: float = 0.005,
+        observe: Callable[[int], None] = lambda size: None,
+    ) -> None:
         self.encoder, self.max_waiting, self.max_batch, self.linger = encoder, max_waiting, max_batch, linger
+        self.observe = observe
         self.waiting: deque[Job] = deque()
-        self.batch_sizes: list[int] = []
         self._arrived = asyncio.Event()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="encoder")
         self._task: asyncio.Task[None] | None = None
@@ -97,8 +105,11 @@ class Batcher:
         ]
         self.waiting.extend(jobs)
         self._arrived.set()
-        answers = asyncio.gather(*(job.answer for job in jobs))  # cancels all where the client has gone
-        return await answers
+        try:
+            return await asyncio.gather(*(job.answer for job in jobs))
+        finally:
+            for job in jobs:  # one is unusable: nobody waits for the others any more
+                job.answer.cancel()
 
     def _weigh(self, content: Any) -> int:
         return self.encoder.weigh({"image": pictures(content), "text": texts(content)})
@@ -114,6 +125,7 @@ class Batcher:
             batch = self._take()
             if not batch:
                 continue
+            self.observe(len(batch))
             work = loop.run_in_executor(self._thread, embed_batch, self.encoder, batch)
             await asyncio.wait([work])
             error = work.exception()  # a fault of ours, not of an input: all of them are told
@@ -127,7 +139,7 @@ class Batcher:
                     job.answer.set_result(answer)
 
     def _take(self) -> list[Job]:
-        """The oldest input and those behind it that can share its batch; inputs whose client has gone are dropped."""
+        """The oldest input and those behind it that can share its batch; those that nobody waits for are dropped."""
         batch: list[Job] = []
         rest: deque[Job] = deque()
         heaviest = 0

@@ -1,6 +1,6 @@
 """What a request may say, and how it becomes inputs of the processor. Nothing a client names is fetched or opened.
 
-1. **Types** are checked strictly (:class:`EmbeddingRequest`); unknown fields are refused, because they would do nothing.
+1. **Types** are checked strictly (:class:`EmbeddingRequest`); unknown fields are refused: they would do nothing.
 2. **Pictures** come as data URIs, or as names below a folder that the operator has allowed; their headers are checked
    against the limits here, their pixels are decoded later, batch by batch.
 """
@@ -52,7 +52,7 @@ class Message(Strict):
     """A chat message; ``system`` holds the instruction."""
 
     role: Literal["system", "user"]
-    content: str | list[TextPart | ImagePart] = Field(max_length=None)
+    content: str | list[TextPart | ImagePart]
 
 
 class Item(Strict):

@@ -134,5 +134,8 @@ def check_clip(path: Path, limits: Limits) -> None:
 
 
 def _read(path: Path, limits: Limits) -> bytes:
-    limits.check_bytes(path.stat().st_size)
-    return path.read_bytes()
+    try:
+        limits.check_bytes(path.stat().st_size)
+        return path.read_bytes()
+    except OSError as error:
+        raise MediaError(f"The file could not be read ({error.strerror}).") from error
