@@ -39,7 +39,7 @@ def serving(*arguments, path: str) -> Iterator[tuple[str, int]]:
     )
     address = f"http://127.0.0.1:{port}"
     try:
-        for _ in range(600):
+        for _ in range(3000):
             assert process.poll() is None, process.stdout.read()[-3000:]
             try:
                 urllib.request.urlopen(address + path, timeout=5).close()
@@ -47,7 +47,7 @@ def serving(*arguments, path: str) -> Iterator[tuple[str, int]]:
             except (urllib.error.URLError, ConnectionError):
                 time.sleep(0.1)
         else:
-            raise AssertionError("the server did not answer within a minute")
+            raise AssertionError("the server did not answer within five minutes")
         yield address, process.pid
     finally:
         process.kill()

@@ -7,21 +7,20 @@ python -m examples.search import PARQUET_FOLDER      # what examples.distributed
 """
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
-
-import uvicorn
 
 from examples.search.importing import import_vectors
 from examples.search.indexing import index_folders
-from examples.search.page import Search, build_app
+from examples.search.searching import Search
 from examples.search.store import Index
 from examples.shared.documents import KINDS
 from examples.shared.encoder import DEFAULT_MODEL, Encoder
 from examples.shared.limits import Limits
 
 
-def parse_arguments() -> argparse.Namespace:
-    """The command line."""
+def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """The command line, or the given words."""
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("--index", type=Path, default=Path("outputs/search-index"), help="folder of the index")
     common.add_argument("--model", default=DEFAULT_MODEL, help="PLUME checkpoint: folder or Hub id")
@@ -42,7 +41,7 @@ def parse_arguments() -> argparse.Namespace:
     page.add_argument("--port", type=int, default=7860, help="port to listen on")
     imported = commands.add_parser("import", parents=[common], help="take over vectors of examples.distributed")
     imported.add_argument("vectors", type=Path, help="folder of Parquet files")
-    return parser.parse_args()
+    return parser.parse_args(arguments)
 
 
 def run(options: argparse.Namespace) -> None:
@@ -67,6 +66,10 @@ def run(options: argparse.Namespace) -> None:
     elif options.command == "import":
         print(f"{import_vectors(options.vectors, index)} documents imported; {len(index)} in {options.index}")
     else:
+        import uvicorn  # the page's libraries take seconds to import
+
+        from examples.search.page import build_app
+
         print(f"{len(index)} documents. Open http://{options.host}:{options.port}", flush=True)
         app = build_app(Search(index, encoder, Limits()))
         uvicorn.run(app, host=options.host, port=options.port, log_level="warning")

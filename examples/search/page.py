@@ -7,8 +7,6 @@ Trust ends at the browser:
 3. Whatever is shown of files and names is escaped.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,70 +15,14 @@ from fastapi import FastAPI, HTTPException
 from fastapi.responses import FileResponse, Response
 
 from examples.search.drawing import draw_hits, draw_thinking
-from examples.search.store import Hit, Index
+from examples.search.searching import MAX_RESULTS, Search
+from examples.search.store import Index
 from examples.shared.documents import KINDS, File
-from examples.shared.encoder import Encoder
-from examples.shared.limits import Limits, MediaError, check_clip, decode_picture
-from plume import PlumeOutput
 
-_MAX_RESULTS, _MAX_WAITING = 48, 32
+_MAX_WAITING = 32
 _STYLE = (Path(__file__).parent / "page.css").read_text(encoding="utf-8")
 # What a browser may do with an original: show it, run nothing.
 _HEADERS = {"X-Content-Type-Options": "nosniff", "Content-Security-Policy": "default-src 'none'"}
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What a query found, and the forward pass that embedded it."""
-
-    hits: list[Hit]
-    output: PlumeOutput
-
-
-class Search:
-    """Queries against an index.
-
-    Args:
-        index: The index.
-        encoder: The checkpoint that made it.
-        limits: Bounds on a query's media.
-    """
-
-    def __init__(self, index: Index, encoder: Encoder, limits: Limits) -> None:
-        self.index, self.encoder, self.limits = index, encoder, limits
-
-    def run(
-        self, text: str, media: Path | None, num_latent_steps: int | None, limit: int, kinds: Sequence[str] = ()
-    ) -> Answer:
-        """Search by text, by a picture or clip, or by both.
-
-        Raises:
-            ValueError: If there is nothing to search for, or the media are unusable or exceed the bounds.
-        """
-        content = self.read(text, media)
-        output = self.encoder.think([content], "query", num_latent_steps)
-        assert output.embeddings is not None
-        vector = output.embeddings[0].float().cpu().numpy()
-        return Answer(self.index.search(vector, max(1, min(limit, _MAX_RESULTS)), kinds), output)
-
-    def read(self, text: str, media: Path | None) -> dict[str, Any]:
-        """A query as an input of the processor.
-
-        Raises:
-            MediaError: If there is nothing in it, or it exceeds the bounds.
-        """
-        if len(text) > self.limits.max_characters:
-            raise MediaError(f"The text has more than the {self.limits.max_characters} characters allowed. Shorten it.")
-        content: dict[str, Any] = {"text": text} if text.strip() else {}
-        if media is not None:
-            if media.suffix.lower() in KINDS["clip"]:
-                check_clip(media, self.limits)
-                content["video"] = self.encoder.frames(media)
-            else:
-                content["image"] = decode_picture(media, self.limits)
-        if not content:
-            raise MediaError("Type a query, or drop a picture or clip.")
-        return content
 
 
 def build_app(search: Search) -> FastAPI:
@@ -158,7 +100,7 @@ def _build_blocks(search: Search) -> gr.Blocks:
             k = gr.Slider(
                 0, config.max_latent_steps, config.num_latent_steps, step=1, label="K, latent steps of the query"
             )
-            limit = gr.Slider(1, _MAX_RESULTS, 12, step=1, label="Results")
+            limit = gr.Slider(1, MAX_RESULTS, 12, step=1, label="Results")
             kinds = gr.CheckboxGroup(list(KINDS), label="Only", elem_id="kinds")
         results = gr.HTML(elem_id="results")
         thinking = gr.HTML(elem_id="thinking")

@@ -69,8 +69,15 @@ class Index:
         self.folder = folder
         metadata = {_MODEL: model.encode(), _STEPS: str(num_latent_steps).encode()}
         self.schema = row_schema(dimension, metadata)
-        self.table = lancedb.connect(folder).create_table(TABLE, schema=self.schema, exist_ok=True)
+        self.table = self._open()
         self.check_made_by(model, num_latent_steps, "This checkpoint")
+
+    def _open(self) -> Any:
+        database = lancedb.connect(self.folder)
+        try:
+            return database.open_table(TABLE)
+        except ValueError:  # not there yet
+            return database.create_table(TABLE, schema=self.schema)
 
     def check_made_by(self, model: str, num_latent_steps: int, whose: str) -> None:
         """Refuse vectors that cannot be compared with those of the index.
