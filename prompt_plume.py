@@ -2,7 +2,7 @@
 
 A prefix reads, in one line per part::
 
-    <|im_start|>system            You are a helpful assistant.<|im_end|>
+    <|im_start|>system            [system message]<|im_end|>       (left out where there is none)
     <|im_start|>user              [media blocks][instruction][text]
                                   <anchor>[directive]<|im_end|>
     <|im_start|>assistant         [opening]<slt>
@@ -22,7 +22,7 @@ _DIRECTIVE = (
 
 @dataclass(frozen=True)
 class PromptLayout:
-    """Strings of a checkpoint: the five tokens and what stands around them."""
+    """Strings of a checkpoint: the five tokens and what stands around them; ``system`` may be empty."""
 
     anchor: str = "<anchor>"
     latent_start: str = "<slt>"
@@ -32,6 +32,7 @@ class PromptLayout:
     directive: str = ""
     opening: str = ""
     suffix: str = "<elt><gen>"
+    system: str = "You are a helpful assistant."
 
     def row_sources(self) -> dict[str, str]:
         """New token -> Qwen2-VL token whose embedding row it starts from, in the order of the additions."""
@@ -57,7 +58,7 @@ RELEASED_LAYOUT = PromptLayout(
 
 _TEMPLATE = r"""
 {%- set state = namespace(instruction='') -%}
-{{- '<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n' -}}
+{{- @SYSTEM@ -}}
 {%- for message in messages -%}
     {%- set parts = [{'type': 'text', 'text': message.content}] if message.content is string else message.content -%}
     {%- if message.role == 'system' -%}
@@ -104,6 +105,7 @@ def build_chat_template(layout: PromptLayout) -> str:
         "@DIRECTIVE@": layout.directive,
         "@OPENING@": layout.opening,
         "@START@": layout.latent_start,
+        "@SYSTEM@": f"<|im_start|>system\n{layout.system}<|im_end|>\n" if layout.system else "",
     }
     template = _TEMPLATE.strip()
     for mark, text in filled.items():

@@ -10,10 +10,15 @@ ROOT = Path(__file__).parent
 PACKAGES = {
     "plume": ".",
     "plume.benchmarks": "benchmarks",
+    "plume.evaluation": "evaluation",
+    "plume.evaluation.audit": "evaluation/audit",
+    "plume.evaluation.efficiency": "evaluation/efficiency",
+    "plume.evaluation.parsers": "evaluation/parsers",
     "plume.hub": "hub",
     "plume.hub.convert": "hub/convert",
     "plume.hub.publish": "hub/publish",
     "plume.hub.verify": "hub/verify",
+    "plume.playground": "playground",
     "plume.training": "training",
     "plume.training.data": "training/data",
 }
@@ -28,10 +33,11 @@ EXTRAS = {
         "accelerate",
         "peft",
     ],
+    "eval": ["mteb>=2.26,<2.27", "sentence-transformers>=5.4", "datasets", "matplotlib", "av>=12"],
 }
 # The core tests also run on the oldest supported libraries, which are too old for training.
 EXTRAS["test"] = [*EXTRAS["st"], *EXTRAS["video"], "accelerate", "hypothesis", "pytest", "setuptools>=77"]
-EXTRAS["dev"] = [*EXTRAS["test"], *EXTRAS["train"], "mypy", "ruff"]
+EXTRAS["dev"] = [*EXTRAS["test"], *EXTRAS["train"], *EXTRAS["eval"], "mypy", "ruff"]
 
 
 class BuildPy(build_py):
@@ -53,7 +59,11 @@ setup(
     cmdclass={"build_py": BuildPy},
     package_dir=PACKAGES,
     packages=list(PACKAGES),
-    package_data={"plume": ["py.typed"]},
+    package_data={
+        "plume": ["py.typed"],
+        "plume.evaluation": ["*.json"],
+        "plume.evaluation.parsers": ["*.json"],
+    },
     install_requires=[
         "huggingface-hub",
         "jinja2>=3.1",

@@ -6,6 +6,7 @@ Weights depend on the seed and the tensor's name alone, so every library version
 
 import json
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -69,8 +70,8 @@ SIZES: dict[str, dict[str, Any]] = {
 }
 
 
-def build_tokenizer() -> Qwen2Tokenizer:
-    """A Qwen2 tokenizer with Qwen2-VL's control tokens and a vocabulary of about 350."""
+def build_tokenizer(corpus: Sequence[str] = _CORPUS) -> Qwen2Tokenizer:
+    """A Qwen2 tokenizer with Qwen2-VL's control tokens and at most 500 pieces learned from a corpus."""
     trained = Tokenizer(models.BPE())
     trained.normalizer = normalizers.NFC()
     trained.pre_tokenizer = pre_tokenizers.Sequence(
@@ -81,7 +82,7 @@ def build_tokenizer() -> Qwen2Tokenizer:
     )
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trained.train_from_iterator(
-        _CORPUS, trainers.BpeTrainer(vocab_size=500, show_progress=False, initial_alphabet=alphabet)
+        corpus, trainers.BpeTrainer(vocab_size=500, show_progress=False, initial_alphabet=alphabet)
     )
     model = json.loads(trained.to_str())["model"]
     tokenizer = Qwen2Tokenizer(
@@ -96,9 +97,11 @@ def build_tokenizer() -> Qwen2Tokenizer:
     return tokenizer
 
 
-def build_backbone_config(tokenizer: Qwen2Tokenizer, size: str = "tiny", tied: bool = True) -> Qwen2VLConfig:
-    """Configuration of a Qwen2-VL of a size in :data:`SIZES`, for this tokenizer."""
-    shape = SIZES[size]
+def build_backbone_config(
+    tokenizer: Qwen2Tokenizer, size: str = "tiny", tied: bool = True, shape: dict[str, Any] | None = None
+) -> Qwen2VLConfig:
+    """Configuration of a Qwen2-VL of a size in :data:`SIZES`, or of another shape, for this tokenizer."""
+    shape = shape or SIZES[size]
     to_id: Any = tokenizer.convert_tokens_to_ids
     text = {
         **shape["text"],

@@ -8,7 +8,7 @@ import pytest
 
 from inputs import ROOT
 
-ROOMS = ("benchmarks", "hub", "training")
+ROOMS = ("benchmarks", "evaluation", "hub", "training")
 LIBRARY = sorted([*ROOT.glob("*.py"), *(path for room in ROOMS for path in (ROOT / room).rglob("*.py"))])
 LIBRARY = [path for path in LIBRARY if path.name not in ("setup.py",)]
 CLOSURE = sorted(path for path in ROOT.glob("*_plume.py"))
@@ -177,3 +177,28 @@ def test_everything_public_is_documented_and_typed():
             typed = [argument for argument in arguments if argument.arg not in ("self", "cls")]
             assert node.returns is not None, (path.name, node.name)
             assert all(argument.annotation for argument in typed), (path.name, node.name)
+
+
+EVALUATION_ARROWS = {
+    "table": set(),
+    "store": set(),
+    "embedders": set(),
+    "parsers": {"parsers", "table"},
+    "tasks": {"parsers", "table"},
+    "encoder": {"embedders", "parsers", "store"},
+    "scores": {"table"},
+    "report": {"scores", "table"},
+    "doctor": {"scores", "table"},
+    "plots": {"scores", "table"},
+}
+
+
+def test_evaluation_imports_along_the_arrows_only():
+    for name, allowed in EVALUATION_ARROWS.items():
+        path = ROOT / "evaluation" / f"{name}.py"
+        paths = [path] if path.exists() else sorted((ROOT / "evaluation" / name).glob("*.py"))
+        modules = [n.module or "" for p in paths for n in ast.walk(parse(p)) if isinstance(n, ast.ImportFrom)]
+        assert {m.split(".")[2] for m in modules if m.startswith("plume.evaluation.")} <= allowed, name
+    for path in LIBRARY:
+        if path.parent.name in ("training", "hub", ROOT.name):
+            assert "plume.evaluation" not in path.read_text(), path.name

@@ -1,0 +1,172 @@
+"""``python -m plume.evaluation COMMAND``: run tasks, print the score table, check results, list the tasks.
+
+``run`` scores a checkpoint; ``table`` prints the scores of result folders beside published ones; ``doctor`` checks a
+result folder or a file in the VLM2Vec layout; ``tasks`` lists the table; ``efficiency`` and ``audit`` measure costs and
+the use of the latent steps (their own ``--help``).
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from plume.evaluation.table import METRICS, MMEB_V2, PROMPT_SETS, read_table, select
+
+
+def _add_run(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    parser = commands.add_parser("run", help="score a checkpoint, one result file per task")
+    parser.add_argument("--model", required=True, help="checkpoint: a folder or a Hub id")
+    parser.add_argument("--revision", help="revision of a Hub checkpoint")
+    parser.add_argument("--table", type=Path, default=MMEB_V2, help="table of tasks; MMEB-v2 where omitted")
+    parser.add_argument("--tasks", nargs="*", default=[], help="ids, groups or modalities; all where omitted")
+    parser.add_argument("--data-root", type=Path, default=Path("data"), help="local copies of data sets, by repository")
+    parser.add_argument("--media-root", type=Path, help="images and frames; --data-root where omitted")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the results")
+    parser.add_argument("--prompt-set", choices=PROMPT_SETS, help="instructions; the checkpoint's own where omitted")
+    parser.add_argument("--latent-steps", type=int, help="K; the checkpoint's where omitted")
+    parser.add_argument("--baseline", choices=["single-pass", "explicit-cot"], help="the same weights, without latents")
+    parser.add_argument("--dim", type=int, help="leading dimensions to keep; all where omitted")
+    parser.add_argument("--num-frames", type=int, help="frames per clip; the table's where omitted")
+    parser.add_argument("--batch-size", type=int, default=8, help="inputs per forward pass")
+    parser.add_argument("--devices", nargs="*", default=[], help="torch devices, e.g. cuda:0 cuda:1")
+    parser.add_argument("--dtype", default="auto", help="of the weights, e.g. bfloat16")
+    parser.add_argument("--vectors", type=Path, help="folder of vectors, for resuming; OUT/vectors where omitted")
+    parser.add_argument("--num-workers", type=int, help="processes that decode media")
+    parser.set_defaults(command=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Score a checkpoint."""
+    from plume.evaluation.runner import evaluate
+
+    rows = select(read_table(options.table), options.tasks)
+    settings = {
+        name: value for name, value in vars(options).items() if name not in ("command", "model", "table", "tasks")
+    }
+    results = evaluate(options.model, rows, **settings)
+    for result in results:
+        print(f"{result['task']:<48}{result['metric']:<16}{100 * result['score']:7.2f}  n={result['n']}")
+    return 0
+
+
+def _add_tasks(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    parser = commands.add_parser("tasks", help="list the table")
+    parser.add_argument("--table", type=Path, default=MMEB_V2, help="table of tasks; MMEB-v2 where omitted")
+    parser.add_argument("--tasks", nargs="*", default=[], help="ids, groups or modalities; all where omitted")
+    parser.add_argument("--check", action="store_true", help="compare the data with the table (media are not read)")
+    parser.add_argument("--data-root", type=Path, default=Path("data"), help="local copies of data sets, by repository")
+    parser.set_defaults(command=tasks)
+
+
+def tasks(options: argparse.Namespace) -> int:
+    """List tasks, or check their data."""
+    rows = select(read_table(options.table), options.tasks)
+    if options.check:
+        from plume.evaluation.tasks import check_data
+
+        differing = 0
+        for row in rows:
+            differences = check_data(row, options.data_root)
+            differing += bool(differences)
+            print(f"{row.id:<48}{'; '.join(differences) or 'as the table says'}")
+        return int(differing > 0)
+    for row in rows:
+        pool = f"{row.pool} {row.pool_size or ''}"
+        print(f"{row.id:<48}{row.group:<8}{pool:<14}{row.metric:<15}{row.num_queries or '?':>6}  {row.dataset['repo']}")
+    local = sum(row.pool == "local" for row in rows)
+    print(f"\n{len(rows)} tasks: {local} with local pools, {len(rows) - local} with global ones; {', '.join(METRICS)}")
+    return 0
+
+
+def _add_table(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    parser = commands.add_parser("table", help="print scores beside published ones")
+    parser.add_argument("results", nargs="*", type=Path, help="folders of results")
+    parser.add_argument("--table", type=Path, default=MMEB_V2, help="table that they were made with")
+    parser.add_argument(
+        "--reference",
+        nargs="*",
+        help="published scores, MODEL or MODEL@VERSION; UME-R1-2B and PLUME where omitted, none without names",
+    )
+    parser.add_argument("--per-task", action="store_true", help="also print every task (Tables 7 and 8)")
+    parser.add_argument("--radar", type=Path, help="draw means by group into this file")
+    parser.add_argument("--tradeoff", type=Path, help="draw mean score against latency into this file")
+    parser.add_argument("--efficiency", type=Path, help="for --tradeoff: efficiency.json of the efficiency command")
+    parser.set_defaults(command=table)
+
+
+def table(options: argparse.Namespace) -> int:
+    """Print the score table, and draw."""
+    from plume.evaluation.report import report
+    from plume.evaluation.scores import choose_references, results_column
+
+    tasks_table = read_table(options.table)
+    measured = [results_column(folder, tasks_table) for folder in options.results]
+    is_ours = options.table == MMEB_V2
+    names = options.reference if options.reference is not None else ["UME-R1-2B", "PLUME"] if is_ours else []
+    columns = measured + choose_references(names)
+    print(report(columns, tasks_table, options.per_task))
+    if options.radar:
+        from plume.evaluation.plots import radar
+
+        left_out = radar(columns, tasks_table, options.radar)
+        print(f"drawn: {options.radar}" + (f", without {', '.join(left_out)}" if left_out else ""))
+    if options.tradeoff:
+        from plume.evaluation.plots import measured_points, tradeoff
+
+        if not options.efficiency:
+            raise ValueError("--tradeoff needs latencies. Give the efficiency.json of the efficiency command.")
+        costs = json.loads(options.efficiency.read_text(encoding="utf-8"))["rows"]
+        tradeoff(measured_points(measured, tasks_table, costs), options.tradeoff)
+        print(f"drawn: {options.tradeoff}")
+    return 0
+
+
+def _add_doctor(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    parser = commands.add_parser("doctor", help="check results; exits with 1 where there is a fault")
+    parser.add_argument("results", type=Path, help="folder of results, or a score file in the VLM2Vec layout")
+    parser.add_argument("--table", type=Path, default=MMEB_V2, help="table that they were made with")
+    parser.set_defaults(command=doctor)
+
+
+def doctor(options: argparse.Namespace) -> int:
+    """Check results."""
+    from plume.evaluation.doctor import diagnose
+
+    findings = diagnose(options.results, read_table(options.table))
+    for finding in findings:
+        print(f"{finding.level:<9}{finding.check:<14}{finding.detail}")
+    return int(any(finding.level == "fault" for finding in findings))
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command.
+
+    Args:
+        arguments: Command line without the program; ``sys.argv`` where omitted.
+
+    Returns:
+        The exit status: 1 where the doctor finds a fault.
+    """
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments[:1] == ["efficiency"]:
+        from plume.evaluation import efficiency
+
+        print(efficiency.main(arguments[1:]))
+        return 0
+    if arguments[:1] == ["audit"]:
+        from plume.evaluation import audit
+
+        print(audit.main(arguments[1:]))
+        return 0
+    parser = argparse.ArgumentParser(prog="python -m plume.evaluation", description=__doc__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    for add in (_add_run, _add_table, _add_doctor, _add_tasks):
+        add(commands)
+    for name in ("efficiency", "audit"):
+        commands.add_parser(name, help=f"see python -m plume.evaluation {name} --help")
+    options = parser.parse_args(arguments)
+    return options.command(options)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,161 @@
+"""Are the latent steps used, and for what? ``python -m plume.evaluation audit --model M --data-root D --out O``.
+
+1. **Read** each task under many conditions (``data``, ``passes``, ``intervene``), as few passes as that takes.
+2. **Measure** (``measure``): what it costs to drop, exchange or blur the latent states; K; the way step by step; words;
+   experts; collapse.
+3. **Report** (``summary``, ``plots``, ``report``): one page with pictures, and all numbers as JSON.
+
+A finished task is kept in ``OUT/tasks`` and not measured again, so an interrupted audit goes on where it stopped.
+"""
+
+import argparse
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from plume.evaluation.audit.data import load_task
+from plume.evaluation.audit.measure import measure
+from plume.evaluation.audit.passes import Reader
+from plume.evaluation.audit.plots import draw_all
+from plume.evaluation.audit.report import headline, write_report
+from plume.evaluation.embedders import ModelEmbedder, load_embedder
+from plume.evaluation.runner import _default_prompt_set
+from plume.evaluation.table import MMEB_V2, PROMPT_SETS, Row, read_table, select
+
+_QUERIES = 200  # as in Fig. 6
+_SWEEP = (0, 1, 2, 4, 6, 8)
+
+
+def audit(
+    embedder: ModelEmbedder,
+    rows: Sequence[Row],
+    data_root: str | Path,
+    out: str | Path,
+    *,
+    media_root: str | Path | None = None,
+    prompt_set: str | None = None,
+    max_queries: int | None = _QUERIES,
+    sweep: Sequence[int] | None = None,
+    batch_size: int = 8,
+    seed: int = 0,
+) -> list[dict[str, Any]]:
+    """Audit a checkpoint on tasks and write the report.
+
+    Args:
+        embedder: Model and processor in memory, in evaluation mode, and the K to audit.
+        rows: Tasks, from :func:`~plume.evaluation.table.read_table`.
+        data_root: As in :func:`~plume.evaluation.tasks.make_task`.
+        out: Folder of the report: ``audit.md``, its pictures, ``audit.json``, and ``tasks/`` to go on from.
+        media_root: As in :func:`~plume.evaluation.tasks.make_task`.
+        prompt_set: As in :func:`~plume.evaluation.runner.evaluate`.
+        max_queries: Queries per task; all where None.
+        sweep: Numbers of latent steps to compare; 0, 1, 2, 4, 6, 8 as far as the model goes where omitted.
+        batch_size: Inputs per forward pass.
+        seed: Of the draw of queries, of shuffles and noise.
+
+    Returns:
+        One dict per task, as in ``audit.json``.
+
+    Raises:
+        ValueError: If data or options are unusable, or ``out`` holds an audit of another condition.
+    """
+    steps, config = int(embedder.condition["latent_steps"]), embedder.model.config
+    reader = Reader(embedder.model, embedder.processor, steps, batch_size)
+    if sweep is None:
+        sweep = [k for k in _SWEEP if k <= config.max_latent_steps]
+    for k in sweep:
+        config.check_num_latent_steps(k)
+    prompt_set = prompt_set or _default_prompt_set(embedder)
+    condition = {
+        **embedder.condition,
+        "dtype": str(embedder.model.dtype).removeprefix("torch."),
+        "prompt_set": prompt_set,
+        "max_queries": max_queries,
+        "sweep": list(sweep),
+        "seed": seed,
+    }
+    folder = Path(out)
+    (folder / "tasks").mkdir(parents=True, exist_ok=True)
+    results = []
+    for row in tqdm(rows, desc="audit", unit="task"):
+        file = folder / "tasks" / f"{row.id}.json"
+        if file.is_file():
+            results.append(_read_finished(file, condition))
+            continue
+        task = load_task(
+            row, data_root, media_root=media_root, prompt_set=prompt_set, max_queries=max_queries, seed=seed
+        )
+        results.append(measure(reader, task, sweep, seed))
+        _write(file, {"condition": condition, "result": results[-1]})
+    _write(folder / "audit.json", {"condition": condition, "tasks": results})
+    page = write_report(condition, results, draw_all(results, folder))
+    (folder / "audit.md").write_text(page, encoding="utf-8")
+    return results
+
+
+def _read_finished(file: Path, condition: Mapping[str, Any]) -> dict[str, Any]:
+    kept = json.loads(file.read_text(encoding="utf-8"))
+    differing = sorted(
+        key for key in {*condition, *kept["condition"]} if condition.get(key) != kept["condition"].get(key)
+    )
+    if differing:
+        raise ValueError(
+            f"{str(file)!r} was measured under another condition ({', '.join(differing)}), so one report cannot hold "
+            "both. Choose another --out, or remove that folder."
+        )
+    return kept["result"]
+
+
+def _write(file: Path, content: Mapping[str, Any]) -> None:
+    """Write a whole file or none, so that an interruption leaves nothing half done."""
+    part = file.with_suffix(".part")
+    part.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    os.replace(part, file)
+
+
+def main(argv: Sequence[str] | None = None) -> str:
+    """Run the command line; returns what it has to say."""
+    parser = argparse.ArgumentParser(prog="python -m plume.evaluation audit", description="Are the latent steps used?")
+    parser.add_argument("--model", required=True, help="checkpoint: a folder or a Hub id")
+    parser.add_argument("--table", type=Path, default=MMEB_V2, help="table of tasks; MMEB-v2 where omitted")
+    parser.add_argument("--data-root", type=Path, required=True, help="folder of local copies of the data sets")
+    parser.add_argument("--media-root", type=Path, help="folder of images and frames; --data-root where omitted")
+    parser.add_argument("--tasks", nargs="*", help="task ids, groups or modalities; all where omitted")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the report")
+    parser.add_argument("--max-queries", type=int, default=_QUERIES, help="queries per task, drawn by seed; 0 for all")
+    parser.add_argument("--latent-steps", type=int, help="K to audit; the checkpoint's where omitted")
+    parser.add_argument(
+        "--sweep", type=int, nargs="*", help=f"numbers of latent steps to compare; {_SWEEP} where omitted"
+    )
+    parser.add_argument("--prompt-set", choices=PROMPT_SETS, help="instructions; the checkpoint's own where omitted")
+    parser.add_argument("--batch-size", type=int, default=8, help="inputs per forward pass")
+    parser.add_argument("--device", help="torch device; a GPU where there is one")
+    parser.add_argument("--dtype", default="auto", help="dtype of the weights")
+    parser.add_argument("--revision", help="of a Hub checkpoint")
+    parser.add_argument("--seed", type=int, default=0, help="of queries drawn, shuffles and noise")
+    options = parser.parse_args(argv)
+    embedder = load_embedder(
+        options.model,
+        latent_steps=options.latent_steps,
+        devices=[options.device] if options.device else [],
+        dtype=options.dtype,
+        revision=options.revision,
+    )
+    assert isinstance(embedder, ModelEmbedder), "one device, one model"
+    results = audit(
+        embedder,
+        select(read_table(options.table), options.tasks),
+        options.data_root,
+        options.out,
+        media_root=options.media_root,
+        prompt_set=options.prompt_set,
+        max_queries=options.max_queries or None,
+        sweep=options.sweep,
+        batch_size=options.batch_size,
+        seed=options.seed,
+    )
+    return "\n".join([*headline(results), f"Report: {options.out / 'audit.md'}"])

@@ -1,0 +1,197 @@
+"""What turns inputs into vectors: a model in memory, or a checkpoint on one or several devices.
+
+All have one method, ``encode(inputs, role) -> (B, D)``: inputs are dicts of ``text``, ``image`` and ``video``, the
+role is ``"query"`` or ``"document"``. Instructions are part of the texts already, so the checkpoint's own are not used.
+"""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from transformers import AutoConfig
+
+from plume import PlumeForEmbedding, PlumeProcessor
+
+_MANY_FRAMES = 1_000_000  # frames are chosen by the task: the processor keeps all that it is given
+
+
+class Embedder(Protocol):
+    """Anything that embeds inputs; ``condition`` holds what a reader of its scores must know."""
+
+    condition: dict[str, Any]
+
+    def encode(self, inputs: Sequence[Mapping[str, Any]], role: str) -> torch.Tensor:
+        """Vectors of the inputs, ``(B, D)``."""
+        ...
+
+
+class ModelEmbedder:
+    """A model and a processor in memory.
+
+    Args:
+        model: The model; it is put into evaluation mode for the time of a call.
+        processor: Its processor.
+        latent_steps: K; the checkpoint's where omitted, 0 for the single-pass baseline.
+        checkpoint: What identifies the weights; a hash over them as they are now where omitted, so build a new embedder
+            after training on.
+    """
+
+    def __init__(
+        self,
+        model: PlumeForEmbedding,
+        processor: PlumeProcessor,
+        latent_steps: int | None = None,
+        checkpoint: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.model, self.processor, self.latent_steps = model, processor, latent_steps
+        model.config.check_num_latent_steps(self._num_latent_steps())
+        identity = checkpoint or {"hash": weights_hash(model)}
+        self.condition = processor_condition(processor, self._num_latent_steps()) | {
+            "dtype": str(model.dtype).removeprefix("torch."),
+            "checkpoint": identity,
+        }
+
+    def _num_latent_steps(self) -> int:
+        return self.model.config.num_latent_steps if self.latent_steps is None else self.latent_steps
+
+    @torch.inference_mode()
+    def encode(self, inputs: Sequence[Mapping[str, Any]], role: str) -> torch.Tensor:
+        """Vectors of the inputs, ``(B, D)``, fp32, on the CPU; ``role`` makes no difference without instructions."""
+        was_training = self.model.training
+        self.model.eval()
+        try:
+            features = prepare(self.model, self.processor, inputs)
+            output = self.model(**features, num_latent_steps=self._num_latent_steps())
+        finally:
+            self.model.train(was_training)
+        return output.embeddings.float().cpu()
+
+
+def prepare(
+    model: PlumeForEmbedding, processor: PlumeProcessor, inputs: Sequence[Mapping[str, Any]]
+) -> dict[str, torch.Tensor]:
+    """Model inputs of a batch, on the model's device. Tasks write instructions and choose frames themselves."""
+    features = processor.process_documents(list(inputs), prompt="", num_frames=_MANY_FRAMES)
+    return dict(features.to(model.device))
+
+
+class PooledEmbedder:
+    """A checkpoint on several devices, through sentence-transformers' pool of processes.
+
+    Args:
+        path: Folder or Hub id.
+        devices: One process each, e.g. ``["cuda:0", "cuda:1"]``.
+        latent_steps: K; the checkpoint's where omitted.
+        batch_size: Inputs per forward pass.
+        dtype: Of the weights.
+        revision: Of a Hub checkpoint.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        devices: Sequence[str],
+        latent_steps: int | None = None,
+        batch_size: int = 8,
+        dtype: str = "auto",
+        revision: str | None = None,
+    ) -> None:
+        from sentence_transformers import SentenceTransformer
+
+        self.model = SentenceTransformer(path, device="cpu", revision=revision, model_kwargs={"dtype": dtype})
+        transformer: Any = self.model[0]
+        processor, config = transformer.processor, transformer.model.config
+        steps = config.num_latent_steps if latent_steps is None else latent_steps
+        config.check_num_latent_steps(steps)
+        self.condition = processor_condition(processor, steps) | {
+            "dtype": str(transformer.model.dtype).removeprefix("torch."),
+            "checkpoint": fingerprint(path, revision),
+        }
+        processor.num_frames = _MANY_FRAMES
+        self.latent_steps, self.batch_size = steps, batch_size
+        self.pool = self.model.start_multi_process_pool(list(devices))
+
+    def encode(self, inputs: Sequence[Mapping[str, Any]], role: str) -> torch.Tensor:
+        """Vectors of the inputs, ``(B, D)``, fp32, on the CPU."""
+        vectors = self.model.encode(
+            list(inputs),
+            prompt="",
+            pool=self.pool,
+            batch_size=self.batch_size,
+            chunk_size=self.batch_size,
+            num_latent_steps=self.latent_steps,
+            convert_to_numpy=True,
+            show_progress_bar=False,
+        )
+        return torch.as_tensor(vectors).float()
+
+    def close(self) -> None:
+        """End the processes."""
+        self.model.stop_multi_process_pool(self.pool)
+
+
+def load_embedder(
+    path: str | Path,
+    *,
+    latent_steps: int | None = None,
+    devices: Sequence[str] = (),
+    batch_size: int = 8,
+    dtype: str = "auto",
+    revision: str | None = None,
+) -> ModelEmbedder | PooledEmbedder:
+    """Load a checkpoint for evaluation.
+
+    Args:
+        path: Folder or Hub id.
+        latent_steps: K; the checkpoint's where omitted.
+        devices: Torch devices; a GPU or the CPU where omitted, a pool of processes where several.
+        batch_size: Inputs per forward pass, where several devices share a call.
+        dtype: Of the weights, e.g. ``"bfloat16"``; the checkpoint's with ``"auto"``.
+        revision: Of a Hub checkpoint.
+    """
+    if len(devices) > 1:
+        return PooledEmbedder(str(path), devices, latent_steps, batch_size, dtype, revision)
+    model, processor = load_checkpoint(path, devices[0] if devices else None, dtype, revision)
+    return ModelEmbedder(model, processor, latent_steps, fingerprint(path, revision))
+
+
+def load_checkpoint(
+    path: str | Path, device: str | None = None, dtype: str = "auto", revision: str | None = None
+) -> tuple[PlumeForEmbedding, PlumeProcessor]:
+    """A checkpoint on one device (a GPU or the CPU where omitted), in evaluation mode."""
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    model = PlumeForEmbedding.from_pretrained(path, revision=revision or "main", dtype=dtype)
+    processor = PlumeProcessor.from_pretrained(path, revision=revision or "main")
+    return model.to(device).eval(), processor
+
+
+def processor_condition(processor: PlumeProcessor, latent_steps: int) -> dict[str, Any]:
+    """What of the processor changes vectors, beside K."""
+    limits = ("min_pixels", "max_pixels", "video_min_pixels", "video_max_pixels", "blank_image_size")
+    settings = {name: value for name, value in vars(processor).items() if name in limits}
+    return {"latent_steps": latent_steps, "anchor_token": processor.anchor_token, **settings}
+
+
+def fingerprint(path: str | Path, revision: str | None = None) -> dict[str, Any]:
+    """What identifies a checkpoint: a hash over the weights of a folder, the commit of a Hub id."""
+    folder = Path(path)
+    if not folder.is_dir():
+        config = AutoConfig.from_pretrained(path, revision=revision or "main")
+        return {"name": str(path), "revision": config._commit_hash}
+    digest = hashlib.blake2b(digest_size=16)
+    for file in sorted(folder.glob("*.safetensors")):
+        with file.open("rb") as opened:
+            for block in iter(lambda: opened.read(1 << 24), b""):
+                digest.update(block)
+    return {"name": folder.name, "hash": digest.hexdigest()}
+
+
+def weights_hash(model: torch.nn.Module) -> str:
+    """A hash over the weights of a model in memory."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+    return digest.hexdigest()

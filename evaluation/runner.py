@@ -1,0 +1,218 @@
+"""Run tasks with a checkpoint: one result file per task, which says under which condition the score holds.
+
+1. **Load** the checkpoint, or take what is given.
+2. **Per task**: read its data, let mteb encode, search and score; a task with a result file of the same condition is
+   skipped, one with a result of another condition is refused.
+3. **Write** ``OUT/<task>.json``.
+"""
+
+import json
+import os
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import mteb
+from tqdm import tqdm
+
+from plume.evaluation.embedders import Embedder, PooledEmbedder, fingerprint, load_checkpoint, load_embedder
+from plume.evaluation.encoder import PlumeEncoder, digest
+from plume.evaluation.table import METRICS, Row, make_row
+from plume.evaluation.tasks import TableTask, make_task
+from plume.prompt_plume import RELEASED_LAYOUT
+
+_LIBRARIES = ("mteb", "torch", "transformers", "datasets", "pillow")
+
+
+def evaluate(
+    model: str | Path | Embedder,
+    rows: Iterable[Row | Mapping[str, Any]],
+    data_root: str | Path,
+    out: str | Path | None = None,
+    *,
+    media_root: str | Path | None = None,
+    prompt_set: str | None = None,
+    latent_steps: int | None = None,
+    baseline: str | None = None,
+    dim: int | None = None,
+    num_frames: int | None = None,
+    batch_size: int = 8,
+    devices: Sequence[str] = (),
+    dtype: str = "auto",
+    revision: str | None = None,
+    vectors: str | Path | None = None,
+    num_workers: int | None = None,
+    progress: bool = True,
+    name: str | None = None,
+) -> list[dict[str, Any]]:
+    """Score a checkpoint on tasks.
+
+    Args:
+        model: Folder or Hub id of a checkpoint, or an embedder in memory such as
+            [`~plume.evaluation.embedders.ModelEmbedder`].
+        rows: Tasks, from :func:`~plume.evaluation.table.read_table` or as written in a table file.
+        data_root: Folder of local copies of the data sets; what is not there comes from the Hub.
+        out: Folder of the result files; none where omitted.
+        media_root: Folder of images and frames; ``data_root`` where omitted.
+        prompt_set: ``"clean"`` or ``"official"``; where omitted what the checkpoint was evaluated with, which is
+            ``"official"`` for checkpoints with the released prompt.
+        latent_steps: K; the checkpoint's where omitted. Not with an embedder in memory.
+        baseline: ``"single-pass"`` (K = 0) or ``"explicit-cot"`` (writes the rationale, then embeds) over the same
+            checkpoint. Not with an embedder in memory.
+        dim: Leading dimensions to keep; all where omitted.
+        num_frames: Frames per clip; the table's where omitted.
+        batch_size: Inputs per forward pass.
+        devices: Torch devices; several share each task.
+        dtype: Of the weights.
+        revision: Of a Hub checkpoint.
+        vectors: Folder for vectors, which let a killed run go on; ``out/vectors`` where omitted.
+        num_workers: Processes that decode media; this one where omitted.
+        progress: Whether to show progress.
+        name: Name in the results; the checkpoint's where omitted.
+
+    Returns:
+        One result per task: ``task``, ``group``, ``metric``, ``score`` in [0, 1], ``n`` (queries),
+        ``num_candidates``, ``scores``, ``condition``, ``data`` (hashes), ``vectors``, ``seconds``, ``libraries``, and
+        the row's extra keys.
+
+    Raises:
+        ValueError: If data, media or options are unusable, or ``out`` holds results of another condition.
+    """
+    rows = [row if isinstance(row, Row) else make_row(row) for row in rows]
+    embedder = _embedder(
+        model,
+        baseline,
+        latent_steps=latent_steps,
+        devices=devices,
+        batch_size=batch_size,
+        dtype=dtype,
+        revision=revision,
+    )
+    prompt_set = prompt_set or _default_prompt_set(embedder)
+    out = Path(out) if out else None
+    store = vectors or (out / "vectors" if out else None)
+    title = name or (Path(model).name if isinstance(model, (str, Path)) else "plume")
+    encoder = PlumeEncoder(embedder, name=title, dim=dim, store=store)
+    results = []
+    try:
+        for row in tqdm(rows, desc=title, unit="task", disable=not progress):
+            task = make_task(row, data_root, prompt_set, media_root, num_frames)
+            results.append(_run_or_read(encoder, task, out, batch_size * max(1, len(devices)), num_workers, progress))
+    finally:
+        if isinstance(embedder, PooledEmbedder):
+            embedder.close()
+    return results
+
+
+def _embedder(model: str | Path | Embedder, baseline: str | None, **options: Any) -> Embedder:
+    if not isinstance(model, (str, Path)):
+        if baseline or options["latent_steps"] is not None:
+            raise ValueError(
+                "baseline and latent_steps have no effect on an embedder in memory. Build the embedder with them."
+            )
+        return model
+    if baseline and options["latent_steps"] is not None:
+        raise ValueError(f"The baseline {baseline} takes no latent steps, so --latent-steps contradicts it. Drop one.")
+    if baseline in (None, "single-pass"):
+        return load_embedder(model, **{**options, **({"latent_steps": 0} if baseline else {})})
+    from plume.evaluation import baselines
+
+    if len(options["devices"]) > 1:
+        raise ValueError(f"The baseline {baseline} runs on one device; give one with --devices, or split the tasks.")
+    device = options["devices"][0] if options["devices"] else None
+    loaded = load_checkpoint(model, device, options["dtype"], options["revision"])
+    written = baselines.load(baseline, *loaded)
+    written.condition["dtype"] = str(loaded[0].dtype).removeprefix("torch.")
+    written.condition["checkpoint"] = fingerprint(model, options["revision"])
+    return written
+
+
+def _default_prompt_set(embedder: Embedder) -> str:
+    return "official" if embedder.condition.get("anchor_token") == RELEASED_LAYOUT.anchor else "clean"
+
+
+def condition_of(encoder: PlumeEncoder, task: TableTask) -> dict[str, Any]:
+    """Everything that two scores must share to be comparable."""
+    row = task.row
+    return {
+        "benchmark": row.benchmark,
+        "version": row.version,
+        "page_labels": row.page_labels,
+        "metric": row.metric,
+        "prompt_set": task.prompt_set,
+        "num_frames": task.media.num_frames,
+        "dim": encoder.dim,
+        "dataset": dict(row.dataset),
+        **encoder.embedder.condition,
+    }
+
+
+def _run_or_read(
+    encoder: PlumeEncoder, task: TableTask, out: Path | None, batch: int, workers: int | None, progress: bool
+) -> dict[str, Any]:
+    file = out / f"{task.row.id}.json" if out else None
+    condition = condition_of(encoder, task)
+    if file and file.exists():
+        result = json.loads(file.read_text(encoding="utf-8"))
+        if result["condition"] != json.loads(json.dumps(condition)):
+            raise ValueError(
+                f"{str(file)!r} holds a score under another condition ({_difference(result['condition'], condition)}); "
+                "overwriting it would lose it. Give another output folder, or delete the file."
+            )
+        return result
+    result = run_task(encoder, task, batch_size=batch, num_workers=workers, progress=progress)
+    if file:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        temporary = file.with_suffix(".tmp")
+        temporary.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        os.replace(temporary, file)
+    return result
+
+
+def _difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
+    keys = sorted(key for key in {*old, *new} if old.get(key) != json.loads(json.dumps(new.get(key))))
+    return ", ".join(f"{key}: {old.get(key)!r} there, {new.get(key)!r} here" for key in keys)
+
+
+def run_task(
+    encoder: PlumeEncoder,
+    task: TableTask,
+    *,
+    batch_size: int = 8,
+    num_workers: int | None = None,
+    progress: bool = True,
+) -> dict[str, Any]:
+    """Score one task; arguments and result as in :func:`evaluate`."""
+    started, row = time.perf_counter(), task.row
+    encoder.vectors = {}
+    task.load_data()
+    split = row.dataset["split"]
+    queries, corpus = (task.dataset["default"][split][name] for name in ("queries", "corpus"))
+    done = mteb.evaluate(
+        encoder,
+        task,
+        cache=None,
+        co2_tracker=False,
+        encode_kwargs={"batch_size": batch_size, "show_progress_bar": progress},
+        show_progress_bar=False,
+        num_proc=num_workers,
+    )
+    scores = done.task_results[0].scores[split][0]
+    return {
+        "task": row.id,
+        "group": row.group,
+        "modality": row.modality,
+        "metric": row.metric,
+        "score": scores[METRICS[row.metric]],
+        "n": len(queries),
+        "num_candidates": len(corpus),
+        "scores": {ours: scores[theirs] for ours, theirs in METRICS.items()},
+        "condition": condition_of(encoder, task),
+        "data": {"queries": digest(queries), "corpus": digest(corpus)},
+        "vectors": dict(encoder.vectors),
+        "seconds": round(time.perf_counter() - started, 3),
+        "libraries": {library: version(library) for library in _LIBRARIES},
+        **row.extras,
+    }
