@@ -433,6 +433,8 @@ def test_a_browser_searches_by_text_and_by_picture(indexed, browser_page, tmp_pa
     loaded = first.locator("img")
     loaded.evaluate("image => image.decode()")
     assert loaded.evaluate("image => image.naturalWidth") > 50
+    (ROOT / "outputs").mkdir(exist_ok=True)  # docs/search.png is made like this, with the shipped checkpoint
+    browser_page.screenshot(path=ROOT / "outputs" / "search.png", full_page=True)
     assert all(url.startswith((address, "data:", "blob:")) for url in requests), "the page loads nothing from elsewhere"
 
 
