@@ -5,7 +5,7 @@ RUN := $(VENV)/bin/python
 SOURCES := .
 BENCH ?= parts
 
-.PHONY: help demo test test-min check fix bench clean
+.PHONY: help demo test test-min test-examples search check fix bench clean
 
 help: ## Show this help
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
@@ -23,6 +23,13 @@ $(VENV)/.installed: setup.py constraints.txt
 	.venv-min/bin/pip install --quiet --constraint constraints-min.txt --editable '.[test]'
 	touch $@
 
+.venv-examples/.installed: setup.py constraints.txt constraints-examples.txt
+	$(PYTHON) -m venv .venv-examples
+	grep -v '^pillow==' constraints.txt | cat - constraints-examples.txt > .venv-examples/constraints.txt
+	.venv-examples/bin/pip install --quiet --constraint .venv-examples/constraints.txt torch
+	.venv-examples/bin/pip install --quiet --constraint .venv-examples/constraints.txt --editable '.[examples]'
+	touch $@
+
 demo: $(VENV)/.installed ## Embed and rank the media in examples/media, draw outputs/demo.png
 	$(RUN) examples/demo.py
 
@@ -31,6 +38,16 @@ test: $(VENV)/.installed ## Run all tests, offline, on CPU
 
 test-min: .venv-min/.installed ## Run the core tests on the oldest supported libraries
 	.venv-min/bin/python -m pytest tests/test_vectors.py tests/test_processor.py tests/test_doors.py
+
+test-examples: .venv-examples/.installed ## Run the tests of search, distributed and serving (see examples/)
+	.venv-examples/bin/python -m pytest tests/test_search.py tests/test_distributed.py tests/test_serving.py
+
+MODEL ?= checkpoints/plume-tiny
+search: .venv-examples/.installed ## Index the media and a playground folder, open the search page (MODEL=folder or Hub id)
+	.venv-examples/bin/python -c "from pathlib import Path; from plume.playground import write_training; \
+		write_training(Path('outputs/playground'), 60, 0)"
+	.venv-examples/bin/python -m examples.search index examples/media outputs/playground/media --model $(MODEL)
+	.venv-examples/bin/python -m examples.search page --model $(MODEL)
 
 check: $(VENV)/.installed ## Format, lint and types, without changing anything
 	$(RUN) -m ruff format --check $(SOURCES)
@@ -45,4 +62,4 @@ bench: $(VENV)/.installed ## Print what each part of an embedding costs (BENCH="
 	$(RUN) -m plume.benchmarks $(BENCH)
 
 clean: ## Remove environments and build outputs
-	rm -rf .venv .venv-min build dist *.egg-info outputs
+	rm -rf .venv .venv-min .venv-examples build dist *.egg-info outputs

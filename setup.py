@@ -38,6 +38,12 @@ EXTRAS = {
 }
 # The core tests also run on the oldest supported libraries, which are too old for training.
 EXTRAS["test"] = [*EXTRAS["st"], *EXTRAS["video"], "accelerate", "hypothesis", "pytest", "setuptools>=77"]
+# What examples/ stands on; never needed by the package itself.
+EXTRAS["search"] = [*EXTRAS["video"], "lancedb>=0.40", "gradio>=6", "pypdfium2>=5"]
+EXTRAS["distributed"] = [*EXTRAS["st"], *EXTRAS["video"], "pypdfium2>=5", "pyarrow", "ray[data]>=2.60"]
+EXTRAS["serving"] = ["fastapi>=0.115", "uvicorn", "prometheus-client"]
+EXTRAS["examples"] = [*EXTRAS["search"], *EXTRAS["distributed"], *EXTRAS["serving"], *EXTRAS["test"]]
+EXTRAS["examples"] += ["datasets", "httpx", "openai", "playwright"]
 EXTRAS["dev"] = [*EXTRAS["test"], *EXTRAS["train"], *EXTRAS["eval"], *EXTRAS["bench"], "mypy", "ruff"]
 
 

@@ -53,6 +53,15 @@ def run_block(block, folder):
     assert done.returncode == 0, f"{block}\n{done.stderr[-3000:]}"
 
 
+@pytest.mark.parametrize("name", ["search", "distributed", "serving"])
+def test_every_example_has_a_page_that_fits_on_a_screen(name):
+    page = (ROOT / "examples" / name / "README.md").read_text(encoding="utf-8")
+    assert len(page.splitlines()) <= 60
+    assert f"python -m examples.{name}" in page
+    for target in re.findall(r"\]\(([^)#]+?)\)", page):
+        assert (ROOT / "examples" / name / target).exists(), target
+
+
 def test_the_readme_names_only_commands_that_exist():
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     assert set(re.findall(r"make ([a-z-]+)", (ROOT / "README.md").read_text())) <= targets

@@ -1,0 +1,1 @@
+"""Search a folder: an index on disk, a command line, a page."""

@@ -1,0 +1,83 @@
+"""Search a folder of pictures, clips, PDFs and texts.
+
+python -m examples.search index FOLDER... [--index DIR] [--model CHECKPOINT]
+python -m examples.search query [TEXT] [--media FILE] [--top N] [--kinds KIND...] [--k K]
+python -m examples.search page [--port PORT]
+python -m examples.search import PARQUET_FOLDER      # what examples.distributed wrote
+"""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from examples.search.importing import import_vectors
+from examples.search.indexing import index_folders
+from examples.search.searching import Search
+from examples.search.store import Index
+from examples.shared.documents import KINDS
+from examples.shared.encoder import DEFAULT_MODEL, Encoder
+from examples.shared.limits import Limits
+
+
+def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """The command line, or the given words."""
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--index", type=Path, default=Path("outputs/search-index"), help="folder of the index")
+    common.add_argument("--model", default=DEFAULT_MODEL, help="PLUME checkpoint: folder or Hub id")
+    common.add_argument("--device", help="torch device; CUDA where there is one")
+    parser = argparse.ArgumentParser(prog="python -m examples.search", description=__doc__.splitlines()[0])
+    commands = parser.add_subparsers(dest="command", required=True)
+    index = commands.add_parser("index", parents=[common], help="bring the index up to date with folders")
+    index.add_argument("folders", type=Path, nargs="+", help="folders to index")
+    index.add_argument("--batch", type=int, default=16, help="documents per commit")
+    query = commands.add_parser("query", parents=[common], help="search from the command line")
+    query.add_argument("text", nargs="?", default="", help="what to look for")
+    query.add_argument("--media", type=Path, help="a picture or clip to look for, beside or instead of the text")
+    query.add_argument("--top", type=int, default=5, help="how many results")
+    query.add_argument("--kinds", nargs="*", default=[], choices=KINDS, help="only documents of these kinds")
+    query.add_argument("--k", type=int, help="latent steps of the query; the checkpoint's where omitted")
+    page = commands.add_parser("page", parents=[common], help="open the page")
+    page.add_argument("--host", default="127.0.0.1", help="address to listen on")
+    page.add_argument("--port", type=int, default=7860, help="port to listen on")
+    imported = commands.add_parser("import", parents=[common], help="take over vectors of examples.distributed")
+    imported.add_argument("vectors", type=Path, help="folder of Parquet files")
+    return parser.parse_args(arguments)
+
+
+def run(options: argparse.Namespace) -> None:
+    """Carry out one command."""
+    encoder = Encoder(options.model, options.device)
+    index = Index(options.index, encoder.identity, encoder.dimension, encoder.model.config.num_latent_steps)
+    if options.command == "index":
+        report = index_folders(options.folders, index, encoder, batch=options.batch)
+        for skipped in report.skipped:
+            print(f"skipped  {skipped.path}: {skipped.reason}")
+        print(
+            f"{report.embedded} embedded, {report.unchanged} unchanged, {report.removed} removed, "
+            f"{len(report.skipped)} skipped; {len(index)} documents in {options.index}"
+        )
+    elif options.command == "query":
+        answer = Search(index, encoder, Limits()).run(
+            options.text, options.media, options.k, options.top, options.kinds
+        )
+        for rank, hit in enumerate(answer.hits, start=1):
+            place = f" ({hit.part} of {hit.parts})" if hit.parts > 1 else ""
+            print(f"{rank:>3}  {hit.score:.3f}  {hit.kind:<8} {Path(hit.root, hit.path)}{place}")
+    elif options.command == "import":
+        print(f"{import_vectors(options.vectors, index)} documents imported; {len(index)} in {options.index}")
+    else:
+        import uvicorn  # the page's libraries take seconds to import
+
+        from examples.search.page import build_app
+
+        print(f"{len(index)} documents. Open http://{options.host}:{options.port}", flush=True)
+        app = build_app(Search(index, encoder, Limits()))
+        uvicorn.run(app, host=options.host, port=options.port, log_level="warning")
+
+
+if __name__ == "__main__":
+    arguments = parse_arguments()
+    try:
+        run(arguments)
+    except ValueError as error:
+        raise SystemExit(f"error: {error}") from error

@@ -1,0 +1,1 @@
+"""An embedding server that OpenAI's client can talk to."""

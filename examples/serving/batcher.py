@@ -1,0 +1,188 @@
+"""Dynamic batching: requests that arrive together are embedded together, and no more wait than fit.
+
+1. **Admit**: all inputs of a request or none; what does not fit into the queue is refused at once.
+2. **Linger** a few milliseconds for company.
+3. **Take** from the front what shares role and K, up to a number and a budget of pixels. Only then are pictures
+   decoded: one batch of pixels is in memory, however many requests wait.
+4. **Answer** each input on its own: one that is unusable does not spoil its neighbours.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from examples.serving.schema import pictures, texts
+from examples.shared.encoder import Encoder
+from examples.shared.limits import MediaError
+
+
+class QueueFullError(Exception):
+    """More inputs are waiting than allowed: try again later."""
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """The vector of an input, ``(D,)``, and its number of tokens."""
+
+    vector: np.ndarray
+    tokens: int
+
+
+@dataclass
+class Job:
+    """One input that waits for its vector."""
+
+    content: Any
+    role: str
+    num_latent_steps: int
+    weight: int
+    answer: "asyncio.Future[Embedded]" = field(repr=False)
+
+
+class Batcher:
+    """A queue in front of an encoder.
+
+    Args:
+        encoder: What embeds, on a thread of its own.
+        max_waiting: Inputs that may wait.
+        max_batch: Inputs per batch.
+        linger: Seconds to wait for company.
+        observe: Told the size of every batch.
+    """
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        max_waiting: int = 256,
+        max_batch: int = 32,
+        linger: float = 0.005,
+        observe: Callable[[int], None] = lambda size: None,
+    ) -> None:
+        self.encoder, self.max_waiting, self.max_batch, self.linger = encoder, max_waiting, max_batch, linger
+        self.observe = observe
+        self.waiting: deque[Job] = deque()
+        self._arrived = asyncio.Event()
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="encoder")
+        self._task: asyncio.Task[None] | None = None
+
+    @property
+    def alive(self) -> bool:
+        """Whether inputs are being worked on."""
+        return self._task is not None and not self._task.done()
+
+    def start(self) -> None:
+        """Start working; call it inside the event loop."""
+        self._task = asyncio.get_running_loop().create_task(self._work())
+
+    async def stop(self) -> None:
+        """Let the batch in progress end, leave the rest unanswered."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait([self._task])
+        for job in self.waiting:
+            job.answer.cancel()
+        self._thread.shutdown()
+
+    # 1. Admit
+
+    async def embed(self, contents: Sequence[Any], role: str, num_latent_steps: int) -> list[Embedded]:
+        """Queue inputs and wait for their vectors.
+
+        Raises:
+            QueueFullError: If they do not fit into the queue.
+            ValueError: If one of them is unusable.
+        """
+        if len(self.waiting) + len(contents) > self.max_waiting:
+            raise QueueFullError
+        loop = asyncio.get_running_loop()
+        jobs = [
+            Job(content, role, num_latent_steps, self._weigh(content), loop.create_future()) for content in contents
+        ]
+        self.waiting.extend(jobs)
+        self._arrived.set()
+        try:
+            return await asyncio.gather(*(job.answer for job in jobs))
+        finally:
+            for job in jobs:  # one is unusable: nobody waits for the others any more
+                job.answer.cancel()
+
+    def _weigh(self, content: Any) -> int:
+        return self.encoder.weigh({"image": pictures(content), "text": texts(content)})
+
+    # 2.-4. Linger, take, answer
+
+    async def _work(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            await self._arrived.wait()
+            if len(self.waiting) < self.max_batch:
+                await asyncio.sleep(self.linger)
+            batch = self._take()
+            if not batch:
+                continue
+            self.observe(len(batch))
+            work = loop.run_in_executor(self._thread, embed_batch, self.encoder, batch)
+            await asyncio.wait([work])
+            error = work.exception()  # a fault of ours, not of an input: all of them are told
+            answers = [error] * len(batch) if error is not None else work.result()
+            for job, answer in zip(batch, answers, strict=True):
+                if job.answer.done():
+                    continue
+                if isinstance(answer, BaseException):
+                    job.answer.set_exception(answer)
+                else:
+                    job.answer.set_result(answer)
+
+    def _take(self) -> list[Job]:
+        """The oldest input and those behind it that can share its batch; those that nobody waits for are dropped."""
+        batch: list[Job] = []
+        rest: deque[Job] = deque()
+        heaviest = 0
+        for job in self.waiting:
+            if job.answer.done():
+                continue
+            heavier = max(heaviest, job.weight)
+            fits = len(batch) < self.max_batch and heavier * (len(batch) + 1) <= self.encoder.pixel_budget
+            alike = not batch or (job.role, job.num_latent_steps) == (batch[0].role, batch[0].num_latent_steps)
+            if not batch or (fits and alike):
+                batch.append(job)
+                heaviest = heavier
+            else:
+                rest.append(job)
+        self.waiting = rest
+        if not rest:
+            self._arrived.clear()
+        return batch
+
+
+def embed_batch(encoder: Encoder, batch: Sequence[Job]) -> list[Embedded | ValueError]:
+    """Decode and embed inputs of one role and K: per input its vector, or why there is none."""
+    answers: dict[int, Embedded | ValueError] = {}
+    for place, job in enumerate(batch):
+        try:
+            for picture in pictures(job.content):
+                picture.load()
+        except (OSError, ValueError, SyntaxError, EOFError) as error:
+            answers[place] = MediaError(f"A picture is damaged or cut off ({error}). Send a complete file.")
+    usable = [place for place in range(len(batch)) if place not in answers]
+    answers |= zip(usable, _try_embed(encoder, [batch[place] for place in usable]), strict=True)
+    return [answers[place] for place in range(len(batch))]
+
+
+def _try_embed(encoder: Encoder, jobs: Sequence[Job]) -> list[Embedded | ValueError]:
+    if not jobs:
+        return []
+    try:
+        # A text that is too long is refused, not cut: the client would not learn of it.
+        inputs = encoder.process([job.content for job in jobs], jobs[0].role, truncation=False)
+        tokens = inputs["attention_mask"].sum(dim=1).tolist()
+        vectors = encoder.run(inputs, jobs[0].num_latent_steps).embeddings
+        assert vectors is not None
+        return [Embedded(*pair) for pair in zip(vectors.float().cpu().numpy(), tokens, strict=True)]
+    except ValueError as error:
+        return [error] if len(jobs) == 1 else [_try_embed(encoder, [job])[0] for job in jobs]

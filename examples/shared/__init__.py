@@ -1,0 +1,1 @@
+"""What the examples share: bounded media, a folder as documents, one encoder."""

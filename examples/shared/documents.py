@@ -1,0 +1,195 @@
+"""A folder as documents: pictures, clips, pages of PDFs, passages of texts.
+
+1. **List** the files (:func:`list_files`): what is no document is skipped with its reason, never silently.
+2. **Split** a file into documents (:func:`split`): a PDF into pages, a text into passages, anything else is one.
+3. **Load** a document (:func:`load`) as an input of the processor, within bounds.
+"""
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pypdfium2
+from PIL import Image
+
+from examples.shared.encoder import Encoder
+from examples.shared.limits import Limits, MediaError, check_clip, decode_picture
+
+KINDS = {
+    "picture": (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"),
+    "clip": (".mp4", ".m4v", ".mkv", ".webm", ".mov", ".avi", ".mpg", ".mpeg", ".gif"),
+    "page": (".pdf",),
+    "text": (".txt", ".md", ".rst"),
+}
+PASSAGE = 1000  # characters; a page of print has about 2500
+_PAGE_PIXELS = 1280 * 28 * 28  # as many as Qwen2-VL looks at by default
+_KIND_OF = {ending: kind for kind, endings in KINDS.items() for ending in endings}
+
+
+@dataclass(frozen=True)
+class File:
+    """A file of a folder.
+
+    Attributes:
+        root: The folder, absolute.
+        path: Path below it, with slashes.
+        kind: A key of :data:`KINDS`.
+        stamp: Size and time of the last change: as long as it stays, the content is taken to stay.
+    """
+
+    root: str
+    path: str
+    kind: str
+    stamp: str
+
+    @property
+    def location(self) -> Path:
+        """Where it lies."""
+        return Path(self.root, self.path)
+
+    def current_stamp(self) -> str:
+        """The stamp that it has now."""
+        facts = self.location.stat()
+        return f"{facts.st_size}-{facts.st_mtime_ns}"
+
+    def digest(self) -> str:
+        """Hash of the content."""
+        digest = hashlib.sha256()
+        with self.location.open("rb") as file:
+            while block := file.read(1 << 22):
+                digest.update(block)
+        return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class Document:
+    """One thing that can be found: a file, or a part of it, counted from 1."""
+
+    file: File
+    part: int
+
+    @property
+    def id(self) -> str:
+        """A name that stays when the content changes."""
+        place = "\0".join((self.file.root, self.file.path, str(self.part)))
+        return hashlib.blake2b(place.encode("utf-8", "surrogateescape"), digest_size=16).hexdigest()
+
+    def facts(self, parts: int, digest: str) -> dict[str, Any]:
+        """The columns of its row that say where it is and in which state, see :mod:`examples.shared.rows`."""
+        place = {"id": self.id, "root": self.file.root, "path": self.file.path, "part": self.part, "parts": parts}
+        return {**place, "kind": self.file.kind, "stamp": self.file.stamp, "digest": digest}
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A file that is no document, and why."""
+
+    path: str
+    reason: str
+
+
+def list_files(folder: Path) -> Iterator[File | Skipped]:
+    """All files below a folder, in order of their paths; links that lead out of it are skipped.
+
+    Raises:
+        ValueError: If there is no such folder.
+    """
+    root = folder.resolve()
+    if not root.is_dir():
+        raise ValueError(f"{folder} is no folder, so there is nothing to index. Check the path.")
+    for location in sorted(path for path in root.rglob("*") if not path.is_dir()):
+        path = location.relative_to(root).as_posix()
+        kind = _KIND_OF.get(location.suffix.lower())
+        if kind is None:
+            yield Skipped(path, f"unknown ending {location.suffix or '(none)'}")
+        elif not location.is_file():
+            yield Skipped(path, "a link that leads nowhere, or no regular file")
+        elif not location.resolve().is_relative_to(root):
+            yield Skipped(path, "a link that leads out of the folder")
+        else:
+            file = File(str(root), path, kind, "")
+            yield replace(file, stamp=file.current_stamp())
+
+
+def split(file: File, limits: Limits) -> list[Document]:
+    """The documents in a file.
+
+    Raises:
+        MediaError: If the file is unreadable, empty, or exceeds the bounds.
+    """
+    limits.check_bytes(file.location.stat().st_size)
+    count = 1
+    if file.kind == "page":
+        with _open_pdf(file.location) as pdf:
+            count = len(pdf)
+        if count > limits.max_pages:
+            raise MediaError(f"The PDF has {count} pages, more than the {limits.max_pages} allowed. Split it.")
+    elif file.kind == "text":
+        count = len(passages(_read_text(file.location)))
+    if count == 0:
+        raise MediaError("The file holds no text and no pages, so there is nothing to embed.")
+    return [Document(file, part) for part in range(1, count + 1)]
+
+
+def load(document: Document, encoder: Encoder, limits: Limits) -> dict[str, Any]:
+    """A document as an input of the processor: ``{"image": ...}``, ``{"video": frames}`` or ``{"text": ...}``.
+
+    Raises:
+        MediaError: If it is damaged or exceeds the bounds.
+    """
+    location = document.file.location
+    if document.file.kind == "picture":
+        return {"image": decode_picture(location, limits)}
+    if document.file.kind == "clip":
+        check_clip(location, limits)
+        return {"video": encoder.frames(location)}
+    if document.file.kind == "page":
+        return {"image": render_page(location, document.part, limits)}
+    return {"text": passages(_read_text(location))[document.part - 1]}
+
+
+def render_page(location: Path, part: int, limits: Limits) -> Image.Image:
+    """A page of a PDF as a picture, whatever the size it claims.
+
+    Raises:
+        MediaError: If the page cannot be rendered.
+    """
+    with _open_pdf(location) as pdf:
+        try:
+            page = pdf[part - 1]
+            width, height = page.get_size()
+            scale = (min(_PAGE_PIXELS, limits.max_pixels) / max(width * height, 1)) ** 0.5
+            return page.render(scale=scale).to_pil().convert("RGB")
+        except pypdfium2.PdfiumError as error:
+            raise MediaError(f"Page {part} could not be rendered ({error}).") from error
+
+
+def passages(text: str, size: int = PASSAGE) -> list[str]:
+    """Cut a text into passages of at most ``size`` characters, at paragraphs, lines, sentences or words if possible.
+
+    >>> passages("One two. Three four.", size=12)
+    ['One two.', 'Three four.']
+    """
+    found, rest = [], text.strip()
+    while len(rest) > size:
+        cuts = (rest.rfind(mark, 1, size) + len(mark.rstrip()) for mark in ("\n\n", "\n", ". ", " "))
+        cut = next((cut for cut in cuts if cut > size // 3), size)
+        found.append(rest[:cut].strip())
+        rest = rest[cut:].strip()
+    return [passage for passage in (*found, rest) if passage]
+
+
+def _open_pdf(location: Path) -> pypdfium2.PdfDocument:
+    try:
+        return pypdfium2.PdfDocument(location)
+    except pypdfium2.PdfiumError as error:
+        raise MediaError(f"The PDF is damaged or locked ({error}).") from error
+
+
+def _read_text(location: Path) -> str:
+    try:
+        return location.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise MediaError(f"The text is not UTF-8 ({error.reason}).") from error

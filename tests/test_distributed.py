@@ -1,0 +1,185 @@
+"""The distributed example: killed and started again, every document exactly once, the vectors of a quiet run."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+for module in ("ray", "pyarrow", "pypdfium2"):
+    pytest.importorskip(module, reason="the extra `distributed` is not installed: pip install '.[examples]'")
+
+import pyarrow as pa
+import pyarrow.dataset as ds
+import pyarrow.parquet as pq
+
+from examples.distributed.chunks import embed_chunk, unfinished
+from examples.distributed.plan import make_plan
+from examples.shared.encoder import Encoder
+from inputs import MEDIA, ROOT, noise_image
+from servers import example_environment, run_example
+
+COUNT = 60
+
+
+@pytest.fixture(scope="module")
+def encoder(checkpoint) -> Encoder:
+    return Encoder(str(checkpoint), "cpu")
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("corpus")
+    for number in range(COUNT):
+        if number % 2:
+            noise_image(number, 56 + 28 * (number % 4)).save(folder / f"{number:03d}.png")
+        else:
+            (folder / f"{number:03d}.txt").write_text(f"bus number {number} " * (1 + number % 5))
+    return folder
+
+
+def results(job) -> dict[str, dict]:
+    rows = ds.dataset(job / "vectors", format="parquet").to_table().to_pylist()
+    assert len({row["id"] for row in rows}) == len(rows), "a document was written twice"
+    return {row["id"]: row for row in rows}
+
+
+def quiet_run(corpus, job, encoder, chunk=4) -> dict[str, dict]:
+    """The same job in this process, without Ray and without interruption."""
+    make_plan(corpus, job, encoder, chunk)
+    for name in unfinished(job):
+        embed_chunk(job, name, encoder, encoder.try_encode)
+    return results(job)
+
+
+def largest_difference(ours, theirs) -> float:
+    assert ours.keys() == theirs.keys()
+    return max(np.abs(np.subtract(ours[id]["vector"], theirs[id]["vector"])).max() for id in ours)
+
+
+def children_of(pid: int) -> list[int]:
+    found = subprocess.run(["ps", "-o", "pid=", "--ppid", str(pid)], capture_output=True, text=True, check=False)
+    direct = [int(word) for word in found.stdout.split()]
+    return [*direct, *(child for one in direct for child in children_of(one))]
+
+
+def end_all(pids: list[int]) -> None:
+    for pid in pids:
+        try:
+            os.kill(pid, signal.SIGKILL)
+        except ProcessLookupError:
+            continue
+
+
+def test_killed_ray_job_resumes_without_loss_or_duplicates(corpus, checkpoint, encoder, tmp_path):
+    job = tmp_path / "job"
+    arguments = [
+        "examples.distributed",
+        corpus,
+        "--output",
+        job,
+        "--model",
+        checkpoint,
+        "--actors",
+        "1",
+        "--chunk",
+        "2",
+    ]
+    command = [sys.executable, "-m", *map(str, arguments)]
+    process = subprocess.Popen(
+        command, cwd=ROOT, env=example_environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    deadline = time.monotonic() + 300
+    while process.poll() is None and len(list(job.glob("vectors/*.parquet"))) < 3 and time.monotonic() < deadline:
+        time.sleep(0.005)
+    family = children_of(process.pid)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL, "the job ended before it could be killed"
+    end_all(family)  # as when a machine dies: its actors die too
+    done = {path.name for path in job.glob("vectors/*.parquet")}
+    assert 3 <= len(done) < COUNT / 2
+    before = {name: (job / "vectors" / name).stat().st_mtime_ns for name in done}
+    said = run_example(*arguments).stdout
+    assert f"{COUNT} of {COUNT} documents embedded" in said
+    assert before == {name: (job / "vectors" / name).stat().st_mtime_ns for name in done}, "done work was done again"
+    resumed = results(job)
+    assert len(resumed) == COUNT
+    assert largest_difference(resumed, quiet_run(corpus, tmp_path / "quiet", encoder, 2)) <= 1e-5
+    assert not list((job / "writing").iterdir())
+
+
+def test_a_worker_that_outlives_its_job_changes_nothing(corpus, encoder, tmp_path):
+    """The result of a chunk has one name: written twice, it is there once, with the same vectors."""
+    rows = quiet_run(corpus, tmp_path / "job", encoder)
+    embed_chunk(tmp_path / "job", "000003.parquet", encoder, encoder.try_encode)
+    assert largest_difference(results(tmp_path / "job"), rows) == 0
+
+
+def test_what_a_killed_worker_left_half_written_is_no_result(corpus, encoder, tmp_path):
+    job = tmp_path / "job"
+    make_plan(corpus, job, encoder, 10)
+    unfinished(job)
+    (job / "writing" / "1-000000.parquet").write_bytes(b"PAR1 cut off")
+    assert len(unfinished(job)) == COUNT / 10
+    assert not list((job / "writing").iterdir())
+
+
+def test_the_index_imports_what_the_job_wrote(corpus, checkpoint, encoder, tmp_path):
+    for module in ("lancedb", "av"):
+        pytest.importorskip(module, reason="the extra `search` is not installed")
+    from examples.search.importing import import_vectors
+    from examples.search.indexing import index_folders
+    from examples.search.store import Index
+
+    rows = quiet_run(corpus, tmp_path / "job", encoder)
+    steps = encoder.model.config.num_latent_steps
+    index = Index(tmp_path / "index", encoder.identity, encoder.dimension, steps)
+    assert import_vectors(tmp_path / "job", index) == COUNT
+    assert import_vectors(tmp_path / "job", index) == COUNT
+    assert len(index) == COUNT
+    vectors = index.vectors()
+    assert max(np.abs(vectors[id] - rows[id]["vector"]).max() for id in rows) == 0
+    report = index_folders([corpus], index, encoder)
+    assert (report.embedded, report.unchanged) == (0, COUNT)
+    other = Index(tmp_path / "other", "another checkpoint", encoder.dimension, steps)
+    with pytest.raises(ValueError, match="cannot be compared"):
+        import_vectors(tmp_path / "job", other)
+
+
+def test_a_parquet_corpus_and_documents_that_fail(encoder, tmp_path):
+    picture = (MEDIA / "bus.png").read_bytes()
+    rows = [
+        {"id": "a", "text": "a red bus", "image": None},
+        {"id": "b", "text": None, "image": picture},
+        {"id": "c", "text": "at a stop", "image": picture},
+        {"id": "d", "text": None, "image": b"no picture"},
+        {"id": "e", "text": None, "image": None},
+    ]
+    schema = pa.schema([("id", pa.string()), ("text", pa.string()), ("image", pa.binary())])
+    pq.write_table(pa.Table.from_pylist(rows, schema=schema), tmp_path / "corpus.parquet")
+    found = quiet_run(tmp_path / "corpus.parquet", tmp_path / "job", encoder)
+    assert {id for id, row in found.items() if row["error"]} == {"d", "e"}
+    assert np.abs(found["a"]["vector"] - encoder.encode(["a red bus"])[0]).max() <= 1e-5
+    assert len(found["c"]["preview"]) > 100
+    pq.write_table(pa.Table.from_pylist([rows[0]] * 2, schema=schema), tmp_path / "twice.parquet")
+    with pytest.raises(ValueError, match="occurs twice"):
+        make_plan(tmp_path / "twice.parquet", tmp_path / "other", encoder, 4)
+
+
+def test_a_folder_holds_one_job(corpus, encoder, tmp_path):
+    make_plan(corpus, tmp_path / "job", encoder, 10)
+    assert make_plan(corpus, tmp_path / "job", encoder, 10) == COUNT
+    with pytest.raises(ValueError, match="holds a job whose corpus"):
+        make_plan(MEDIA, tmp_path / "job", encoder, 10)
+
+
+def test_sentence_transformers_ends_the_same_job(corpus, checkpoint, encoder, tmp_path):
+    job = tmp_path / "job"
+    make_plan(corpus, job, encoder, 20)
+    embed_chunk(job, unfinished(job)[0], encoder, encoder.try_encode)
+    arguments = ["examples.distributed", corpus, "--output", job, "--model", checkpoint, "--processes", "cpu"]
+    run_example(*arguments)
+    assert largest_difference(results(job), quiet_run(corpus, tmp_path / "quiet", encoder)) <= 1e-5

@@ -1,0 +1,451 @@
+"""The search example: exactly once, only what changed, only what is indexed, and a page that a browser can use."""
+
+import base64
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+for module in ("lancedb", "gradio", "pypdfium2", "av"):
+    pytest.importorskip(module, reason="the extra `search` is not installed: pip install '.[examples]'")
+httpx = pytest.importorskip("httpx", reason="the extra `examples` is not installed: pip install '.[examples]'")
+
+import av
+
+from examples.search.__main__ import parse_arguments, run
+from examples.search.drawing import draw_hits, draw_thinking, project
+from examples.search.indexing import index_folders
+from examples.search.searching import Search
+from examples.search.store import Hit, Index
+from examples.shared.documents import list_files, passages
+from examples.shared.encoder import Encoder
+from examples.shared.limits import Limits, MediaError, check_clip, decode_picture
+from inputs import MEDIA, ROOT, noise_image
+from plume import PlumeProcessor
+from plume.hub.random_checkpoint import save_random_plume
+from servers import example_environment, serving
+
+LONG = "\n\n".join(f"Paragraph {number} tells of a harbour, a museum and a station." * 8 for number in range(4))
+
+
+@pytest.fixture(scope="module")
+def even(tmp_path_factory) -> Path:
+    """A random checkpoint that puts no instruction in front of queries: query and document of one content are equal."""
+    folder = tmp_path_factory.mktemp("even") / "checkpoint"
+    save_random_plume(folder, num_latent_steps=3, max_latent_steps=8)
+    processor = PlumeProcessor.from_pretrained(folder)
+    processor.query_prompt = ""
+    processor.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def encoder(even) -> Encoder:
+    return Encoder(str(even), "cpu")
+
+
+def fill(folder: Path) -> Path:
+    """Nine documents of all kinds in six files, and six files that are no documents."""
+    (folder / "deep").mkdir(parents=True)
+    noise_image(1).save(folder / "one.png")
+    noise_image(2, 140, 56).save(folder / "deep" / "two.jpg")
+    shutil.copy(MEDIA / "rolling_ball.mp4", folder / "ball.mp4")
+    noise_image(3, 168, 224).save(folder / "pages.pdf", save_all=True, append_images=[noise_image(4, 224, 168)])
+    (folder / "short.txt").write_text("the bus to the harbour leaves at ten past eight")
+    (folder / "long.md").write_text(LONG)
+    (folder / "table.csv").write_text("a,b")
+    (folder / "cut.png").write_bytes((MEDIA / "bus.png").read_bytes()[:300])
+    (folder / "empty.txt").write_text("")
+    (folder / "latin.txt").write_bytes(b"\xe9t\xe9")
+    (folder / "no.pdf").write_bytes(b"%PDF-1.4 nothing")
+    (folder / "no.mp4").write_bytes(b"#EXTM3U\n#EXTINF:1,\nfile:///etc/hostname\n")
+    return folder
+
+
+def open_index(folder: Path, encoder: Encoder) -> Index:
+    return Index(folder, encoder.identity, encoder.dimension, encoder.model.config.num_latent_steps)
+
+
+@pytest.fixture
+def corpus(tmp_path) -> Path:
+    return fill(tmp_path / "corpus")
+
+
+@pytest.fixture
+def index(tmp_path, encoder) -> Index:
+    return open_index(tmp_path / "index", encoder)
+
+
+def places(index: Index) -> set[tuple[str, int]]:
+    rows = index.table.search().select(["path", "part"]).limit(len(index)).to_list()
+    assert len({(row["path"], row["part"]) for row in rows}) == len(rows)
+    return {(row["path"], row["part"]) for row in rows}
+
+
+def test_a_folder_becomes_documents_and_reasons(corpus, index, encoder):
+    os.symlink(ROOT / "LICENSE", corpus / "outside.txt")
+    report = index_folders([corpus], index, encoder)
+    count = len(passages(LONG))
+    assert count > 1
+    expected = {
+        ("one.png", 1),
+        ("deep/two.jpg", 1),
+        ("ball.mp4", 1),
+        ("pages.pdf", 1),
+        ("pages.pdf", 2),
+        ("short.txt", 1),
+    }
+    assert places(index) == expected | {("long.md", part) for part in range(1, count + 1)}
+    assert report.embedded == len(index)
+    reasons = {skipped.path: skipped.reason for skipped in report.skipped}
+    assert reasons.keys() == {"table.csv", "cut.png", "empty.txt", "latin.txt", "no.pdf", "no.mp4", "outside.txt"}
+    assert "unknown ending" in reasons["table.csv"]
+    assert "cut off" in reasons["cut.png"]
+    assert "leads out" in reasons["outside.txt"]
+    written = json.loads((index.folder / "skipped.json").read_text())
+    assert {row["path"]: row["reason"] for row in written} == reasons
+
+
+def test_only_what_has_changed_is_embedded_again(corpus, index, encoder, monkeypatch):
+    index_folders([corpus], index, encoder)
+    before = index.vectors()
+    embedded: list = []
+    encode = encoder.try_encode
+    monkeypatch.setattr(encoder, "try_encode", lambda items: embedded.extend(items) or encode(items))
+
+    def run() -> tuple[int, int, int]:
+        embedded.clear()
+        report = index_folders([corpus], index, encoder)
+        assert len(embedded) == report.embedded
+        return report.embedded, report.unchanged, report.removed
+
+    assert run() == (0, len(before), 0)
+    os.utime(corpus / "one.png", (1, 1))  # touched, not changed
+    assert run() == (0, len(before), 0)
+    assert run() == (0, len(before), 0)
+    noise_image(9).save(corpus / "one.png")
+    assert run() == (1, len(before) - 1, 0)
+    noise_image(3, 168, 224).save(corpus / "pages.pdf")  # a page fewer
+    (corpus / "short.txt").unlink()
+    (corpus / "ball.mp4").write_bytes(b"damaged")
+    assert run() == (1, len(before) - 4, 3)
+    after = index.vectors()
+    assert ("short.txt", 1) not in places(index)
+    assert ("ball.mp4", 1) not in places(index)
+    changed = {id for id in after if np.abs(after[id] - before[id]).max() > 1e-6}
+    assert len(changed) <= 2
+
+
+def test_documents_of_other_folders_stay(corpus, index, encoder, tmp_path):
+    index_folders([corpus], index, encoder)
+    (tmp_path / "other").mkdir()
+    noise_image(5).save(tmp_path / "other" / "one.png")
+    before = len(index)
+    assert index_folders([tmp_path / "other"], index, encoder).removed == 0
+    assert len(index) == before + 1
+
+
+def make_pictures(folder: Path, count: int) -> Path:
+    folder.mkdir()
+    for number in range(count):
+        if number % 3:
+            noise_image(number, 56 + 28 * (number % 4)).save(folder / f"{number:03d}.png")
+        else:
+            (folder / f"{number:03d}.txt").write_text(f"bus number {number} " * (1 + number % 7))
+    return folder
+
+
+def test_killed_in_the_middle_every_item_is_there_once(even, encoder, tmp_path):
+    folder, killed = make_pictures(tmp_path / "many", 150), tmp_path / "killed"
+    arguments = ["examples.search", "index", folder, "--index", killed, "--model", even, "--batch", "2"]
+    command = [sys.executable, "-m", *map(str, arguments)]
+    process = subprocess.Popen(command, cwd=ROOT, env=example_environment(), stderr=subprocess.DEVNULL)
+    commits = killed / "documents.lance" / "_versions"
+    deadline = time.monotonic() + 300  # imports take their time on a busy machine
+    while process.poll() is None and len(list(commits.glob("*.manifest"))) <= 8 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL, "the run ended before it could be killed"
+    before = len(open_index(killed, encoder))
+    assert 0 < before < 150
+    resumed = open_index(killed, encoder)
+    assert index_folders([folder], resumed, encoder).embedded == 150 - before
+    whole = open_index(tmp_path / "whole", encoder)
+    index_folders([folder], whole, encoder)
+    assert len(places(resumed)) == len(resumed) == 150
+    ours, theirs = resumed.vectors(), whole.vectors()
+    assert ours.keys() == theirs.keys()
+    assert max(np.abs(ours[id] - theirs[id]).max() for id in ours) <= 1e-5
+
+
+def test_vectors_of_another_checkpoint_are_refused(index, encoder):
+    with pytest.raises(ValueError, match="cannot be compared"):
+        Index(index.folder, "another", encoder.dimension, encoder.model.config.num_latent_steps)
+    with pytest.raises(ValueError, match="cannot be compared"):
+        Index(index.folder, encoder.identity, encoder.dimension, 1)
+
+
+def test_two_runs_at_a_time_are_refused(corpus, index, encoder):
+    with index.locked(), pytest.raises(ValueError, match="Another run"):
+        index_folders([corpus], index, encoder)
+    assert index_folders([corpus], index, encoder).embedded > 0
+
+
+def test_a_copy_is_found_first(corpus, index, encoder):
+    index_folders([corpus], index, encoder)
+    search = Search(index, encoder, Limits())
+    queries = {
+        "one.png": ("", corpus / "one.png"),
+        "ball.mp4": ("", corpus / "ball.mp4"),
+        "short.txt": ("the bus to the harbour leaves at ten past eight", None),
+    }
+    for path, (text, media) in queries.items():
+        best = search.run(text, media, None, 3).hits[0]
+        assert best.path == path
+        assert best.score == pytest.approx(1, abs=1e-5)
+    assert {hit.kind for hit in search.run("a bus", None, None, 48, ["page", "clip"]).hits} == {"page", "clip"}
+    both = search.run("a bus", corpus / "one.png", None, 1)
+    assert both.hits[0].score < 1 - 1e-4
+    assert search.run("a bus", None, 0, 1).output.latent_states.shape[1] == 0
+    assert len(search.run("a bus", None, None, 2).hits) == 2
+    scores = [hit.score for hit in search.run("a bus", None, None, 48).hits]
+    assert scores == sorted(scores, reverse=True)
+    with pytest.raises(ValueError, match="no kind"):
+        search.run("a bus", None, None, 1, ["page') OR (1=1"])
+    with pytest.raises(MediaError, match="Type a query"):
+        search.run("  ", None, None, 1)
+
+
+def command(*words) -> None:
+    run(parse_arguments([str(word) for word in words]))
+
+
+def test_the_command_line_searches(corpus, even, tmp_path, capsys):
+    common = ["--index", tmp_path / "index", "--model", even]
+    command("index", corpus, *common)
+    assert "skipped  cut.png: " in capsys.readouterr().out
+    command("query", "--media", corpus / "deep" / "two.jpg", "--top", 1, *common)
+    assert re.match(r"\s+1\s+1\.000\s+picture\s+\S+/deep/two\.jpg$", capsys.readouterr().out.rstrip())
+
+
+def claim_pixels(folder: Path) -> Path:
+    path = folder / "bomb.png"
+    Image.new("1", (7000, 7000)).save(path, optimize=True)  # some kilobytes, 49 million pixels
+    assert path.stat().st_size < 20_000
+    return path
+
+
+def test_media_from_strangers_are_bounded(tmp_path, encoder, index):
+    search = Search(index, encoder, Limits())
+    with pytest.raises(MediaError, match="7000x7000 pixels"):
+        search.run("", claim_pixels(tmp_path), None, 1)
+    with pytest.raises(MediaError, match="MiB"):
+        decode_picture(MEDIA / "bus.png", Limits(max_bytes=100))
+    with pytest.raises(MediaError, match="more than the 10 frames"):
+        check_clip(MEDIA / "rolling_ball.mp4", Limits(max_frames=10))
+    with pytest.raises(MediaError, match="to decode"):
+        check_clip(MEDIA / "rolling_ball.mp4", Limits(max_seconds=0))
+    with pytest.raises(MediaError, match="pixels"):
+        check_clip(MEDIA / "rolling_ball.mp4", Limits(max_pixels=1000))
+    with pytest.raises(MediaError, match="characters"):
+        search.run("a" * 8001, None, None, 1)
+
+
+def test_a_playlist_is_no_clip(tmp_path):
+    """FFmpeg would open what a playlist or a concat script names: other files, and addresses."""
+    target = tmp_path / "target.mp4"
+    shutil.copy(MEDIA / "rolling_ball.mp4", target)
+    playlist = f"#EXTM3U\n#EXT-X-TARGETDURATION:2\n#EXTINF:2,\n{target}\n#EXT-X-ENDLIST\n"
+    script = f"ffconcat version 1.0\nfile {target.name}\n"
+    for text in (playlist, script):
+        path = tmp_path / "clip.mp4"
+        path.write_text(text)
+        with pytest.raises(MediaError, match="could not be decoded"):
+            check_clip(path, Limits())
+    path = tmp_path / "list.ffconcat"
+    path.write_text(script)
+    with av.open(str(path)) as container:  # without the list of formats it is opened: the refusal above is ours
+        assert container.format.name == "concat"
+
+
+def test_what_comes_from_files_is_escaped():
+    nasty = "<img src=x onerror=alert(1)>"
+    hit = Hit("0", "/r", f'a"><script>{nasty}.txt', 1, 1, "text", nasty, 0.5)
+    drawn = draw_hits([hit])
+    assert "<script" not in drawn
+    assert "<img" not in drawn
+    assert "onerror=alert(1)&gt;" in drawn
+
+
+def test_the_plots_show_what_happened(encoder):
+    output = encoder.think([{"text": "a bus"}], "query", 5)
+    drawn = draw_thinking(output.latent_states[0], output.router_probs[0], 2)
+    assert drawn.count("<circle") == 5
+    assert drawn.count("<rect") == 5 * output.router_probs.shape[-1]
+    assert drawn.count('class="on"') == 5 * 2
+    states = output.latent_states[0].double().numpy()
+    flat = project(states)
+    # A projection: distances never grow, and two points lie exactly as far apart as they are.
+    assert np.linalg.norm(flat[0] - flat[4]) <= np.linalg.norm(states[0] - states[4]) + 1e-9
+    two = project(states[:2])
+    assert np.linalg.norm(two[0] - two[1]) == pytest.approx(np.linalg.norm(states[0] - states[1]))
+    assert "without latent thinking" in draw_thinking(output.latent_states[0][:0], output.router_probs[0][:0], 2)
+
+
+def test_passages_lose_nothing_but_spaces():
+    text = "".join(f"{number} words. " if number % 5 else f"\n\n{'x' * number * 7}" for number in range(300))
+    for size in (40, 100, 1000):
+        cut = passages(text, size)
+        assert max(map(len, cut)) <= size
+        assert "".join("".join(cut).split()) == "".join(text.split())
+
+
+def test_importing_plume_stays_light():
+    code = (
+        "import sys, plume; heavy = {'lancedb', 'gradio', 'ray', 'fastapi', 'uvicorn', 'openai', 'pyarrow', "
+        "'pypdfium2', 'playwright', 'pandas', 'prometheus_client', 'examples'}; print(sorted(heavy & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+@pytest.fixture(scope="module")
+def indexed(even, tmp_path_factory):
+    """The shipped media and one text, indexed; the folder, the index and the address of the page."""
+    folder = tmp_path_factory.mktemp("page")
+    shutil.copytree(MEDIA, folder / "media")
+    (folder / "media" / "note.txt").write_text("tickets are sold on board of the red bus")
+    common = ["--index", folder / "index", "--model", even]
+    command("index", folder / "media", *common)
+    with serving("examples.search", "page", *common, path="/") as (address, _):
+        yield folder, address
+
+
+def test_only_files_of_the_index_are_served(indexed, encoder):
+    folder, address = indexed
+    index = open_index(folder / "index", encoder)
+    rows = index.table.search().select(["id", "path"]).limit(len(index)).to_list()
+    ids = {row["path"]: row["id"] for row in rows}
+    with httpx.Client(base_url=address) as client:
+        served = client.get(f"/original/{ids['bus.png']}")
+        assert served.content == (MEDIA / "bus.png").read_bytes()
+        assert served.headers["x-content-type-options"] == "nosniff"
+        assert client.get(f"/preview/{ids['bus.png']}").headers["content-type"] == "image/webp"
+        assert client.get(f"/original/{ids['note.txt']}").headers["content-type"].startswith("text/plain")
+        secret, setup = folder / "secret.txt", ROOT / "setup.py"
+        secret.write_text("secret")
+        for path in (
+            "/original/nothing",
+            "/original/..%2f..%2fsecret.txt",
+            "/original/'%20OR%20'1'='1",
+            f"/original/{ids['bus.png']}/../secret.txt",
+            f"/gradio_api/file={secret}",
+            f"/gradio_api/file={setup}",
+            "/gradio_api/file=/etc/passwd",
+            "/gradio_api/file=setup.py",
+            "/file=setup.py",
+            "/setup.py",
+            "/gradio_api/proxy=http://127.0.0.1:1/",
+        ):
+            assert client.get(path).status_code in (400, 403, 404), path
+        (folder / "media" / "boat.png").write_bytes((MEDIA / "bus.png").read_bytes())
+        assert client.get(f"/original/{ids['boat.png']}").status_code == 404
+        (folder / "media" / "boat.png").write_bytes((MEDIA / "boat.png").read_bytes())
+
+
+def test_an_upload_has_a_limit(indexed):
+    _, address = indexed
+    too_large = b"\x89PNG" + b"0" * (Limits().max_bytes + 1)
+    answer = httpx.post(f"{address}/gradio_api/upload", files={"files": ("big.png", too_large)}, timeout=60)
+    assert answer.status_code == 413
+
+
+def find_chromium() -> str | None:
+    """A Chromium that Playwright can drive: the system's, or Playwright's own."""
+    found = [shutil.which(name) for name in ("chromium", "chromium-browser", "google-chrome")]
+    if any(found):
+        return next(filter(None, found))
+    playwright = pytest.importorskip("playwright.sync_api")
+    with playwright.sync_playwright() as driver:
+        own = driver.chromium.executable_path
+    return own if Path(own).exists() else None
+
+
+@pytest.fixture
+def browser_page():
+    playwright = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed: the extra `examples`")
+    chromium = find_chromium()
+    if chromium is None:
+        pytest.skip("no Chromium is installed: apt-get install chromium, or playwright install chromium")
+    with playwright.sync_playwright() as driver:
+        # Chromium refuses its sandbox to root; it loads nothing but our own page.
+        quiet = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-sync"]
+        browser = driver.chromium.launch(executable_path=chromium, args=quiet)
+        yield browser.new_page(viewport={"width": 1280, "height": 960})
+        browser.close()
+
+
+def drop(page, path: Path) -> None:
+    """Drop a file on the query, as a mouse would."""
+    content = base64.b64encode(path.read_bytes()).decode()
+    transfer = page.evaluate_handle(
+        """([content, name]) => {
+            const bytes = Uint8Array.from(atob(content), letter => letter.charCodeAt(0));
+            const transfer = new DataTransfer();
+            transfer.items.add(new File([bytes], name, {type: "image/png"}));
+            return transfer;
+        }""",
+        [content, path.name],
+    )
+    for event in ("dragenter", "dragover", "drop"):
+        page.locator("#query textarea").dispatch_event(event, {"dataTransfer": transfer})
+
+
+def test_a_browser_searches_by_text_and_by_picture(indexed, browser_page, tmp_path):
+    folder, address = indexed
+    requests: list[str] = []
+    browser_page.on("request", lambda request: requests.append(request.url))
+    browser_page.goto(address)
+    browser_page.locator("#query textarea").fill("tickets are sold on board of the red bus")
+    browser_page.keyboard.press("Enter")
+    first = browser_page.locator("#results .hit").first
+    first.wait_for(timeout=30_000)
+    assert first.get_attribute("data-path") == "note.txt"
+    assert first.locator(".score").inner_text() == "1.000"
+    assert browser_page.locator("#thinking circle").count() == 3
+    # A picture under another name: what counts is what it shows.
+    shutil.copy(MEDIA / "timetable_page.png", tmp_path / "query.png")
+    browser_page.locator("#query textarea").fill("")
+    drop(browser_page, tmp_path / "query.png")
+    browser_page.locator("#query .thumbnail-item, #query .thumbnail-image").first.wait_for(timeout=30_000)
+    browser_page.locator("#query textarea").press("Enter")
+    browser_page.locator("#results .hit[data-path='timetable_page.png']:first-child").wait_for(timeout=30_000)
+    assert first.locator(".score").inner_text() == "1.000"
+    loaded = first.locator("img")
+    loaded.evaluate("image => image.decode()")
+    assert loaded.evaluate("image => image.naturalWidth") > 50
+    (ROOT / "outputs").mkdir(exist_ok=True)  # docs/search.png is made like this, with the shipped checkpoint
+    browser_page.screenshot(path=ROOT / "outputs" / "search.png", full_page=True)
+    assert all(url.startswith((address, "data:", "blob:")) for url in requests), "the page loads nothing from elsewhere"
+
+
+def test_the_page_says_what_is_wrong(indexed, browser_page, tmp_path):
+    _, address = indexed
+    browser_page.goto(address)
+    drop(browser_page, claim_pixels(tmp_path))
+    browser_page.locator("#query .thumbnail-item, #query .thumbnail-image").first.wait_for(timeout=30_000)
+    browser_page.locator("#query textarea").press("Enter")
+    browser_page.get_by_text("7000x7000 pixels").first.wait_for(timeout=30_000)
+
+
+def test_every_shipped_picture_is_listed():
+    assert {file.path for file in list_files(MEDIA)} == {path.name for path in MEDIA.iterdir()}
