@@ -65,8 +65,8 @@ def headline(results: Sequence[Result]) -> list[str]:
         drop, shuffle = (_points(*mean_cost(members, variant)) for variant in ("drop", "shuffle"))
         tasks = kind.removesuffix("s") if len(members) == 1 else kind
         sentences.append(
-            f"On {len(members)} {tasks}, dropping the latents costs {drop} points of Hit@1, shuffling them between queries "
-            f"{shuffle}."
+            f"On {len(members)} {tasks}, dropping the latents costs {drop} points of Hit@1, "
+            f"shuffling them between queries {shuffle}."
         )
     return sentences
 
