@@ -1,4 +1,4 @@
-"""Does the thinking help? Every variant of the method on the same world, with the same steps: Tables 3 to 6 of the paper.
+"""Does the thinking help? Every variant on the same world, with the same steps: Tables 3 to 6 of the paper.
 
 1. **Explicit stage**, once per seed: the adapter takes no part in it, so all variants go on from the same weights.
 2. **Latent stages**, per variant and seed: the same number of steps whatever the variant. ``no_curriculum`` goes to the
@@ -6,7 +6,8 @@
    has the best of several learning rates, chosen on the dev split.
 3. **Test**: by the evaluation that scores everything else, per task and number of look-ups.
 
-A run that has its file is not run again, so a sweep can be stopped and resumed. ``python -m plume.playground.ablate --help``.
+A run that has its file is not run again, so a sweep can be stopped and resumed:
+``python -m plume.playground.ablate --help``.
 """
 
 import argparse
@@ -173,9 +174,7 @@ class Sweep:
             seed=seed,
             **TRAINING,
         )
-        PlumeTrainer(
-            model=model, args=args, train_dataset=self.rows, processing_class=self.processor
-        ).train()
+        PlumeTrainer(model=model, args=args, train_dataset=self.rows, processing_class=self.processor).train()
 
     def _score(self, model: PlumeForEmbedding, split: str) -> list[dict[str, Any]]:
         embedder = ModelEmbedder(model, self.processor)

@@ -1,9 +1,9 @@
 """The world written out: training pairs in the UME-R1 format, and evaluation tasks in the schemas of MMEB-v2.
 
-Training: ``pairs.jsonl`` beside ``media/``. Evaluation: one ``datasets`` folder and media per task, and ``tasks.json``, a
-table in the schema of ``evaluation/mmeb_v2.json``. Both are read by the same code as the real corpora. Files are named by
-their content or by number, candidates are sorted by file, so neither says which one is right; only the folders of
-clips say "positive", as MMEB-v2 lays them out, and no model reads them.
+Training: ``pairs.jsonl`` beside ``media/``. Evaluation: one ``datasets`` folder and media per task, and ``tasks.json``,
+a table in the schema of ``evaluation/mmeb_v2.json``. Both are read by the same code as the real corpora. Files are
+named by their content or by number, candidates are sorted by file, so neither says which one is right; only the folders
+of clips say "positive", as MMEB-v2 lays them out, and no model reads them.
 """
 
 import hashlib
@@ -94,7 +94,8 @@ def _pair(task: Task, example: Example, media: MediaFolder) -> dict[str, Any]:
 
 def _side(item: Item, media: MediaFolder, thought: Sequence[str], answer: str) -> dict[str, Any]:
     reply = f"<think>{''.join(thought)}</think>" + (f"<answer>{answer}</answer>" if answer else "")
-    mark, fields = "", {}
+    mark = ""
+    fields: dict[str, Any] = {}
     if item.image is not None:
         mark, fields = "<image>\n", {"image": media.add(item.image)}
     elif item.video:

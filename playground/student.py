@@ -1,7 +1,7 @@
 """The model that learns the world: a Qwen2-VL of two layers with fresh weights, small enough for a laptop.
 
-Two layers are the point: a single pass can do one look-up or two, a chain of three needs more depth than it has, and the
-latent steps are where that depth can come from.
+Two layers are the point: a single pass can do one look-up or two, a chain of three needs more depth than it has, and
+the latent steps are where that depth can come from.
 """
 
 import random
@@ -35,7 +35,12 @@ def build_processor() -> PlumeProcessor:
     for index in range(_CORPUS_ROWS):
         task = list(TASKS.values())[index % len(TASKS)]
         example = draw_example(task, rng, "train")
-        lines += [example.query.text, example.target.text, "".join(example.thought), f"<answer>{example.answer}</answer>"]
+        lines += [
+            example.query.text,
+            example.target.text,
+            "".join(example.thought),
+            f"<answer>{example.answer}</answer>",
+        ]
         lines.append("user\nassistant\nsystem\n")
     tokenizer = build_tokenizer([line for line in lines if line])
     tokens = [token for token in LAYOUT.row_sources() if token not in tokenizer.get_vocab()]

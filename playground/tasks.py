@@ -81,8 +81,10 @@ def _answer(name: str, sign: str) -> str:
 
 
 def _thought(chain: tuple[str, ...]) -> tuple[str, ...]:
-    """What each look-up finds, one sentence each. A first sentence that only repeats the start of the chain would be free
-    to think, and the latent steps that replace it would learn to do nothing."""
+    """What each look-up finds, one sentence each.
+
+    The start of the chain is no sentence: it could be copied, and the latent steps that replace it would learn nothing.
+    """
     return tuple(f" {step}." for step in chain[1:])
 
 
@@ -114,7 +116,12 @@ def open_boxes(rng: random.Random, hops: int) -> Example:
     puzzle, chain = _draw(rng, hops)
     answer = _answer(*chain[-2:])
     return Example(
-        Item(f"open {chain[0]}", _picture(puzzle)), Item(answer), (), _thought(chain), answer, (puzzle.names, puzzle.contents)
+        Item(f"open {chain[0]}", _picture(puzzle)),
+        Item(answer),
+        (),
+        _thought(chain),
+        answer,
+        (puzzle.names, puzzle.contents),
     )
 
 
@@ -135,9 +142,7 @@ def mixed_boxes(rng: random.Random, hops: int) -> Example:
     target, others = _box_pictures(puzzle, chain[-2])
     text = f"mix {hidden} {puzzle.holds(hidden)}. crop {chain[0]}"
     layout = (puzzle.names, puzzle.contents)
-    return Example(
-        Item(text, _picture(puzzle, hidden)), target, others, _thought(chain), _answer(*chain[-2:]), layout
-    )
+    return Example(Item(text, _picture(puzzle, hidden)), target, others, _thought(chain), _answer(*chain[-2:]), layout)
 
 
 def read_page(rng: random.Random, hops: int) -> Example:
@@ -229,7 +234,12 @@ def look_at_box(rng: random.Random, hops: int) -> Example:
     puzzle, chain = _draw(rng, hops)
     answer = _answer(*chain[-2:])
     return Example(
-        Item(f"look {chain[0]}", _picture(puzzle)), Item(answer), (), _thought(chain), answer, (puzzle.names, puzzle.contents)
+        Item(f"look {chain[0]}", _picture(puzzle)),
+        Item(answer),
+        (),
+        _thought(chain),
+        answer,
+        (puzzle.names, puzzle.contents),
     )
 
 
@@ -242,7 +252,12 @@ def find_page(rng: random.Random, hops: int) -> Example:
     page.paste(draw_box(name, sign), (0, 0))
     answer = _answer(name, sign)
     return Example(
-        Item(f"page {name} {sign}"), Item(image=page), (), (f" {sign}.",), answer, (name, sign, puzzle.names, puzzle.contents)
+        Item(f"page {name} {sign}"),
+        Item(image=page),
+        (),
+        (f" {sign}.",),
+        answer,
+        (name, sign, puzzle.names, puzzle.contents),
     )
 
 
@@ -253,7 +268,9 @@ TASKS = {
         Task("image-crop", crop_boxes, "Follow the keys; pick the crop of the last box.", False, HOPS, "image", True),
         Task("mixed-chain", mixed_boxes, "One key is in the text, not in the picture.", False, HOPS, "image"),
         Task("document-chain", read_page, "Follow the cells of a table to a number.", False, HOPS, "text", True),
-        Task("text-chain", follow_text, "Follow the keys in a text; pick the picture.", False, HOPS, "image", True, False),
+        Task(
+            "text-chain", follow_text, "Follow the keys in a text; pick the picture.", False, HOPS, "image", True, False
+        ),
         Task("video-track", track_clip, "Follow the ball from scene to scene.", False, HOPS, "video"),
         Task("video-moment", find_moment, "Pick the scene in which the chain ends.", False, HOPS, "video"),
         Task("image-name", name_box, "Name the box.", True, 0, "text"),

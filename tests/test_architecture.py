@@ -8,7 +8,7 @@ import pytest
 
 from inputs import ROOT
 
-ROOMS = ("benchmarks", "evaluation", "hub", "training")
+ROOMS = ("benchmarks", "evaluation", "hub", "playground", "training")
 LIBRARY = sorted([*ROOT.glob("*.py"), *(path for room in ROOMS for path in (ROOT / room).rglob("*.py"))])
 LIBRARY = [path for path in LIBRARY if path.name not in ("setup.py",)]
 CLOSURE = sorted(path for path in ROOT.glob("*_plume.py"))

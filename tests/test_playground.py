@@ -119,4 +119,5 @@ def test_file_names_say_nothing_about_the_answer(world):
     for row in table["tasks"]:
         media = world / "test" / (row["media"] or "none")
         for file in media.glob("*.png"):
-            assert len(file.stem) == 20 and int(file.stem, 16) >= 0
+            assert len(file.stem) == 20
+            assert int(file.stem, 16) >= 0
