@@ -44,7 +44,7 @@ test-examples: .venv-examples/.installed ## Run the tests of search, distributed
 
 MODEL ?= checkpoints/plume-tiny
 search: .venv-examples/.installed ## Index the media and a playground folder, open the search page (MODEL=folder or Hub id)
-	.venv-examples/bin/python -c "from pathlib import Path; from plume.playground import write_training; \
+	.venv-examples/bin/python -c "from pathlib import Path; from plume.playground.corpora import write_training; \
 		write_training(Path('outputs/playground'), 60, 0)"
 	.venv-examples/bin/python -m examples.search index examples/media outputs/playground/media --model $(MODEL)
 	.venv-examples/bin/python -m examples.search page --model $(MODEL)

@@ -296,7 +296,9 @@ def test_an_adapter_offloaded_to_disk_gives_the_same_vectors(checkpoint, model, 
     placed = {"model": "cpu", "lm_head": "cpu", "latent_transition": "disk"}
     offloaded = PlumeForEmbedding.from_pretrained(checkpoint, device_map=placed, offload_folder=str(tmp_path)).eval()
     inputs = mixed_inputs()[:6]
-    assert torch.equal(embed(offloaded, processor, inputs), embed(model, processor, inputs))
+    # Not the same bits: the step decoder stands back where weights are fetched at the call of a layer.
+    vectors, expected = (embed(which, processor, inputs) for which in (offloaded, model))
+    torch.testing.assert_close(vectors, expected, atol=1e-5, rtol=0)
 
 
 def test_a_processor_without_its_tokens_is_refused():

@@ -9,11 +9,12 @@ import torch
 
 pytest.importorskip("mteb")
 
+from inputs import ROOT
 from plume.evaluation.runner import evaluate
 from plume.evaluation.table import read_table
-from plume.playground import TASKS, conditions, draw_example, write_evaluation, write_training
+from plume.playground.corpora import conditions, write_evaluation, write_training
 from plume.playground.puzzles import SPLITS, make_puzzle, split_of
-from plume.playground.tasks import EXTRAPOLATION
+from plume.playground.tasks import EXTRAPOLATION, TASKS, draw_example
 from plume.training.data import parse_row
 
 CHAINS = [name for name, task in TASKS.items() if not task.control]
@@ -111,6 +112,19 @@ def test_a_model_without_eyes_scores_at_chance(world, reads):
         chance = 1 / (10 if result["task"].startswith("video-moment") else 9)
         spread = 3 * (chance * (1 - chance) / result["n"]) ** 0.5
         assert result["score"] <= chance + spread, result["task"]
+
+
+def test_the_evaluation_scores_plume_tiny_on_the_world(world, tmp_path):
+    """The same path as the 78 tasks; one look-up is what its card says that it learned."""
+    rows = [row for row in read_table(world / "test/tasks.json").rows if row.id == "image-look-test-h1"]
+    (thinking,) = evaluate(ROOT / "checkpoints/plume-tiny", rows, world / "test", tmp_path / "k8", progress=False)
+    (single,) = evaluate(
+        ROOT / "checkpoints/plume-tiny", rows, world / "test", tmp_path / "k0", baseline="single-pass", progress=False
+    )
+    assert thinking["score"] >= 0.9
+    assert single["score"] <= 0.6
+    assert thinking["hops"] == 1
+    assert thinking["control"]
 
 
 def test_file_names_say_nothing_about_the_answer(world):

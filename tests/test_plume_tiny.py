@@ -1,0 +1,60 @@
+"""The committed small checkpoint: its vectors on every supported library version, and what its card says of it."""
+
+import json
+import random
+
+import pytest
+import torch
+
+from inputs import ROOT
+from plume import PlumeForEmbedding, PlumeProcessor
+from plume.playground.tasks import TASKS, draw_example
+
+CHECKPOINT = ROOT / "checkpoints" / "plume-tiny"
+REFERENCE = ROOT / "tests" / "references" / "plume_tiny.json"
+NAMES = ["image-chain", "image-crop", "video-track", "image-look", "text-chain", "image-name"]
+
+
+def draw_inputs() -> list[dict]:
+    """Twelve queries and targets of pictures, clips and texts; none of them has drawn letters."""
+    inputs = []
+    for name in NAMES:
+        example = draw_example(TASKS[name], random.Random(name), "test")
+        for item in (example.query, example.target):
+            media = {"image": item.image} if item.image else {"video": list(item.video)} if item.video else {}
+            inputs.append({**media, **({"text": item.text} if item.text else {})})
+    return inputs
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    return PlumeForEmbedding.from_pretrained(CHECKPOINT).eval(), PlumeProcessor.from_pretrained(CHECKPOINT)
+
+
+def embed(tiny, inputs, **options):
+    model, processor = tiny
+    with torch.no_grad():
+        return model(**processor.process_documents(inputs), **options).embeddings
+
+
+def test_vectors_equal_the_committed_ones(tiny):
+    reference = torch.tensor(json.loads(REFERENCE.read_text()))
+    assert reference.shape == (12, 128)
+    torch.testing.assert_close(embed(tiny, draw_inputs()), reference, atol=1e-4, rtol=0)
+
+
+def test_it_is_small():
+    assert sum(file.stat().st_size for file in CHECKPOINT.iterdir()) < 20e6
+
+
+def test_one_look_up_is_found_by_the_latent_steps(tiny):
+    """Forty questions with one look-up against their answers: right with the steps, mostly wrong without."""
+    examples = [draw_example(TASKS["image-look"], random.Random(f"look-{i}"), "test") for i in range(40)]
+    answers = sorted({example.answer for example in examples})
+    queries = [{"image": example.query.image, "text": example.query.text} for example in examples]
+    right = torch.tensor([answers.index(example.answer) for example in examples])
+    documents = embed(tiny, [{"text": answer} for answer in answers])
+    found = (embed(tiny, queries) @ documents.T).argmax(dim=1)
+    without = (embed(tiny, queries, num_latent_steps=0) @ documents.T).argmax(dim=1)
+    assert (found == right).float().mean() >= 0.9
+    assert (without == right).float().mean() <= 0.6
