@@ -47,14 +47,13 @@ def test_it_is_small():
     assert sum(file.stat().st_size for file in CHECKPOINT.iterdir()) < 20e6
 
 
-def test_one_look_up_is_found_by_the_latent_steps(tiny):
-    """Forty questions with one look-up against their answers: right with the steps, mostly wrong without."""
-    examples = [draw_example(TASKS["image-look"], random.Random(f"look-{i}"), "test") for i in range(40)]
+def test_three_look_ups_are_made_by_the_latent_steps(tiny):
+    """Forty chains of three look-ups against their answers: right with the steps, wrong without, or with too few."""
+    examples = [draw_example(TASKS["image-chain"], random.Random(f"chain-{i}"), "test") for i in range(40)]
     answers = sorted({example.answer for example in examples})
     queries = [{"image": example.query.image, "text": example.query.text} for example in examples]
     right = torch.tensor([answers.index(example.answer) for example in examples])
     documents = embed(tiny, [{"text": answer} for answer in answers])
-    found = (embed(tiny, queries) @ documents.T).argmax(dim=1)
-    without = (embed(tiny, queries, num_latent_steps=0) @ documents.T).argmax(dim=1)
-    assert (found == right).float().mean() >= 0.9
-    assert (without == right).float().mean() <= 0.6
+    for steps, least, most in ((8, 0.9, 1.0), (2, 0.0, 0.4), (0, 0.0, 0.4)):
+        found = (embed(tiny, queries, num_latent_steps=steps) @ documents.T).argmax(dim=1)
+        assert least <= (found == right).float().mean() <= most, steps
