@@ -69,8 +69,10 @@ class RoomyCache(Cache):
         """Columns written so far."""
         return self.filled.get(layer_idx, 0)
 
-    def get_mask_sizes(self, query_length: int, layer_idx: int = 0) -> tuple[int, int]:
-        """Keys that the next pass sees, and the offset of the first."""
+    def get_mask_sizes(self, query_length: int | torch.Tensor, layer_idx: int = 0) -> tuple[int, int]:
+        """Keys that the next pass sees, and the offset of the first; older libraries give the positions of the pass."""
+        if isinstance(query_length, torch.Tensor):
+            query_length = len(query_length)
         return self.get_seq_length(layer_idx) + query_length, 0
 
 

@@ -1,7 +1,6 @@
 """PLUME: universal multimodal embeddings through latent reasoning (arXiv 2604.02073).
 
 The flow, in the order of :meth:`PlumeForEmbedding.forward`:
-
 1. **Prefix** (section 3.3): the Qwen2-VL backbone reads text, images and videos up to ``<slt>``, once.
    Left padding puts ``<slt>`` in the last column of every row.
 2. **Anchor**: c(x) is the state at ``<anchor>``; z(0) is the state at ``<slt>`` (Eq. 2).
@@ -31,6 +30,7 @@ from transformers.utils import ModelOutput
 from .checks_plume import check_prefix, check_suffix
 from .configuration_plume import PlumeConfig
 from .context_plume import CachedContext, Context, TrainingContext
+from .decode_plume import can_decode  # noqa: F401 (older loaders of remote code copy direct imports only)
 from .hub_files_plume import HUB_OPTIONS, push_saved, write_hub_files
 from .latent_plume import LatentExperts, LatentRouter, LatentTransition
 from .packed_plume import PackedWeights

@@ -32,6 +32,7 @@ ARROWS = {
         "checks_plume",
         "configuration_plume",
         "context_plume",
+        "decode_plume",
         "hub_files_plume",
         "latent_plume",
         "packed_plume",
