@@ -37,7 +37,7 @@ test: $(VENV)/.installed ## Run all tests, offline, on CPU
 	$(RUN) -m pytest
 
 test-min: .venv-min/.installed ## Run the core tests on the oldest supported libraries
-	.venv-min/bin/python -m pytest tests/test_vectors.py tests/test_processor.py tests/test_doors.py
+	.venv-min/bin/python -m pytest tests/test_vectors.py tests/test_processor.py tests/test_doors.py tests/test_plume_tiny.py
 
 test-examples: .venv-examples/.installed ## Run the tests of search, distributed and serving (see examples/)
 	.venv-examples/bin/python -m pytest tests/test_search.py tests/test_distributed.py tests/test_serving.py
