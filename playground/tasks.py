@@ -7,6 +7,7 @@ should not matter there. Rationales are one short sentence per look-up.
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 
 from PIL import Image
 
@@ -111,12 +112,15 @@ def _box_pictures(puzzle: Puzzle, end: str) -> tuple[Item, tuple[Item, ...]]:
     return pictures.pop(end), tuple(pictures.values())
 
 
-def open_boxes(rng: random.Random, hops: int) -> Example:
-    """Picture of boxes: which box does the chain end in, and what is its sign? Answered in words."""
+def open_boxes(rng: random.Random, hops: int, verb: str = "open") -> Example:
+    """Picture of boxes: which box does the chain end in, and what is its sign? Answered in words.
+
+    With one look-up and the verb "look" it is the control: what is in this box?
+    """
     puzzle, chain = _draw(rng, hops)
     answer = _answer(*chain[-2:])
     return Example(
-        Item(f"open {chain[0]}", _picture(puzzle)),
+        Item(f"{verb} {chain[0]}", _picture(puzzle)),
         Item(answer),
         (),
         _thought(chain),
@@ -229,20 +233,6 @@ def name_box(rng: random.Random, hops: int) -> Example:
     )
 
 
-def look_at_box(rng: random.Random, hops: int) -> Example:
-    """Control, question: what is the sign in a box of the picture? One look-up."""
-    puzzle, chain = _draw(rng, hops)
-    answer = _answer(*chain[-2:])
-    return Example(
-        Item(f"look {chain[0]}", _picture(puzzle)),
-        Item(answer),
-        (),
-        _thought(chain),
-        answer,
-        (puzzle.names, puzzle.contents),
-    )
-
-
 def find_page(rng: random.Random, hops: int) -> Example:
     """Control, page retrieval: the page that bears a box and a sign in its head."""
     name, sign = rng.choice(list(COLORS)), rng.choice(SIGNS)
@@ -274,7 +264,7 @@ TASKS = {
         Task("video-track", track_clip, "Follow the ball from scene to scene.", False, HOPS, "video"),
         Task("video-moment", find_moment, "Pick the scene in which the chain ends.", False, HOPS, "video"),
         Task("image-name", name_box, "Name the box.", True, 0, "text"),
-        Task("image-look", look_at_box, "What is in the box? One look-up.", True, 1, "text"),
+        Task("image-look", partial(open_boxes, verb="look"), "What is in the box? One look-up.", True, 1, "text"),
         Task("page-find", find_page, "Find the page with this box in its head.", True, 0, "page", False, False),
     )
 }
