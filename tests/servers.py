@@ -1,14 +1,17 @@
 """Start a server of the examples as a person would, and wait until it answers."""
 
 import os
+import signal
 import socket
 import subprocess
 import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+
+import psutil
 
 from inputs import ROOT
 
@@ -25,6 +28,31 @@ def run_example(*arguments, check=True, **options) -> subprocess.CompletedProces
     )
     assert not check or done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
     return done
+
+
+def kill_example_when(ready: Callable[[], bool], *arguments) -> None:
+    """Start ``python -m examples...`` and, as soon as ``ready`` says so, kill -9 it and its children at once.
+
+    That is how a machine dies. The wait has no other bound than ten minutes: imports take their time on a busy machine.
+    """
+    command = [sys.executable, "-m", *map(str, arguments)]
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    process = subprocess.Popen(command, cwd=ROOT, env=example_environment(), **quiet)
+    deadline = time.monotonic() + 600
+    while process.poll() is None and not ready() and time.monotonic() < deadline:
+        time.sleep(0.005)
+    assert process.poll() is None, f"it ended with {process.returncode} before it could be killed"
+    was_ready = ready()
+    children = psutil.Process(process.pid).children(recursive=True)
+    process.kill()
+    for child in children:
+        try:
+            child.kill()
+        except psutil.NoSuchProcess:
+            continue
+    psutil.wait_procs(children, timeout=60)  # a child in its last breath could still write
+    assert process.wait() == -signal.SIGKILL, "it ended before it could be killed"
+    assert was_ready, "it was not ready within ten minutes"
 
 
 @contextmanager

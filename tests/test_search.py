@@ -5,10 +5,8 @@ import json
 import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -32,7 +30,7 @@ from examples.shared.limits import Limits, MediaError, check_clip, decode_pictur
 from inputs import MEDIA, ROOT, noise_image
 from plume import PlumeProcessor
 from plume.hub.random_checkpoint import save_random_plume
-from servers import example_environment, serving
+from servers import kill_example_when, serving
 
 LONG = "\n\n".join(f"Paragraph {number} tells of a harbour, a museum and a station." * 8 for number in range(4))
 
@@ -167,14 +165,8 @@ def make_pictures(folder: Path, count: int) -> Path:
 def test_killed_in_the_middle_every_item_is_there_once(even, encoder, tmp_path):
     folder, killed = make_pictures(tmp_path / "many", 150), tmp_path / "killed"
     arguments = ["examples.search", "index", folder, "--index", killed, "--model", even, "--batch", "2"]
-    command = [sys.executable, "-m", *map(str, arguments)]
-    process = subprocess.Popen(command, cwd=ROOT, env=example_environment(), stderr=subprocess.DEVNULL)
     commits = killed / "documents.lance" / "_versions"
-    deadline = time.monotonic() + 300  # imports take their time on a busy machine
-    while process.poll() is None and len(list(commits.glob("*.manifest"))) <= 8 and time.monotonic() < deadline:
-        time.sleep(0.01)
-    process.kill()
-    assert process.wait() == -signal.SIGKILL, "the run ended before it could be killed"
+    kill_example_when(lambda: len(list(commits.glob("*.manifest"))) > 8, *arguments)
     before = len(open_index(killed, encoder))
     assert 0 < before < 150
     resumed = open_index(killed, encoder)
