@@ -40,14 +40,13 @@ test-min: .venv-min/.installed ## Run the core tests on the oldest supported lib
 	.venv-min/bin/python -m pytest tests/test_vectors.py tests/test_processor.py tests/test_doors.py tests/test_plume_tiny.py
 
 test-examples: .venv-examples/.installed ## Run the tests of search, distributed and serving (see examples/)
-	.venv-examples/bin/python -m pytest tests/test_search.py tests/test_distributed.py tests/test_serving.py
+	.venv-examples/bin/python -m pytest tests/test_search.py tests/test_search_page.py tests/test_distributed.py tests/test_serving.py
 
 MODEL ?= checkpoints/plume-tiny
 search: .venv-examples/.installed ## Index the media and a playground folder, open the search page (MODEL=folder or Hub id)
-	.venv-examples/bin/python -c "from pathlib import Path; from plume.playground.corpora import write_training; \
-		write_training(Path('outputs/playground'), 60, 0)"
-	.venv-examples/bin/python -m examples.search index examples/media outputs/playground/media --model $(MODEL)
-	.venv-examples/bin/python -m examples.search page --model $(MODEL)
+	.venv-examples/bin/python -m examples.search world outputs/playground
+	.venv-examples/bin/python -m examples.search index examples/media outputs/playground/documents --model $(MODEL)
+	.venv-examples/bin/python -m examples.search page --world outputs/playground --model $(MODEL)
 
 check: $(VENV)/.installed ## Format, lint and types, without changing anything
 	$(RUN) -m ruff format --check $(SOURCES)

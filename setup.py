@@ -43,7 +43,7 @@ EXTRAS["search"] = [*EXTRAS["video"], "lancedb>=0.40", "gradio>=6", "pypdfium2>=
 EXTRAS["distributed"] = [*EXTRAS["st"], *EXTRAS["video"], "pypdfium2>=5", "pyarrow", "ray[data]>=2.60"]
 EXTRAS["serving"] = ["fastapi>=0.115", "uvicorn", "prometheus-client"]
 EXTRAS["examples"] = [*EXTRAS["search"], *EXTRAS["distributed"], *EXTRAS["serving"], *EXTRAS["test"]]
-EXTRAS["examples"] += ["datasets", "httpx", "openai", "playwright"]
+EXTRAS["examples"] += ["datasets", "httpx", "openai", "playwright", "psutil"]
 EXTRAS["dev"] = [*EXTRAS["test"], *EXTRAS["train"], *EXTRAS["eval"], *EXTRAS["bench"], "mypy", "ruff"]
 
 

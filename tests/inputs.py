@@ -37,3 +37,10 @@ def mixed_inputs() -> list:
 def embed(model, processor, inputs, **kwargs) -> torch.Tensor:
     with torch.no_grad():
         return model(**processor.process_documents(inputs), **kwargs).embeddings
+
+
+def claim_pixels(folder: Path) -> Path:
+    path = folder / "bomb.png"
+    Image.new("1", (7000, 7000)).save(path, optimize=True)  # some kilobytes, 49 million pixels
+    assert path.stat().st_size < 20_000
+    return path

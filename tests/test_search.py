@@ -1,6 +1,5 @@
 """The search example: exactly once, only what changed, only what is indexed, and a page that a browser can use."""
 
-import base64
 import json
 import os
 import re
@@ -11,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 
 for module in ("lancedb", "gradio", "pypdfium2", "av"):
     pytest.importorskip(module, reason="the extra `search` is not installed: pip install '.[examples]'")
@@ -27,10 +25,10 @@ from examples.search.store import Hit, Index
 from examples.shared.documents import list_files, passages
 from examples.shared.encoder import Encoder
 from examples.shared.limits import Limits, MediaError, check_clip, decode_picture
-from inputs import MEDIA, ROOT, noise_image
+from inputs import MEDIA, ROOT, claim_pixels, noise_image
 from plume import PlumeProcessor
 from plume.hub.random_checkpoint import save_random_plume
-from servers import kill_example_when, serving
+from servers import kill_example_when
 
 LONG = "\n\n".join(f"Paragraph {number} tells of a harbour, a museum and a station." * 8 for number in range(4))
 
@@ -229,13 +227,6 @@ def test_the_command_line_searches(corpus, even, tmp_path, capsys):
     assert re.match(r"\s+1\s+1\.000\s+picture\s+\S+/deep/two\.jpg$", capsys.readouterr().out.rstrip())
 
 
-def claim_pixels(folder: Path) -> Path:
-    path = folder / "bomb.png"
-    Image.new("1", (7000, 7000)).save(path, optimize=True)  # some kilobytes, 49 million pixels
-    assert path.stat().st_size < 20_000
-    return path
-
-
 def test_media_from_strangers_are_bounded(tmp_path, encoder, index):
     search = Search(index, encoder, Limits())
     with pytest.raises(MediaError, match="7000x7000 pixels"):
@@ -308,135 +299,6 @@ def test_importing_plume_stays_light():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
-
-
-@pytest.fixture(scope="module")
-def indexed(even, tmp_path_factory):
-    """The shipped media and one text, indexed; the folder, the index and the address of the page."""
-    folder = tmp_path_factory.mktemp("page")
-    shutil.copytree(MEDIA, folder / "media")
-    (folder / "media" / "note.txt").write_text("tickets are sold on board of the red bus")
-    common = ["--index", folder / "index", "--model", even]
-    command("index", folder / "media", *common)
-    with serving("examples.search", "page", *common, path="/") as (address, _):
-        yield folder, address
-
-
-def test_only_files_of_the_index_are_served(indexed, encoder):
-    folder, address = indexed
-    index = open_index(folder / "index", encoder)
-    rows = index.table.search().select(["id", "path"]).limit(len(index)).to_list()
-    ids = {row["path"]: row["id"] for row in rows}
-    with httpx.Client(base_url=address) as client:
-        served = client.get(f"/original/{ids['bus.png']}")
-        assert served.content == (MEDIA / "bus.png").read_bytes()
-        assert served.headers["x-content-type-options"] == "nosniff"
-        assert client.get(f"/preview/{ids['bus.png']}").headers["content-type"] == "image/webp"
-        assert client.get(f"/original/{ids['note.txt']}").headers["content-type"].startswith("text/plain")
-        secret, setup = folder / "secret.txt", ROOT / "setup.py"
-        secret.write_text("secret")
-        for path in (
-            "/original/nothing",
-            "/original/..%2f..%2fsecret.txt",
-            "/original/'%20OR%20'1'='1",
-            f"/original/{ids['bus.png']}/../secret.txt",
-            f"/gradio_api/file={secret}",
-            f"/gradio_api/file={setup}",
-            "/gradio_api/file=/etc/passwd",
-            "/gradio_api/file=setup.py",
-            "/file=setup.py",
-            "/setup.py",
-            "/gradio_api/proxy=http://127.0.0.1:1/",
-        ):
-            assert client.get(path).status_code in (400, 403, 404), path
-        (folder / "media" / "boat.png").write_bytes((MEDIA / "bus.png").read_bytes())
-        assert client.get(f"/original/{ids['boat.png']}").status_code == 404
-        (folder / "media" / "boat.png").write_bytes((MEDIA / "boat.png").read_bytes())
-
-
-def test_an_upload_has_a_limit(indexed):
-    _, address = indexed
-    too_large = b"\x89PNG" + b"0" * (Limits().max_bytes + 1)
-    answer = httpx.post(f"{address}/gradio_api/upload", files={"files": ("big.png", too_large)}, timeout=60)
-    assert answer.status_code == 413
-
-
-def find_chromium() -> str | None:
-    """A Chromium that Playwright can drive: the system's, or Playwright's own."""
-    found = [shutil.which(name) for name in ("chromium", "chromium-browser", "google-chrome")]
-    if any(found):
-        return next(filter(None, found))
-    playwright = pytest.importorskip("playwright.sync_api")
-    with playwright.sync_playwright() as driver:
-        own = driver.chromium.executable_path
-    return own if Path(own).exists() else None
-
-
-@pytest.fixture
-def browser_page():
-    playwright = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed: the extra `examples`")
-    chromium = find_chromium()
-    if chromium is None:
-        pytest.skip("no Chromium is installed: apt-get install chromium, or playwright install chromium")
-    with playwright.sync_playwright() as driver:
-        # Chromium refuses its sandbox to root; it loads nothing but our own page.
-        quiet = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-sync"]
-        browser = driver.chromium.launch(executable_path=chromium, args=quiet)
-        yield browser.new_page(viewport={"width": 1280, "height": 960})
-        browser.close()
-
-
-def drop(page, path: Path) -> None:
-    """Drop a file on the query, as a mouse would."""
-    content = base64.b64encode(path.read_bytes()).decode()
-    transfer = page.evaluate_handle(
-        """([content, name]) => {
-            const bytes = Uint8Array.from(atob(content), letter => letter.charCodeAt(0));
-            const transfer = new DataTransfer();
-            transfer.items.add(new File([bytes], name, {type: "image/png"}));
-            return transfer;
-        }""",
-        [content, path.name],
-    )
-    for event in ("dragenter", "dragover", "drop"):
-        page.locator("#query textarea").dispatch_event(event, {"dataTransfer": transfer})
-
-
-def test_a_browser_searches_by_text_and_by_picture(indexed, browser_page, tmp_path):
-    folder, address = indexed
-    requests: list[str] = []
-    browser_page.on("request", lambda request: requests.append(request.url))
-    browser_page.goto(address)
-    browser_page.locator("#query textarea").fill("tickets are sold on board of the red bus")
-    browser_page.keyboard.press("Enter")
-    first = browser_page.locator("#results .hit").first
-    first.wait_for(timeout=30_000)
-    assert first.get_attribute("data-path") == "note.txt"
-    assert first.locator(".score").inner_text() == "1.000"
-    assert browser_page.locator("#thinking circle").count() == 3
-    # A picture under another name: what counts is what it shows.
-    shutil.copy(MEDIA / "timetable_page.png", tmp_path / "query.png")
-    browser_page.locator("#query textarea").fill("")
-    drop(browser_page, tmp_path / "query.png")
-    browser_page.locator("#query .thumbnail-item, #query .thumbnail-image").first.wait_for(timeout=30_000)
-    browser_page.locator("#query textarea").press("Enter")
-    browser_page.locator("#results .hit[data-path='timetable_page.png']:first-child").wait_for(timeout=30_000)
-    assert first.locator(".score").inner_text() == "1.000"
-    loaded = first.locator("img")
-    loaded.evaluate("image => image.decode()")
-    assert loaded.evaluate("image => image.naturalWidth") > 50
-    (ROOT / "outputs").mkdir(exist_ok=True)  # docs/search.png is made like this, with the shipped checkpoint
-    browser_page.screenshot(path=ROOT / "outputs" / "search.png", full_page=True)
-    assert all(url.startswith((address, "data:", "blob:")) for url in requests), "the page loads nothing from elsewhere"
-
-
-def test_the_page_says_what_is_wrong(indexed, browser_page, tmp_path):
-    _, address = indexed
-    browser_page.goto(address)
-    drop(browser_page, claim_pixels(tmp_path))
-    browser_page.locator("#query .thumbnail-item, #query .thumbnail-image").first.wait_for(timeout=30_000)
-    browser_page.locator("#query textarea").press("Enter")
-    browser_page.get_by_text("7000x7000 pixels").first.wait_for(timeout=30_000)
 
 
 def test_every_shipped_picture_is_listed():

@@ -2,7 +2,8 @@
 
 python -m examples.search index FOLDER... [--index DIR] [--model CHECKPOINT]
 python -m examples.search query [TEXT] [--media FILE] [--top N] [--kinds KIND...] [--k K]
-python -m examples.search page [--port PORT]
+python -m examples.search page [--port PORT] [--world FOLDER]
+python -m examples.search world FOLDER               # a playground folder to search, with questions to ask
 python -m examples.search import PARQUET_FOLDER      # what examples.distributed wrote
 """
 
@@ -14,9 +15,12 @@ from examples.search.importing import import_vectors
 from examples.search.indexing import index_folders
 from examples.search.searching import Search
 from examples.search.store import Index
+from examples.search.world import read_questions, write_world
 from examples.shared.documents import KINDS
 from examples.shared.encoder import DEFAULT_MODEL, Encoder
 from examples.shared.limits import Limits
+
+_OFFERED = 4  # questions that the page offers
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -39,6 +43,9 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     page = commands.add_parser("page", parents=[common], help="open the page")
     page.add_argument("--host", default="127.0.0.1", help="address to listen on")
     page.add_argument("--port", type=int, default=7860, help="port to listen on")
+    page.add_argument("--world", type=Path, help="offer the questions of this folder, written by `world`")
+    world = commands.add_parser("world", help="write a playground folder to search")
+    world.add_argument("folder", type=Path, help="where to")
     imported = commands.add_parser("import", parents=[common], help="take over vectors of examples.distributed")
     imported.add_argument("vectors", type=Path, help="folder of Parquet files")
     return parser.parse_args(arguments)
@@ -46,6 +53,9 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
 
 def run(options: argparse.Namespace) -> None:
     """Carry out one command."""
+    if options.command == "world":
+        print(f"{len(write_world(options.folder))} questions and their answers in {options.folder}")
+        return
     encoder = Encoder(options.model, options.device)
     index = Index(options.index, encoder.identity, encoder.dimension, encoder.model.config.num_latent_steps)
     if options.command == "index":
@@ -71,7 +81,8 @@ def run(options: argparse.Namespace) -> None:
         from examples.search.page import build_app
 
         print(f"{len(index)} documents. Open http://{options.host}:{options.port}", flush=True)
-        app = build_app(Search(index, encoder, Limits()))
+        questions = read_questions(options.world)[:_OFFERED] if options.world else []
+        app = build_app(Search(index, encoder, Limits()), questions)
         uvicorn.run(app, host=options.host, port=options.port, log_level="warning")
 
 

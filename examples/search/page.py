@@ -7,6 +7,7 @@ Trust ends at the browser:
 3. Whatever is shown of files and names is escaped.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +21,19 @@ from examples.search.store import Index
 from examples.shared.documents import KINDS, File
 
 _MAX_WAITING = 32
+_CLEAN_UP = (600, 3600)  # every ten minutes, uploads that are older than an hour are removed
 _STYLE = (Path(__file__).parent / "page.css").read_text(encoding="utf-8")
 # What a browser may do with an original: show it, run nothing.
 _HEADERS = {"X-Content-Type-Options": "nosniff", "Content-Security-Policy": "default-src 'none'"}
 
 
-def build_app(search: Search) -> FastAPI:
-    """The page and the two routes that it takes pictures and files from."""
+def build_app(search: Search, questions: Sequence[tuple[str, Path]] = ()) -> FastAPI:
+    """The page and the two routes that it takes pictures and files from.
+
+    Args:
+        search: What answers.
+        questions: Texts and pictures that are offered for a click.
+    """
     app = FastAPI(openapi_url=None)
 
     @app.get("/preview/{id}")
@@ -48,7 +55,7 @@ def build_app(search: Search) -> FastAPI:
 
     return gr.mount_gradio_app(
         app,
-        _build_blocks(search),
+        _build_blocks(search, questions),
         path="/",
         max_file_size=search.limits.max_bytes,
         theme=gr.themes.Base(font=["ui-sans-serif", "system-ui", "sans-serif"], font_mono=["monospace"]),
@@ -67,7 +74,7 @@ def _row(index: Index, id: str) -> dict[str, Any]:
     return row
 
 
-def _build_blocks(search: Search) -> gr.Blocks:
+def _build_blocks(search: Search, questions: Sequence[tuple[str, Path]]) -> gr.Blocks:
     config = search.encoder.model.config
 
     def answer(query: dict[str, Any], k: float, limit: float, kinds: list[str]) -> tuple[str, str]:
@@ -81,7 +88,7 @@ def _build_blocks(search: Search) -> gr.Blocks:
         assert probs is not None
         return draw_hits(found.hits), draw_thinking(states[0], probs[0], config.num_active_experts)
 
-    with gr.Blocks(title="PLUME search", analytics_enabled=False, fill_width=True) as blocks:
+    with gr.Blocks(title="PLUME search", analytics_enabled=False, fill_width=True, delete_cache=_CLEAN_UP) as blocks:
         gr.HTML(
             f"<header><h1>PLUME search</h1><p>{len(search.index)} pictures, clips, pages and passages, in one space. "
             f"The documents were embedded with K = {config.num_latent_steps}.</p></header>"
@@ -96,6 +103,11 @@ def _build_blocks(search: Search) -> gr.Blocks:
             elem_id="query",
             max_plain_text_length=search.limits.max_characters,
         )
+        if questions:
+            offered = [[{"text": text, "files": [str(picture)]}] for text, picture in questions]
+            gr.Examples(
+                offered, [query], label="Questions to try, then Enter", cache_examples=False, elem_id="questions"
+            )
         with gr.Row(elem_id="controls"):
             k = gr.Slider(
                 0, config.max_latent_steps, config.num_latent_steps, step=1, label="K, latent steps of the query"

@@ -1,0 +1,175 @@
+"""The search page: it serves what is indexed and nothing else, and a browser finds with it what plume-tiny has learned."""
+
+import base64
+import shutil
+from pathlib import Path
+
+import pytest
+
+for module in ("lancedb", "gradio", "pypdfium2", "av", "datasets"):
+    pytest.importorskip(module, reason="the extra `search` is not installed: pip install '.[examples]'")
+httpx = pytest.importorskip("httpx", reason="the extra `examples` is not installed: pip install '.[examples]'")
+
+from examples.search.indexing import index_folders
+from examples.search.searching import Search
+from examples.search.store import Index
+from examples.search.world import Question, write_world
+from examples.shared.encoder import Encoder
+from examples.shared.limits import Limits
+from inputs import MEDIA, ROOT, claim_pixels
+from servers import serving
+
+DROPPED = "#query .thumbnail-item, #query .thumbnail-image"
+WAIT = 300_000  # milliseconds; a busy machine takes its time
+
+
+@pytest.fixture(scope="module")
+def tiny() -> Encoder:
+    return Encoder(str(ROOT / "checkpoints" / "plume-tiny"), "cpu")
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory) -> tuple[Path, list[Question]]:
+    folder = tmp_path_factory.mktemp("page")
+    return folder, write_world(folder)
+
+
+@pytest.fixture(scope="module")
+def index(world, tiny) -> Index:
+    """The shipped media, a note, and the answers of the playground, as ``make search`` indexes them."""
+    folder, _ = world
+    shutil.copytree(MEDIA, folder / "media")
+    (folder / "media" / "note.txt").write_text("tickets are sold on board of the red bus")
+    index = Index(folder / "index", tiny.identity, tiny.dimension, tiny.model.config.num_latent_steps)
+    index_folders([folder / "media", folder / "documents"], index, tiny)
+    return index
+
+
+@pytest.fixture(scope="module")
+def address(world, index, tiny):
+    arguments = ["page", "--index", index.folder, "--model", tiny.model_id, "--world", world[0]]
+    with serving("examples.search", *arguments, path="/") as (address, _):
+        yield address
+
+
+def test_only_files_of_the_index_are_served(world, index, address):
+    folder, _ = world
+    rows = index.table.search().select(["id", "path"]).limit(len(index)).to_list()
+    ids = {row["path"]: row["id"] for row in rows}
+    with httpx.Client(base_url=address) as client:
+        served = client.get(f"/original/{ids['bus.png']}")
+        assert served.content == (MEDIA / "bus.png").read_bytes()
+        assert served.headers["x-content-type-options"] == "nosniff"
+        assert client.get(f"/preview/{ids['bus.png']}").headers["content-type"] == "image/webp"
+        assert client.get(f"/original/{ids['note.txt']}").headers["content-type"].startswith("text/plain")
+        secret, setup = folder / "secret.txt", ROOT / "setup.py"
+        secret.write_text("secret")
+        for path in (
+            "/original/nothing",
+            "/original/..%2f..%2fsecret.txt",
+            "/original/'%20OR%20'1'='1",
+            f"/original/{ids['bus.png']}/../secret.txt",
+            f"/gradio_api/file={secret}",
+            f"/gradio_api/file={setup}",
+            "/gradio_api/file=/etc/passwd",
+            "/gradio_api/file=setup.py",
+            "/file=setup.py",
+            "/setup.py",
+            "/gradio_api/proxy=http://127.0.0.1:1/",
+        ):
+            assert client.get(path).status_code in (400, 403, 404), path
+        (folder / "media" / "boat.png").write_bytes((MEDIA / "bus.png").read_bytes())
+        assert client.get(f"/original/{ids['boat.png']}").status_code == 404
+        (folder / "media" / "boat.png").write_bytes((MEDIA / "boat.png").read_bytes())
+
+
+def test_an_upload_has_a_limit(address):
+    too_large = b"\x89PNG" + b"0" * (Limits().max_bytes + 1)
+    answer = httpx.post(f"{address}/gradio_api/upload", files={"files": ("big.png", too_large)}, timeout=60)
+    assert answer.status_code == 413
+
+
+def find_chromium() -> str | None:
+    """A Chromium that Playwright can drive: the system's, or Playwright's own."""
+    found = [shutil.which(name) for name in ("chromium", "chromium-browser", "google-chrome")]
+    if any(found):
+        return next(filter(None, found))
+    playwright = pytest.importorskip("playwright.sync_api")
+    with playwright.sync_playwright() as driver:
+        own = driver.chromium.executable_path
+    return own if Path(own).exists() else None
+
+
+@pytest.fixture
+def browser_page():
+    playwright = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed: the extra `examples`")
+    chromium = find_chromium()
+    if chromium is None:
+        pytest.skip("no Chromium is installed: apt-get install chromium, or playwright install chromium")
+    with playwright.sync_playwright() as driver:
+        # Chromium refuses its sandbox to root; it loads nothing but our own page.
+        quiet = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-sync"]
+        browser = driver.chromium.launch(executable_path=chromium, args=quiet)
+        yield browser.new_page(viewport={"width": 1280, "height": 960})
+        browser.close()
+
+
+def drop(page, path: Path) -> None:
+    """Drop a file on the query, as a mouse would."""
+    content = base64.b64encode(path.read_bytes()).decode()
+    transfer = page.evaluate_handle(
+        """([content, name]) => {
+            const bytes = Uint8Array.from(atob(content), letter => letter.charCodeAt(0));
+            const transfer = new DataTransfer();
+            transfer.items.add(new File([bytes], name, {type: "image/png"}));
+            return transfer;
+        }""",
+        [content, path.name],
+    )
+    for event in ("dragenter", "dragover", "drop"):
+        page.locator("#query textarea").dispatch_event(event, {"dataTransfer": transfer})
+
+
+def test_a_browser_finds_what_was_learned(world, index, tiny, address, browser_page):
+    """plume-tiny has learned to follow chains in pictures that it never saw: chance would be right once in 36."""
+    _, questions = world
+    search = Search(index, tiny, Limits())
+    right = [one for one in questions if search.run(one.text, one.picture, None, 1).hits[0].path == one.answer]
+    assert len(right) >= 0.8 * len(questions)
+    requests: list[str] = []
+    browser_page.on("request", lambda request: requests.append(request.url))
+    browser_page.goto(address)
+    browser_page.locator("#query textarea").fill(right[0].text)
+    drop(browser_page, right[0].picture)
+    browser_page.locator(DROPPED).first.wait_for(timeout=WAIT)
+    browser_page.locator("#query textarea").press("Enter")
+    browser_page.locator(f"#results .hit[data-path='{right[0].answer}']:first-child").wait_for(timeout=WAIT)
+    assert browser_page.locator("#thinking circle").count() == tiny.model.config.num_latent_steps
+    loaded = browser_page.locator("#query img").first
+    loaded.evaluate("image => image.decode()")
+    assert all(url.startswith((address, "data:", "blob:")) for url in requests), "the page loads nothing from elsewhere"
+    (ROOT / "outputs").mkdir(exist_ok=True)  # docs/search.png is a copy of it
+    browser_page.screenshot(path=ROOT / "outputs" / "search.png", full_page=True)
+
+
+def test_a_picture_is_found_by_a_picture(address, browser_page, tmp_path):
+    """By what it shows, under another name; the preview of the first result is there to be seen."""
+    shutil.copy(MEDIA / "timetable_page.png", tmp_path / "query.png")
+    browser_page.goto(address)
+    browser_page.get_by_text("picture", exact=True).click()
+    drop(browser_page, tmp_path / "query.png")
+    browser_page.locator(DROPPED).first.wait_for(timeout=WAIT)
+    browser_page.locator("#query textarea").press("Enter")
+    first = browser_page.locator("#results .hit[data-path='timetable_page.png']:first-child")
+    first.wait_for(timeout=WAIT)
+    assert first.locator(".score").inner_text() == "1.000"
+    first.locator("img").evaluate("image => image.decode()")
+    assert first.locator("img").evaluate("image => image.naturalWidth") > 50
+
+
+def test_the_page_says_what_is_wrong(address, browser_page, tmp_path):
+    browser_page.goto(address)
+    drop(browser_page, claim_pixels(tmp_path))
+    browser_page.locator(DROPPED).first.wait_for(timeout=WAIT)
+    browser_page.locator("#query textarea").press("Enter")
+    browser_page.get_by_text("7000x7000 pixels").first.wait_for(timeout=WAIT)
