@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-for module in ("lancedb", "gradio", "pypdfium2", "av", "datasets"):
+for module in ("lancedb", "gradio", "pypdfium2", "av"):
     pytest.importorskip(module, reason="the extra `search` is not installed: pip install '.[examples]'")
 httpx = pytest.importorskip("httpx", reason="the extra `examples` is not installed: pip install '.[examples]'")
 
