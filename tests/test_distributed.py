@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 from examples.distributed.chunks import embed_chunk, unfinished
 from examples.distributed.plan import make_plan
 from examples.shared.encoder import Encoder
+from examples.shared.lock import locked
 from inputs import MEDIA, noise_image
 from servers import kill_example_when, run_example
 
@@ -144,6 +145,15 @@ def test_a_folder_holds_one_job(corpus, encoder, tmp_path):
     assert make_plan(corpus, tmp_path / "job", encoder, 10) == COUNT
     with pytest.raises(ValueError, match="holds a job whose corpus"):
         make_plan(MEDIA, tmp_path / "job", encoder, 10)
+
+
+def test_two_runs_of_one_job_are_refused(corpus, checkpoint, tmp_path):
+    with locked(tmp_path / "job"):
+        refused = run_example(
+            "examples.distributed", corpus, "--output", tmp_path / "job", "--model", checkpoint, check=False
+        )
+    assert refused.returncode == 1
+    assert "Another run" in refused.stderr
 
 
 def test_sentence_transformers_ends_the_same_job(corpus, checkpoint, encoder, tmp_path):

@@ -25,6 +25,7 @@ from examples.search.store import Hit, Index
 from examples.shared.documents import list_files, passages
 from examples.shared.encoder import Encoder
 from examples.shared.limits import Limits, MediaError, check_clip, decode_picture
+from examples.shared.lock import locked
 from inputs import MEDIA, ROOT, claim_pixels, noise_image
 from plume import PlumeProcessor
 from plume.hub.random_checkpoint import save_random_plume
@@ -185,7 +186,7 @@ def test_vectors_of_another_checkpoint_are_refused(index, encoder):
 
 
 def test_two_runs_at_a_time_are_refused(corpus, index, encoder):
-    with index.locked(), pytest.raises(ValueError, match="Another run"):
+    with locked(index.folder), pytest.raises(ValueError, match="Another run"):
         index_folders([corpus], index, encoder)
     assert index_folders([corpus], index, encoder).embedded > 0
 

@@ -2,6 +2,7 @@
 
 import base64
 import shutil
+import socket
 from pathlib import Path
 
 import pytest
@@ -87,6 +88,26 @@ def test_an_upload_has_a_limit(address):
     too_large = b"\x89PNG" + b"0" * (Limits().max_bytes + 1)
     answer = httpx.post(f"{address}/gradio_api/upload", files={"files": ("big.png", too_large)}, timeout=60)
     assert answer.status_code == 413
+
+
+@pytest.mark.parametrize("path", ["/etc/hostname", "setup.py", "http://127.0.0.1:{port}/picture.png"])
+def test_a_client_names_no_path_and_no_address(address, path):
+    """What an event says about dropped files is not believed: only what was uploaded is opened."""
+    with socket.socket() as listener, httpx.Client(base_url=address, timeout=300) as client:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        file = {"path": path.format(port=listener.getsockname()[1]), "meta": {"_type": "gradio.FileData"}}
+        event = client.get("/config").json()["dependencies"][0]["id"]
+        asked = {"data": [{"text": "", "files": [file]}, 8, 1, []], "fn_index": event, "session_hash": "stranger"}
+        answer = client.post("/gradio_api/queue/join", json=asked)
+        if answer.status_code == 200:
+            told = client.get("/gradio_api/queue/data", params={"session_hash": "stranger"}).text
+            assert '"success":true' not in told.replace(" ", "").split("process_completed")[-1]
+            assert "process_completed" in told
+            assert 'class=\\"hit' not in told
+        listener.settimeout(1)
+        with pytest.raises(TimeoutError):
+            listener.accept()
 
 
 def find_chromium() -> str | None:

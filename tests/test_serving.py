@@ -21,6 +21,7 @@ pytest.importorskip("prometheus_client", reason="the extra `serving` is not inst
 httpx = pytest.importorskip("httpx", reason="the extra `examples` is not installed: pip install '.[examples]'")
 openai = pytest.importorskip("openai", reason="the extra `examples` is not installed: pip install '.[examples]'")
 
+from PIL import Image
 from sentence_transformers import SentenceTransformer
 
 from examples.serving.app import Settings, build_app
@@ -134,6 +135,12 @@ def image(url: str) -> dict:
     return {"model": "plume", "input": {"image": url}}
 
 
+def chat(urls: list[str]) -> dict:
+    """A message per picture."""
+    parts = [{"type": "image_url", "image_url": {"url": url}} for url in urls]
+    return {"model": "plume", "messages": [{"role": "user", "content": [part]} for part in parts]}
+
+
 REFUSED = {
     "malformed JSON": ('{"model": "plume", "input": "a', 400),
     "nesting without end": ("[" * 200_000, 400),
@@ -150,6 +157,8 @@ REFUSED = {
     "a blank text": ({"model": "plume", "input": ["a", " "]}, 400),
     "an empty chat": ({"model": "plume", "messages": []}, 400),
     "an empty message": ({"model": "plume", "messages": [{"role": "user", "content": []}]}, 400),
+    "a bomb in many pictures": (chat([png_that_claims(4000, 4000)] * 20), 400),
+    "too many messages": (chat([png_that_claims(64, 64)] * 33), 400),
     "an assistant": ({"model": "plume", "messages": [{"role": "assistant", "content": "a"}]}, 400),
     "too many inputs": ({"model": "plume", "input": ["a"] * 129}, 400),
     "too long a text": ({"model": "plume", "input": "a" * 8_001}, 400),
@@ -185,6 +194,7 @@ def test_refused(server, name):
     assert error["type"] == "invalid_request_error"
     assert error["message"]
     assert "Traceback" not in answer.text
+    assert ("together" in error["message"]) == (name == "a bomb in many pictures")
 
 
 def test_after_all_of_that_the_server_is_well(server):
@@ -387,6 +397,13 @@ def test_more_than_the_queue_holds_is_refused_whole(small_encoder):
         return len(batcher.waiting)
 
     assert asyncio.run(scenario()) == 0
+
+
+def test_large_pictures_are_not_decoded_all_at_once(small_encoder):
+    """Sixteen megapixels each shrink to one, but are decoded before: a batch of 32 would take 1.5 GB."""
+    batcher = Batcher(small_encoder)
+    assert batcher._weigh({"image": Image.new("1", (4000, 4000))}) == 4_000_000
+    assert batcher._weigh({"image": Image.new("1", (56, 56))}) < 100_000
 
 
 def test_batches_keep_to_the_budget_and_lose_nothing():

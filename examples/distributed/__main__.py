@@ -13,6 +13,7 @@ import pyarrow.dataset as ds
 
 from examples.distributed.plan import make_plan
 from examples.shared.encoder import DEFAULT_MODEL, PIXEL_BUDGET, Encoder
+from examples.shared.lock import locked
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -37,6 +38,16 @@ def main() -> None:
     output = options.output.resolve()
     model_id = str(Path(options.model).resolve()) if Path(options.model).is_dir() else options.model
     encoder = Encoder(model_id, "cpu")
+    with locked(output):
+        total = embed_corpus(options, output, model_id, encoder)
+    failed = ds.dataset(output / "vectors", format="parquet").filter(ds.field("error") != "")
+    for row in failed.to_table(["path", "part", "error"]).to_pylist():
+        print(f"failed   {row['path']}, part {row['part']}: {row['error']}")
+    print(f"{total - failed.count_rows()} of {total} documents embedded, in {output / 'vectors'}")
+
+
+def embed_corpus(options: argparse.Namespace, output: Path, model_id: str, encoder: Encoder) -> int:
+    """Plan and embed what is left; returns the number of documents of the plan."""
     total = make_plan(options.corpus, output, encoder, options.chunk)
     if options.processes:
         from examples.distributed.one_machine import run_processes
@@ -47,10 +58,7 @@ def main() -> None:
 
         resources = {"num_cpus": options.cpus, "num_gpus": options.gpus}
         run_job(output, model_id, options.pixel_budget, options.actors, resources, options.address)
-    failed = ds.dataset(output / "vectors", format="parquet").filter(ds.field("error") != "")
-    for row in failed.to_table(["path", "part", "error"]).to_pylist():
-        print(f"failed   {row['path']}, part {row['part']}: {row['error']}")
-    print(f"{total - failed.count_rows()} of {total} documents embedded, in {output / 'vectors'}")
+    return total
 
 
 if __name__ == "__main__":

@@ -56,7 +56,9 @@ def run_job(
         compute=ActorPoolStrategy(size=min(actors, len(left))),
         **resources,
     )
-    with tqdm(total=count_documents(output, left), unit="document", desc="embed") as bar:
-        for row in done.iter_rows():
-            bar.update(row["documents"])
-    ray.shutdown()
+    try:
+        with tqdm(total=count_documents(output, left), unit="document", desc="embed") as bar:
+            for row in done.iter_rows():
+                bar.update(row["documents"])
+    finally:
+        ray.shutdown()

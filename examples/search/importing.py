@@ -8,6 +8,7 @@ import pyarrow.dataset as ds
 from tqdm import tqdm
 
 from examples.search.store import Index
+from examples.shared.lock import locked
 from examples.shared.rows import JOB_FILE
 
 
@@ -31,7 +32,7 @@ def import_vectors(folder: Path, index: Index, batch: int = 1000) -> int:
     index.check_made_by(job["model"], job["num_latent_steps"], str(folder))
     rows = ds.dataset(folder / "vectors", format="parquet")
     count = 0
-    with index.locked():
+    with locked(index.folder):
         batches = rows.to_batches(columns=index.schema.names, filter=pc.field("error") == "", batch_size=batch)
         for some in tqdm(batches, unit="batch", desc="import"):
             if len(some):

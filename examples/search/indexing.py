@@ -21,6 +21,7 @@ from examples.search.store import Index
 from examples.shared.documents import File, Skipped, list_files, load, split
 from examples.shared.encoder import Encoder
 from examples.shared.limits import Limits, MediaError
+from examples.shared.lock import locked
 from examples.shared.rows import build_row
 
 
@@ -50,7 +51,7 @@ def index_folders(
         ValueError: If a folder does not exist or another run is writing.
     """
     files = [file for folder in folders for file in list_files(folder)]
-    with index.locked():
+    with locked(index.folder):
         run = _Run(index, encoder, limits or Limits(), [str(folder.resolve()) for folder in folders])
         run.report.skipped += [file for file in files if isinstance(file, Skipped)]
         work = run.compare(tqdm([file for file in files if isinstance(file, File)], unit="file", desc="index"))

@@ -5,8 +5,7 @@ by the document's id, so a killed run leaves whole rows and the next one goes on
 checkpoint that made its vectors; those of another are refused.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,11 +16,6 @@ import pyarrow as pa
 
 from examples.shared.documents import KINDS
 from examples.shared.rows import SHOWN, row_schema
-
-try:
-    import fcntl
-except ImportError:  # Windows: nothing keeps two runs apart
-    fcntl = None  # type: ignore[assignment]
 
 TABLE = "documents"
 _MODEL, _STEPS = b"plume.model", b"plume.num_latent_steps"
@@ -148,21 +142,6 @@ class Index:
 
     def __len__(self) -> int:
         return self.table.count_rows()
-
-    @contextmanager
-    def locked(self) -> Iterator[None]:
-        """Keep other runs from writing; the system lets go of the lock when a process dies.
-
-        Raises:
-            ValueError: If another run is writing.
-        """
-        with (self.folder / "writing.lock").open("w") as file:
-            if fcntl is not None:
-                try:
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except BlockingIOError as error:
-                    raise ValueError(f"Another run is writing the index {self.folder}. Wait until it ends.") from error
-            yield
 
 
 def _quote(value: str) -> str:

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from examples.serving.schema import pictures, texts
+from examples.serving.schema import decoded_pixels, pictures, texts
 from examples.shared.encoder import Encoder
 from examples.shared.limits import MediaError
 
@@ -112,7 +112,9 @@ class Batcher:
                 job.answer.cancel()
 
     def _weigh(self, content: Any) -> int:
-        return self.encoder.weigh({"image": pictures(content), "text": texts(content)})
+        """Pixels after resizing, or a quarter of those to be decoded before: both are bounded by the budget."""
+        resized = self.encoder.weigh({"image": pictures(content), "text": texts(content)})
+        return max(resized, decoded_pixels(content) // 4)
 
     # 2.-4. Linger, take, answer
 

@@ -39,15 +39,16 @@ class BodyGuard:
             return
         body = bytearray()
         try:
-            refusal = await asyncio.wait_for(self._read(receive, body), self.max_seconds)
-            if refusal is None:
-                await self.app(scope, _replay(bytes(body), receive), send)
-            else:
-                await refusal(scope, receive, send)
-        except TimeoutError:
-            await error_response(408, "The body did not arrive in time.")(scope, receive, send)
+            refusal = await self._read_in_time(receive, body)
+            await (refusal or self.app)(scope, _replay(bytes(body), receive), send)
         finally:
             self.held -= len(body)
+
+    async def _read_in_time(self, receive: Receive, body: bytearray) -> JSONResponse | None:
+        try:
+            return await asyncio.wait_for(self._read(receive, body), self.max_seconds)
+        except asyncio.TimeoutError:  # another class than TimeoutError in Python 3.10
+            return error_response(408, "The body did not arrive in time.")
 
     async def _read(self, receive: Receive, body: bytearray) -> JSONResponse | None:
         refusal, dropped, more = None, 0, True

@@ -121,8 +121,6 @@ def _read_messages(request: EmbeddingRequest, limits: Limits, media_root: Path |
     chat = []
     for message in messages:
         given = [TextPart(type="text", text=message.content)] if isinstance(message.content, str) else message.content
-        if len(given) > _MAX_PARTS:
-            raise MediaError(f"A message has {len(given)} parts, more than the {_MAX_PARTS} allowed.")
         parts: list[dict[str, Any]] = []
         for part in given:
             if isinstance(part, TextPart):
@@ -132,7 +130,22 @@ def _read_messages(request: EmbeddingRequest, limits: Limits, media_root: Path |
         chat.append({"role": message.role, "content": parts})
     if not chat:
         raise MediaError("messages is an empty list, so there is nothing to embed.")
+    _check_whole(chat, limits)
     return chat
+
+
+def _check_whole(chat: list[dict[str, Any]], limits: Limits) -> None:
+    """A chat is one input: together, its parts keep to what one picture and one text may have."""
+    count = sum(len(message["content"]) for message in chat)
+    if count > _MAX_PARTS:
+        raise MediaError(f"The messages have {count} parts, more than the {_MAX_PARTS} allowed. Leave some out.")
+    pixels = decoded_pixels(chat)
+    if pixels > limits.max_pixels:
+        raise MediaError(
+            f"The pictures of the messages have {pixels:,} pixels together, more than the {limits.max_pixels:,} "
+            "allowed. Send smaller ones."
+        )
+    _check_text("".join(texts(chat)), limits)
 
 
 def _check_text(text: str, limits: Limits) -> str:
@@ -175,6 +188,11 @@ def pictures(content: Any) -> list[Image.Image]:
     if isinstance(content, dict):
         return [content["image"]] if "image" in content else []
     return [part["image"] for message in content for part in message["content"] if part["type"] == "image"]
+
+
+def decoded_pixels(content: Any) -> int:
+    """Pixels that the pictures of an input will have in memory, before they are resized."""
+    return sum(picture.width * picture.height for picture in pictures(content))
 
 
 def texts(content: Any) -> list[str]:
