@@ -112,7 +112,7 @@ def _build_blocks(search: Search, questions: Sequence[tuple[str, Path]]) -> gr.B
             k = gr.Slider(
                 0, config.max_latent_steps, config.num_latent_steps, step=1, label="K, latent steps of the query"
             )
-            limit = gr.Slider(1, MAX_RESULTS, 12, step=1, label="Results")
+            limit = gr.Slider(1, MAX_RESULTS, 10, step=1, label="Results")
             kinds = gr.CheckboxGroup(list(KINDS), label="Only", elem_id="kinds")
         results = gr.HTML(elem_id="results")
         thinking = gr.HTML(elem_id="thinking")
