@@ -90,29 +90,39 @@ def test_an_upload_has_a_limit(address):
     assert answer.status_code == 413
 
 
-def ask_about(client, path: str) -> str:
-    """Send the event of a dropped file as a program would; what the server tells about it."""
-    file = {"path": path, "meta": {"_type": "gradio.FileData"}}
+def ask_about(client, file: dict, place: int = 0) -> tuple[int, str]:
+    """Send the event of a dropped file as a program would: the status, and what the server tells about it."""
+    given = {**file, "meta": {"_type": "gradio.FileData"}}
+    data = [{"text": "", "files": [given]}, 8, 1, []]
+    if place:
+        data[place] = given
     event = next(one["id"] for one in client.get("/config").json()["dependencies"] if len(one["inputs"]) == 4)
-    asked = {"data": [{"text": "", "files": [file]}, 8, 1, []], "fn_index": event, "session_hash": "stranger"}
+    asked = {"data": data, "fn_index": event, "session_hash": "stranger"}
     answer = client.post("/gradio_api/queue/join", json=asked)
     if answer.status_code != 200:
-        return answer.text
-    return client.get("/gradio_api/queue/data", params={"session_hash": "stranger"}).text
+        return answer.status_code, answer.text
+    return 200, client.get("/gradio_api/queue/data", params={"session_hash": "stranger"}).text
 
 
 def test_a_client_names_no_path_and_no_address(address):
     """What an event says about dropped files is not believed: only what was uploaded is opened."""
-    found = "data-path="
     with socket.socket() as listener, httpx.Client(base_url=address, timeout=300) as client:
         listener.bind(("127.0.0.1", 0))
         listener.listen()
         url = f"http://127.0.0.1:{listener.getsockname()[1]}/picture.png"
         picture = (MEDIA / "bus.png").read_bytes()
         uploaded = client.post("/gradio_api/upload", files={"files": ("bus.png", picture)}).json()[0]
-        assert found in ask_about(client, uploaded)
-        for path in ("/etc/hostname", str(MEDIA / "bus.png"), "examples/media/bus.png", url):
-            assert found not in ask_about(client, path), path
+        status, told = ask_about(client, {"path": uploaded})
+        assert status == 200
+        assert "data-path=" in told
+        climbing = f"{Path(uploaded).parent}/../../..{MEDIA}/bus.png"
+        for path in ("/etc/hostname", str(MEDIA / "bus.png"), "examples/media/bus.png", climbing, url):
+            for place in (0, 1, 3):  # any component would open it
+                for more in ({}, {"is_stream": True}):
+                    assert ask_about(client, {"path": path, **more}, place)[0] == 403, (path, place)
+        nested = b'{"data": ' + b"[" * 100_000
+        assert client.post("/gradio_api/queue/join", content=nested).status_code == 400
+        assert client.post("/gradio_api/queue/join", content=iter([b"{}"])).status_code == 413
         listener.settimeout(1)
         with pytest.raises(TimeoutError):
             listener.accept()
@@ -194,6 +204,16 @@ def test_a_picture_is_found_by_a_picture(address, browser_page, tmp_path):
     assert first.locator(".score").inner_text() == "1.000"
     first.locator("img").evaluate("image => image.decode()")
     assert first.locator("img").evaluate("image => image.naturalWidth") > 50
+
+
+def test_an_offered_question_is_asked_by_a_click(world, address, browser_page):
+    _, questions = world
+    browser_page.goto(address)
+    browser_page.get_by_text(questions[0].text, exact=True).first.click()
+    browser_page.locator(DROPPED).first.wait_for(timeout=WAIT)
+    browser_page.locator("#query textarea").press("Enter")
+    browser_page.locator("#results .hit").first.wait_for(timeout=WAIT)
+    assert browser_page.locator("#query textarea").input_value() == questions[0].text
 
 
 def test_the_page_says_what_is_wrong(address, browser_page, tmp_path):

@@ -3,8 +3,9 @@
 Trust ends at the browser:
 
 1. A dropped file is bounded in bytes by the server while it is uploaded, then in pixels, frames and seconds.
-2. Files are asked for by the id of an indexed document, never by a path; a file that has changed since is not served.
-3. Whatever is shown of files and names is escaped.
+2. An event may name what was uploaded, no other path and no address (:mod:`examples.search.door`).
+3. Files are asked for by the id of an indexed document, never by a path; a file that has changed since is not served.
+4. Whatever is shown of files and names is escaped.
 """
 
 from collections.abc import Sequence
@@ -15,6 +16,7 @@ import gradio as gr
 from fastapi import FastAPI, HTTPException
 from fastapi.responses import FileResponse, Response
 
+from examples.search.door import guard_events
 from examples.search.drawing import draw_hits, draw_thinking
 from examples.search.searching import MAX_RESULTS, Search
 from examples.search.store import Index
@@ -35,6 +37,7 @@ def build_app(search: Search, questions: Sequence[tuple[str, Path]] = ()) -> Fas
         questions: Texts and pictures that are offered for a click.
     """
     app = FastAPI(openapi_url=None)
+    guard_events(app, [picture for _, picture in questions])
 
     @app.get("/preview/{id}")
     def show_preview(id: str) -> Response:

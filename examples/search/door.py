@@ -1,0 +1,62 @@
+"""What the page's events may name: files that were uploaded to it, and nothing else.
+
+Gradio checks this for apps that it launches itself, but not for an app that is mounted in another (6.31): there an
+event that says `{"path": "/some/picture.png"}` is believed. So it is checked here, for every component at once, before Gradio
+sees the event. Addresses are refused with the paths.
+"""
+
+import json
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse, Response
+from gradio.utils import get_upload_folder
+
+_UPLOAD = "/gradio_api/upload"  # a form, whose size Gradio bounds
+_MAX_EVENT = 1024 * 1024  # bytes
+
+
+def guard_events(app: FastAPI, offered: Sequence[Path] = ()) -> None:
+    """Refuse events that name files other than uploads.
+
+    Args:
+        app: The outer application.
+        offered: Files that the page itself offers.
+    """
+    allowed = {path.resolve() for path in offered}
+
+    @app.middleware("http")
+    async def check(request: Request, go_on: Callable[[Request], Awaitable[Response]]) -> Response:
+        if request.method in ("GET", "HEAD") or request.url.path == _UPLOAD:
+            return await go_on(request)
+        length = request.headers.get("content-length", "")
+        if not length.isdecimal() or int(length) > _MAX_EVENT:
+            return _refuse(413, f"An event has more than {_MAX_EVENT} bytes, or does not say how many.")
+        try:
+            named = list(_paths(json.loads(await request.body() or b"null")))
+            uploads = Path(get_upload_folder()).resolve()
+            known = all(_is_known(Path(name).resolve(), uploads, allowed) for name in named)
+        except (ValueError, TypeError, OSError, RecursionError):
+            return _refuse(400, "The event is malformed.")
+        return await go_on(request) if known else _refuse(403, "The event names a file that was not uploaded.")
+
+
+def _is_known(path: Path, uploads: Path, allowed: set[Path]) -> bool:
+    return path in allowed or path.is_relative_to(uploads)
+
+
+def _paths(value: Any) -> Iterator[Any]:
+    """What stands under ``path`` at any depth."""
+    if isinstance(value, dict):
+        if value.get("path") is not None:
+            yield value["path"]
+        value = list(value.values())
+    if isinstance(value, list):
+        for one in value:
+            yield from _paths(one)
+
+
+def _refuse(status: int, message: str) -> JSONResponse:
+    return JSONResponse({"detail": message}, status)
