@@ -1,8 +1,8 @@
 """What the page's events may name: files that were uploaded to it, and nothing else.
 
 Gradio checks this for apps that it launches itself, but not for an app that is mounted in another (6.31): there an
-event that says `{"path": "/some/picture.png"}` is believed. So it is checked here, for every component at once, before Gradio
-sees the event. Addresses are refused with the paths.
+event that says `{"path": "/some/picture.png"}` is believed. So it is checked here, for every component at once,
+before Gradio sees the event. Addresses are refused with the paths.
 """
 
 import json
