@@ -30,7 +30,7 @@ $(VENV)/.installed: setup.py constraints.txt
 	.venv-examples/bin/pip install --quiet --constraint .venv-examples/constraints.txt --editable '.[examples]'
 	touch $@
 
-demo: $(VENV)/.installed ## Embed and rank the media in examples/media, draw outputs/demo.png
+demo: $(VENV)/.installed ## Ask plume-tiny about pictures it never saw, draw outputs/demo.png
 	$(RUN) examples/demo.py
 
 test: $(VENV)/.installed ## Run all tests, offline, on CPU

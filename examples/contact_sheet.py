@@ -8,6 +8,7 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 from plume.vision_plume import load_image, load_video
 
 TILE, GAP, CAPTION = 150, 14, 22
+_TEXT = 36
 INK, MUTED, PAPER, CARD, RIGHT, WRONG = "#22252b", "#7a7f89", "#ffffff", "#f2f3f5", "#2e8b57", "#c0392b"
 
 
@@ -15,22 +16,23 @@ def thumbnail(item: Any) -> Image.Image:
     """A square picture of any input: the text itself, the image, or a strip of video frames."""
     tile = Image.new("RGB", (TILE, TILE), CARD)
     content = item if isinstance(item, dict) else {"text": item}
+    room = (TILE, TILE if "text" not in content else TILE - _TEXT)  # a text stands below its picture
     if "video" in content:
         frames = load_video(content["video"], num_frames=3)
         strip = Image.new("RGB", (frames[0].width, sum(frame.height + 4 for frame in frames)), CARD)
         for place, frame in enumerate(frames):
             strip.paste(frame, (0, place * (frame.height + 4)))
-        tile.paste(ImageOps.pad(strip, (TILE, TILE), color=CARD))
+        tile.paste(ImageOps.pad(strip, room, color=CARD))
     elif "image" in content:
-        tile.paste(ImageOps.pad(load_image(content["image"]), (TILE, TILE), color=CARD))
+        tile.paste(ImageOps.pad(load_image(content["image"]), room, color=CARD))
     if "text" in content:
         text = _wrap(content["text"], ImageFont.load_default(14), TILE - 20)
         pen = ImageDraw.Draw(tile)
         if len(content) == 1:
             pen.multiline_text((10, TILE // 2), text, fill=INK, font=ImageFont.load_default(14), anchor="lm")
         else:
-            pen.rectangle((0, TILE - 40, TILE, TILE), fill=PAPER)
-            pen.multiline_text((6, TILE - 20), text, fill=INK, font=ImageFont.load_default(12), anchor="lm")
+            pen.rectangle((0, TILE - _TEXT, TILE, TILE), fill=PAPER)
+            pen.multiline_text((6, TILE - _TEXT // 2), text, fill=INK, font=ImageFont.load_default(12), anchor="lm")
     return tile
 
 
@@ -48,31 +50,31 @@ def _wrap(text: str, font: ImageFont.ImageFont | ImageFont.FreeTypeFont, width: 
 def draw(
     path: Path,
     title: str,
-    rows: list[tuple[Any, list[tuple[Any, float, bool | None]]]],
+    rows: list[tuple[str, Any, list[tuple[Any, float, bool | None]]]],
 ) -> None:
     """Write a contact sheet.
 
     Args:
         path: PNG file.
         title: Heading.
-        rows: Per query its input and its ranked documents as (input, similarity, right or wrong or unknown).
+        rows: Per query a caption, its input and its best documents as (input, similarity, right or wrong or unknown).
     """
-    columns = 1 + max(len(ranked) for _, ranked in rows)
+    columns = 1 + max(len(ranked) for _, _, ranked in rows)
     width = GAP + columns * (TILE + GAP) + GAP
     height = 56 + len(rows) * (TILE + CAPTION + GAP)
     sheet = Image.new("RGB", (width, height), PAPER)
     pen = ImageDraw.Draw(sheet)
     pen.text((GAP, 14), title, fill=INK, font=ImageFont.load_default(18))
-    for line, (query, ranked) in enumerate(rows):
+    for line, (caption, query, ranked) in enumerate(rows):
         top = 52 + line * (TILE + CAPTION + GAP)
         sheet.paste(thumbnail(query), (GAP, top))
-        pen.text((GAP, top + TILE + 4), "query", fill=MUTED, font=ImageFont.load_default(13))
+        pen.text((GAP, top + TILE + 4), caption, fill=MUTED, font=ImageFont.load_default(13))
         for place, (document, similarity, right) in enumerate(ranked):
             left = 2 * GAP + (place + 1) * (TILE + GAP)
             sheet.paste(thumbnail(document), (left, top))
             color = MUTED if right is None else RIGHT if right else WRONG
             pen.rectangle((left - 1, top - 1, left + TILE, top + TILE), outline=color, width=1 if right is None else 3)
-            caption = f"{place + 1}.  {similarity:.3f}"
-            pen.text((left, top + TILE + 4), caption, fill=color, font=ImageFont.load_default(13))
+            rank = f"{place + 1}.  {similarity:.3f}"
+            pen.text((left, top + TILE + 4), rank, fill=color, font=ImageFont.load_default(13))
     path.parent.mkdir(parents=True, exist_ok=True)
     sheet.save(path)

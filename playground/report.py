@@ -1,7 +1,6 @@
-"""The results of a sweep as files: rows, tasks, a plot and a table, with mean and spread over the seeds."""
+"""The results of a sweep as files: rows, tasks, a plot and a page, with mean and spread over the seeds."""
 
 import json
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import mean, pstdev
@@ -9,25 +8,34 @@ from typing import Any
 
 from plume.playground.tasks import TASKS
 
-ROWS, TASK_FILE, PLOT, PAGE = "ablations.json", "tasks.json", "ablations.png", "ablations.md"
-_MULTI, _CONTROL = "multi-hop", "controls"
+ROWS, TASK_FILE, PLOT, PAGE = "ablations.json", "tasks.json", "ablations.png", "results.md"
+MAIN = ("full", "no_latent", "no_curriculum")  # run on every task
+# Difference to the full model in points, all modalities: Tables 3 to 6 of the paper.
+PAPER = {
+    "no_latent": -2.8,
+    "no_curriculum": -6.8,
+    "single_mlp": -2.4,
+    "no_anchor": -1.5,
+    "no_step": -1.2,
+    "top1": -0.8,
+    "no_shared": -1.3,
+    "k4": -1.7,
+    "k6": -0.5,
+    "stages2": -2.6,
+    "stages6": -0.2,
+    "stages8": -0.7,
+}
+Rows = Sequence[Mapping[str, Any]]
 
 
-def summarize(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, list[float]]]:
-    """Mean Hit@1 per seed, in [0, 1]: variant -> ``"multi-hop"`` or ``"controls"`` -> one number per seed."""
-    found: dict[str, dict[str, dict[int, list[float]]]] = defaultdict(lambda: defaultdict(lambda: defaultdict(list)))
-    for row in rows:
-        if row["split"] == "test":
-            kind = _CONTROL if TASKS[row["task"]].control else _MULTI
-            found[row["variant"]][kind][row["seed"]].append(row["hit_at_1"])
-    return {
-        variant: {kind: [mean(scores) for _, scores in sorted(seeds.items())] for kind, seeds in kinds.items()}
-        for variant, kinds in found.items()
-    }
+def scores(rows: Rows, variant: str, task: str, hops: int) -> list[float]:
+    """Hit@1 in percent, one number per seed, in the order of the seeds."""
+    found = [r for r in rows if (r["variant"], r["task"], r["hops"]) == (variant, task, hops)]
+    return [100 * row["hit_at_1"] for row in sorted(found, key=lambda row: row["seed"])]
 
 
-def write_report(rows: Sequence[Mapping[str, Any]], plan: Mapping[str, Any], folder: Path) -> None:
-    """Write ``ablations.json``, ``tasks.json``, ``ablations.png`` and ``ablations.md``.
+def write_report(rows: Rows, plan: Mapping[str, Any], folder: Path) -> None:
+    """Write ``results.md`` and, under ``results/``, ``ablations.json``, ``tasks.json`` and ``ablations.png``.
 
     Args:
         rows: Result rows, with variant, seed, task, split, hops, n and hit_at_1.
@@ -39,67 +47,104 @@ def write_report(rows: Sequence[Mapping[str, Any]], plan: Mapping[str, Any], fol
     """
     if not rows:
         raise ValueError("No run of the sweep has finished, so there is nothing to report. Run it first.")
-    folder.mkdir(parents=True, exist_ok=True)
+    results = folder / "results"
+    results.mkdir(parents=True, exist_ok=True)
+    names = list(dict.fromkeys(row["task"] for row in rows))
     tasks = {
         name: {"control": TASKS[name].control, "hops": TASKS[name].hops, "description": TASKS[name].description}
-        for name in plan["tasks"]
+        for name in names
     }
     for name, content in ((ROWS, list(rows)), (TASK_FILE, tasks)):
-        (folder / name).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    summary = summarize(rows)
-    (folder / PAGE).write_text(_page(rows, summary, plan), encoding="utf-8")
-    _plot(summary, folder / PLOT)
+        (results / name).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    (folder / PAGE).write_text(_page(rows, names, plan), encoding="utf-8")
+    _plot(rows, names, results / PLOT)
 
 
-def _number(scores: Sequence[float]) -> str:
-    if not scores:
+def _number(values: Sequence[float]) -> str:
+    if not values:
         return "-"
-    return f"{100 * mean(scores):.1f}" + (f" ± {100 * pstdev(scores):.1f}" if len(scores) > 1 else "")
+    return f"{mean(values):.1f}" + (f" ± {pstdev(values):.1f}" if len(values) > 1 else "")
 
 
-def _page(
-    rows: Sequence[Mapping[str, Any]], summary: Mapping[str, Mapping[str, list[float]]], plan: Mapping[str, Any]
-) -> str:
+def _ablated(rows: Rows, names: Sequence[str]) -> list[str]:
+    """Tasks on which more than the main variants were run."""
+    return [name for name in names if {row["variant"] for row in rows if row["task"] == name} - set(MAIN)]
+
+
+def _page(rows: Rows, names: Sequence[str], plan: Mapping[str, Any]) -> str:
+    seeds = sorted({row["seed"] for row in rows})
     lines = [
-        "# Ablations on the playground",
+        "# Results on the playground",
         "",
-        f"Written by `python -m plume.playground.ablate`. {plan['explicit_steps']} explicit and {plan['latent_steps']} "
-        f"latent steps of {plan['batch_size']} pairs, {plan['queries']} queries per task. Hit@1 in percent, mean over "
-        "tasks, then mean and population standard deviation over seeds where there are several.",
+        "Written by `python -m plume.playground.ablate`; what the tasks and variants are is told in "
+        "[the playground](playground.md). One model per task, variant and seed: "
+        f"{plan['explicit_steps']} explicit and {plan['latent_steps']} latent steps of {plan['batch_size']} pairs, "
+        f"{plan['rows']} pairs, {plan['queries']} test queries. Hit@1 in percent: mean and population standard "
+        f"deviation over seeds ({', '.join(map(str, seeds))}; fewer where the number in brackets says so).",
         "",
-        "| variant | multi-hop | controls | seeds |",
-        "|---|---|---|---|",
+        "![Hit@1 of every variant](results/ablations.png)",
+        "",
+        "## Does the thinking help?",
+        "",
+        f"| task | look-ups | {' | '.join(MAIN)} |",
+        "|---|---|" + "---|" * len(MAIN),
     ]
-    for variant, kinds in summary.items():
-        multi, control = kinds.get(_MULTI, []), kinds.get(_CONTROL, [])
-        lines.append(f"| {variant} | {_number(multi)} | {_number(control)} | {max(len(multi), len(control))} |")
-    grouped: dict[tuple[str, int], dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
-    for row in rows:
-        grouped[row["task"], row["hops"]][row["variant"]].append(row["hit_at_1"])
-    names = list(summary)
-    lines += ["", "By task and number of look-ups (look-ups other than those of the training are extrapolation):", ""]
-    lines += [f"| task | look-ups | {' | '.join(names)} |", "|---|---|" + "---|" * len(names)]
-    for (task, hops), scores in sorted(grouped.items()):
-        lines.append(f"| {task} | {hops} | " + " | ".join(_number(scores.get(name, [])) for name in names) + " |")
+    for name in names:
+        cells = [_with_seeds(scores(rows, variant, name, TASKS[name].hops)) for variant in MAIN]
+        kind = "control, " if TASKS[name].control else ""
+        lines.append(f"| {name} | {kind}{TASKS[name].hops} | {' | '.join(cells)} |")
+    for name in _ablated(rows, names):
+        lines += ["", f"## Every variant on {name}", "", "| variant | Hit@1 | over full, here | in the paper |"]
+        lines += ["|---|---|---|---|"]
+        full = scores(rows, "full", name, TASKS[name].hops)
+        for variant in ("full", *PAPER):
+            values = scores(rows, variant, name, TASKS[name].hops)
+            if values:
+                apart = f"{mean(values) - mean(full):+.1f}" if full and variant != "full" else ""
+                paper = f"{PAPER[variant]:+.1f}" if variant in PAPER else ""
+                lines.append(f"| {variant} | {_with_seeds(values)} | {apart} | {paper} |")
+    lines += ["", "## Other numbers of look-ups, never trained", "", f"| task | look-ups | {' | '.join(MAIN)} |"]
+    lines += ["|---|---|" + "---|" * len(MAIN)]
+    others = sorted({(row["task"], row["hops"]) for row in rows if row["split"] == "extrapolation"})
+    for name, hops in others:
+        lines.append(f"| {name} | {hops} | {' | '.join(_number(scores(rows, v, name, hops)) for v in MAIN)} |")
     return "\n".join([*lines, ""])
 
 
-def _plot(summary: Mapping[str, Mapping[str, list[float]]], file: Path) -> None:
+def _with_seeds(values: Sequence[float]) -> str:
+    return f"{_number(values)} ({len(values)})" if values else "not run"
+
+
+def _plot(rows: Rows, names: Sequence[str], file: Path) -> None:
     from matplotlib.figure import Figure
 
-    names = list(summary)[::-1]
-    figure = Figure(figsize=(7, 0.42 * len(names) + 1.4), layout="constrained")
-    axes = figure.subplots()
-    for offset, kind, color in ((0.19, _MULTI, "#3060c0"), (-0.19, _CONTROL, "#b8b8b8")):
-        means = [100 * mean(summary[name].get(kind) or [0.0]) for name in names]
-        places = [index + offset for index in range(len(names))]
-        axes.barh(places, means, height=0.36, color=color, label=kind)
-        for name, place in zip(names, places, strict=True):
-            scores = summary[name].get(kind, [])
-            axes.plot([100 * score for score in scores], [place] * len(scores), ".", color="#202020", markersize=4)
-    axes.set_yticks(range(len(names)), names)
-    axes.set_xlabel("Hit@1, percent (dots: seeds)")
-    axes.set_xlim(0, 100)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, 1.12), ncols=2)
+    ablated = _ablated(rows, names)
+    figure = Figure(figsize=(9, 4.2), layout="constrained")
+    left, *right = figure.subplots(1, 1 + len(ablated), squeeze=False)[0]
+    colors = ("#3060c0", "#b8b8b8", "#e0a060")
+    for offset, variant, color in zip((0.27, 0.0, -0.27), MAIN, colors, strict=True):
+        for place, name in enumerate(names[::-1]):
+            _bar(left, place + offset, scores(rows, variant, name, TASKS[name].hops), color, 0.25)
+        left.barh([-9], [0], color=color, label=variant)
+    labels = [f"{name}{' (control)' if TASKS[name].control else ''}" for name in names[::-1]]
+    left.set_yticks(range(len(names)), labels)
+    left.set_ylim(-0.5, len(names) - 0.5)
+    left.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, 1.14), ncols=3)
+    for axes, name in zip(right, ablated, strict=True):
+        variants = [v for v in ("full", *PAPER) if scores(rows, v, name, TASKS[name].hops)][::-1]
+        for place, variant in enumerate(variants):
+            color = colors[0] if variant == "full" else "#90a8d8"
+            _bar(axes, place, scores(rows, variant, name, TASKS[name].hops), color, 0.7)
+        axes.set_yticks(range(len(variants)), variants)
+        axes.set_title(f"every variant on {name}", fontsize=10)
+    for axes in (left, *right):
+        axes.set_xlabel("Hit@1, percent (dots: seeds)")
+        axes.set_xlim(0, 102)
+        axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(file, dpi=150)
+
+
+def _bar(axes: Any, place: float, values: Sequence[float], color: str, height: float) -> None:
+    if values:
+        axes.barh([place], [mean(values)], height=height, color=color)
+        axes.plot(values, [place] * len(values), ".", color="#202020", markersize=4)
