@@ -10,9 +10,9 @@ Every task has a model of its own, so that one thing is learned at a time and a 
    ``full`` are run on every task, the other variants on ``--ablated`` ones.
 3. **Test**: by the evaluation that scores everything else, per task and number of look-ups.
 
-Settings are those of ``training/recipes/playground.yaml``. A run that has its file is not run again, so a sweep can be
-stopped and resumed, and several processes can share a folder when each is given other tasks or seeds:
-``python -m plume.playground.ablate --help``.
+Settings are those of ``training/recipes/playground.yaml``. A run that is in the results or has its file is not run
+again, so a sweep can be stopped and resumed, and several processes can share a folder when each is given other tasks,
+variants or seeds: ``python -m plume.playground.ablate --help``.
 """
 
 import argparse
@@ -31,7 +31,7 @@ from plume.evaluation.embedders import ModelEmbedder
 from plume.evaluation.runner import evaluate
 from plume.evaluation.table import read_table
 from plume.playground.corpora import TABLE, conditions, write_evaluation, write_training
-from plume.playground.report import MAIN, write_report
+from plume.playground.report import MAIN, ROWS, write_report
 from plume.playground.student import build_processor, build_student
 from plume.playground.tasks import TASKS
 from plume.training.collator import PairCollator
@@ -51,11 +51,22 @@ class Variant:
     jumps: bool = False
     fields: dict[str, Any] = field(default_factory=dict)
 
-    def schedule(self) -> dict[str, list[float]]:
-        """Shares and learning rates of the stages: half of the steps in the last one, at a lower rate; or all in it."""
+    def phases(self, steps: int) -> list[dict[str, Any]]:
+        """Options of the trainer's runs behind the explicit stage, ``steps`` together; learning rates are relative.
+
+        The stages before the last share three fifths equally. The last has a run of its own, at a lower rate and with
+        rehearsals of the one before: rationale and answer go at once, a shock that the steps do not survive otherwise.
+        """
         between = self.num_stages - 1
-        weights = [0.0] * between + [1.0] if self.jumps else [1 / between] * between + [1.0]
-        return {"stage_weights": [0.0, *weights], "stage_lr_scales": [1.0, *[0.5] * between, 0.15]}
+        if self.jumps:
+            jump = [0.0] * self.num_stages + [1.0]
+            return [{"max_steps": steps, "stage_weights": jump, "learning_rate": 0.15}]
+        gradual, last = [0.0, *[1.0] * between, 0.0], [0.0] * between + [1.0, 5.0]
+        first = round(0.6 * steps)
+        return [
+            {"max_steps": first, "stage_weights": gradual, "learning_rate": 0.5},
+            {"max_steps": steps - first, "stage_weights": last, "learning_rate": 0.15, "stage_mixing": 0.4},
+        ]
 
 
 VARIANTS = {
@@ -89,10 +100,10 @@ class Plan:
         batch_size: Pairs per step.
     """
 
-    rows: int = 16000
+    rows: int = 12000
     queries: int = 200
-    explicit_steps: int = 300
-    latent_steps: int = 300
+    explicit_steps: int = 770
+    latent_steps: int = 550
     batch_size: int = 64
 
 
@@ -190,15 +201,9 @@ class Sweep:
         start = PlumeForEmbedding.from_pretrained(self.explicit(task, seed)).state_dict()
         model = build_student(self.processor, seed, num_latent_steps=variant.steps, **variant.fields)
         model.load_state_dict({k: v for k, v in start.items() if "latent_transition" not in k}, strict=False)
-        self._train(
-            model,
-            task,
-            seed,
-            **variant.schedule(),
-            max_steps=self.plan.latent_steps,
-            num_latent_steps=variant.steps,
-            learning_rate=rate * self.settings["learning_rate"],
-        )
+        for phase in variant.phases(self.plan.latent_steps):
+            peak = rate * phase.pop("learning_rate") * self.settings["learning_rate"]
+            self._train(model, task, seed, **phase, num_latent_steps=variant.steps, learning_rate=peak)
         return model
 
     def _train(self, model: PlumeForEmbedding, task: str, seed: int, **options: Any) -> None:
@@ -216,7 +221,8 @@ class Sweep:
         rows = load_rows([str(folder / "train/pairs.jsonl")])
         trainer = PlumeTrainer(model=model, args=args, train_dataset=rows, processing_class=self.processor)
         Remembering.switch((task, seed))
-        trainer.data_collator = Remembering.from_config(self.processor, args)
+        if len(args.stage_weights) > 2:  # the explicit stage is trained once: nothing to remember
+            trainer.data_collator = Remembering.from_config(self.processor, args)
         trainer.train()
 
     def _score(self, model: PlumeForEmbedding, task: str, split: str) -> list[dict[str, Any]]:
@@ -231,10 +237,16 @@ def _settings(recipe: Path) -> dict[str, Any]:
     return {k: v for k, v in yaml.safe_load(recipe.read_text("utf-8")).items() if k not in decided}
 
 
-def collect(folder: Path) -> list[dict[str, Any]]:
-    """Result rows of all finished runs of a sweep, in the order of variants, tasks and seeds."""
-    rows = [row for file in folder.glob("*/*-*.json") for row in json.loads(file.read_text("utf-8"))]
-    return sorted(rows, key=lambda r: (list(VARIANTS).index(r["variant"]), list(TASKS).index(r["task"]), r["seed"]))
+def collect(folder: Path, results: Path) -> list[dict[str, Any]]:
+    """Result rows of all finished runs: those reported in ``results`` before, and those of a sweep's folder."""
+    file, plan = results / "results" / ROWS, json.loads((folder / PLAN).read_text("utf-8"))
+    rows = json.loads(file.read_text("utf-8")) if file.exists() else []
+    for found in folder.glob("*/*-*.json"):
+        steps = {name: plan[name] for name in ("explicit_steps", "latent_steps")}
+        rows += [{**row, **steps} for row in json.loads(found.read_text("utf-8"))]
+    newest = {(row["variant"], row["task"], row["seed"], row["hops"]): row for row in rows}
+    order = [list(VARIANTS), list(TASKS)]
+    return sorted(newest.values(), key=lambda r: (order[0].index(r["variant"]), order[1].index(r["task"]), r["seed"]))
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -251,18 +263,19 @@ def main(argv: Sequence[str] | None = None) -> None:
         parser.add_argument(f"--{name}", type=int, default=value)
     parser.add_argument("--report_only", action="store_true", help="run nothing, report the finished runs")
     args = parser.parse_args(argv)
-    if not args.report_only:
-        sweep = Sweep(Plan(**{name: getattr(args, name) for name in asdict(Plan())}), args.output, args.recipe)
-        runs = [
-            (name, task, seed)
-            for seed in args.seeds
-            for task in args.tasks
-            for name in args.variants
-            if name in MAIN or task in args.ablated
-        ]
-        for name, task, seed in tqdm(runs, unit="run"):
-            sweep.run(name, task, seed)
-    write_report(collect(args.output), json.loads((args.output / PLAN).read_text("utf-8")), args.results)
+    plan = Plan(**{name: getattr(args, name) for name in asdict(Plan())})
+    sweep = Sweep(plan, args.output, args.recipe)
+    done = {(row["variant"], row["task"], row["seed"]) for row in collect(args.output, args.results)}
+    runs = [
+        (name, task, seed)
+        for seed in args.seeds
+        for task in args.tasks
+        for name in args.variants
+        if (name in MAIN or task in args.ablated) and (name, task, seed) not in done
+    ]
+    for name, task, seed in tqdm([] if args.report_only else runs, unit="run"):
+        sweep.run(name, task, seed)
+    write_report(collect(args.output, args.results), args.results)
 
 
 if __name__ == "__main__":

@@ -34,12 +34,11 @@ def scores(rows: Rows, variant: str, task: str, hops: int) -> list[float]:
     return [100 * row["hit_at_1"] for row in sorted(found, key=lambda row: row["seed"])]
 
 
-def write_report(rows: Rows, plan: Mapping[str, Any], folder: Path) -> None:
+def write_report(rows: Rows, folder: Path) -> None:
     """Write ``results.md`` and, under ``results/``, ``ablations.json``, ``tasks.json`` and ``ablations.png``.
 
     Args:
-        rows: Result rows, with variant, seed, task, split, hops, n and hit_at_1.
-        plan: The condition of the sweep.
+        rows: Result rows, with variant, seed, task, split, hops, n, hit_at_1, explicit_steps and latent_steps.
         folder: Where to.
 
     Raises:
@@ -56,7 +55,7 @@ def write_report(rows: Rows, plan: Mapping[str, Any], folder: Path) -> None:
     }
     for name, content in ((ROWS, list(rows)), (TASK_FILE, tasks)):
         (results / name).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    (folder / PAGE).write_text(_page(rows, names, plan), encoding="utf-8")
+    (folder / PAGE).write_text(_page(rows, names), encoding="utf-8")
     _plot(rows, names, results / PLOT)
 
 
@@ -71,16 +70,17 @@ def _ablated(rows: Rows, names: Sequence[str]) -> list[str]:
     return [name for name in names if {row["variant"] for row in rows if row["task"] == name} - set(MAIN)]
 
 
-def _page(rows: Rows, names: Sequence[str], plan: Mapping[str, Any]) -> str:
-    seeds = sorted({row["seed"] for row in rows})
+def _page(rows: Rows, names: Sequence[str]) -> str:
+    steps = sorted({(row["explicit_steps"], row["latent_steps"], row["n"]) for row in rows if row["split"] == "test"})
+    conditions = "; ".join(
+        f"{explicit} explicit and {latent} latent steps, {n} queries" for explicit, latent, n in steps
+    )
     lines = [
         "# Results on the playground",
         "",
         "Written by `python -m plume.playground.ablate`; what the tasks and variants are is told in "
-        "[the playground](playground.md). One model per task, variant and seed: "
-        f"{plan['explicit_steps']} explicit and {plan['latent_steps']} latent steps of {plan['batch_size']} pairs, "
-        f"{plan['rows']} pairs, {plan['queries']} test queries. Hit@1 in percent: mean and population standard "
-        f"deviation over seeds ({', '.join(map(str, seeds))}; fewer where the number in brackets says so).",
+        f"[the playground](playground.md). One model per task, variant and seed ({conditions}). Hit@1 in percent: "
+        "mean and population standard deviation over seeds, their number in brackets.",
         "",
         "![Hit@1 of every variant](results/ablations.png)",
         "",
