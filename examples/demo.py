@@ -128,7 +128,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("outputs/demo.png"))
     options = parser.parse_args()
     options.output.parent.mkdir(parents=True, exist_ok=True)
-    corpus = lookups(options.output.parent) if options.model == str(TINY) else everyday()
+    corpus = lookups(options.output.parent.resolve()) if options.model == str(TINY) else everyday()
 
     package = embed_with_package(options.model, corpus)
     for name, door in (
