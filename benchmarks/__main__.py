@@ -64,17 +64,21 @@ def run_compare(options: argparse.Namespace) -> None:
     minutes = options.minutes or (5.0 if options.quick else 16.0)
     effort = compare.Effort(minutes=minutes)
     if options.quick:
-        effort = compare.Effort(rounds=(3, 3), seconds=0.0, minutes=minutes)
+        effort = compare.Effort(rounds=(3, 3), seconds=0.0, longest=60.0, minutes=minutes)
     cells = [
         cell for cell in compare.plan(options.device, options.quick) if not options.sizes or cell.size in options.sizes
     ]
     header: dict[str, Any] = {"machine": machine, "load_before": round(os.getloadavg()[0], 2), "quick": options.quick}
     header["note"] = "Random weights. explicit_cot is extrapolated from 65 to 403 generated tokens. latent_steps is K."
-    systems = compare.QUICK_SYSTEMS if options.quick else compare.SYSTEMS
+    needed = report.claimed(options.device)
+
+    def systems_of(cell: compare.Cell) -> list[str]:
+        return [system for system in compare.SYSTEMS if not options.quick or system in needed[cell]]
+
     left_out: list[compare.Cell] = []
     try:
         left_out = compare.run(
-            cells, systems, options.device, effort, rows, lambda: compare.write_result(path, header, rows)
+            cells, systems_of, options.device, effort, rows, lambda: compare.write_result(path, header, rows)
         )
     except KeyboardInterrupt:
         print(f"\nStopped. {len(rows)} rows are in {path}; --resume goes on from them.")

@@ -74,6 +74,14 @@ def claims(rows: list[Row]) -> list[tuple[str, float, str]]:
     return found
 
 
+def claimed(device: str) -> dict[tuple[Any, ...], set[str]]:
+    """The cells of the claims on a device, and the systems that each needs."""
+    needed: dict[tuple[Any, ...], set[str]] = {}
+    for over, under, cell, _ in _CLAIMS["cpu" if device == "cpu" else "gpu"]:
+        needed.setdefault(cell, set()).update((over, under))
+    return needed
+
+
 def draw(rows: list[Row], header: dict[str, Any], path: Path) -> None:
     """Draw the telling cells as bars over a logarithmic axis of milliseconds."""
     from matplotlib.figure import Figure

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from inputs import embed, mixed_inputs
-from plume import PlumeForEmbedding, decode_plume
+from plume import PlumeForEmbedding, decode_plume, packed_plume
 from plume.benchmarks import __main__ as command
 from plume.benchmarks import compare, parts, report, systems, training
 from plume.benchmarks.models import build_inputs, build_model
@@ -49,14 +49,20 @@ def test_steps_equal_transformers_decoder(model, processor, monkeypatch, fast, n
     assert reads == ([2] if num_latent_steps == 0 else [1] * (num_latent_steps - 1) + [3])
 
 
-@pytest.mark.parametrize("fast", [False, True])
-def test_steps_equal_transformers_decoder_in_bfloat16(tmp_path, monkeypatch, fast):
+@pytest.mark.parametrize(("fast", "emulated"), [(False, False), (True, False), (True, True)])
+def test_steps_equal_transformers_decoder_in_bfloat16(tmp_path, monkeypatch, fast, emulated):
+    """Where bfloat16 is emulated, products of many rows are made in float32."""
+    monkeypatch.setattr(packed_plume, "_emulates_bfloat16", lambda: emulated)
     _, processor = save_random_plume(tmp_path, "small", num_latent_steps=3)
     model = PlumeForEmbedding.from_pretrained(tmp_path, dtype=torch.bfloat16).eval().speed_up(fast)
     inputs = mixed_inputs()[:12]
     expected = reference(model, processor, inputs, monkeypatch)
     found = embed(model, processor, inputs)
     assert (1 - (found * expected).sum(-1)).max() <= 1e-3
+    if fast:
+        embed(model, processor, inputs[:1])
+        dtypes = set(model._packed._packed.layers[0].down._packed)
+        assert dtypes == ({torch.bfloat16, torch.float32} if emulated else {torch.bfloat16})
 
 
 @pytest.mark.parametrize("fields", [{"use_shared_expert": False}, {"num_experts": 1, "num_active_experts": 1}])
@@ -300,10 +306,10 @@ def test_a_resumed_run_keeps_rows_and_measures_the_rest(result, tmp_path):
     lost = [row for row in rows if row["system"] == "plume_k4"]
     kept = [row for row in rows if row not in lost]
     saved = []
-    compare.run(CELLS, compare.SYSTEMS, "cpu", _Once(), kept, lambda: saved.append(len(kept)))
+    compare.run(CELLS, lambda cell: compare.SYSTEMS, "cpu", _Once(), kept, lambda: saved.append(len(kept)))
     assert saved == [len(rows) - 1, len(rows)]
     assert [row["system"] for row in kept[-2:]] == ["plume_k4"] * 2
-    assert compare.run(CELLS, compare.SYSTEMS, "cpu", _Once(minutes=-1), [], lambda: None) == CELLS
+    assert compare.run(CELLS, lambda cell: compare.SYSTEMS, "cpu", _Once(minutes=-1), [], lambda: None) == CELLS
     with pytest.raises(ValueError, match="would mean nothing"):
         compare.read_rows(result, {**machine, "threads": 99})
 
@@ -331,8 +337,9 @@ def test_quick_and_full_plans_begin_with_the_cells_of_the_claims():
         quick, full = compare.plan(device, quick=True), compare.plan(device, quick=False)
         assert set(quick) <= set(full)
         assert len(full) == len(set(full))
-        claimed = {cell for _, _, cell, _ in report._CLAIMS["cpu" if device == "cpu" else "gpu"]}
-        assert set(quick) == claimed
+        claimed = report.claimed(device)
+        assert set(quick) == set(claimed)
+        assert all(systems <= set(compare.SYSTEMS) and len(systems) > 1 for systems in claimed.values())
         assert full.index(max(claimed, key=full.index)) <= 4
 
 
