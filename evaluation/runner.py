@@ -7,7 +7,6 @@
 """
 
 import json
-import os
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import version
@@ -19,6 +18,7 @@ from tqdm import tqdm
 
 from plume.evaluation.embedders import Embedder, PooledEmbedder, fingerprint, load_checkpoint, load_embedder
 from plume.evaluation.encoder import PlumeEncoder, digest
+from plume.evaluation.store import write_json
 from plume.evaluation.table import METRICS, Row, make_row
 from plume.evaluation.tasks import TableTask, make_task
 from plume.prompt_plume import RELEASED_LAYOUT
@@ -165,9 +165,7 @@ def _run_or_read(
     result = run_task(encoder, task, batch_size=batch, num_workers=workers, progress=progress)
     if file:
         file.parent.mkdir(parents=True, exist_ok=True)
-        temporary = file.with_suffix(".tmp")
-        temporary.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-        os.replace(temporary, file)
+        write_json(file, result)
     return result
 
 

@@ -1,4 +1,4 @@
-"""Vectors on disk while a task runs: a killed run goes on where it stopped.
+"""What stays on disk while a task runs: a killed run goes on where it stopped.
 
 A folder per task and side holds ``settings.json`` (what the vectors depend on) and parts of consecutive vectors,
 named by the place of their first: ``000000.npy``, ``000256.npy``. A part is written whole or not at all.
@@ -11,6 +11,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+
+def write_json(file: Path, content: Any) -> None:
+    """Write a whole JSON file or none, so that an interruption leaves nothing half done.
+
+    Raises:
+        ValueError: If a number is not finite.
+    """
+    part = file.with_suffix(".part")
+    part.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    os.replace(part, file)
 
 
 class VectorStore:

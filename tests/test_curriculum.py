@@ -95,9 +95,21 @@ def test_impossible_schedules_are_refused(weights):
         Curriculum(8, weights)
 
 
-def test_an_unknown_mixing_is_refused():
-    with pytest.raises(ValueError, match="stage_mixing"):
-        Curriculum(8, mixing=1.0)
+@pytest.mark.parametrize(("name", "field"), [("stage_mixing", "mixing"), ("latent_dropout", "dropout")])
+@pytest.mark.parametrize("share", [-0.1, 1.0])
+def test_impossible_shares_are_refused(name, field, share):
+    with pytest.raises(ValueError, match=name):
+        Curriculum(8, **{field: share})
+
+
+def test_latent_steps_are_left_out_of_the_final_stage_only():
+    curriculum = Curriculum(8, dropout=0.3)
+    stages = [curriculum.stage_at(step, 500) for step in range(500)]
+    assert stages == [curriculum.stage_at(step, 500) for step in range(500)]
+    assert all(stage == curriculum.stages[stage.index] for stage in stages if not stage.is_final)
+    final = [stage.num_latent_steps for stage in stages if stage.is_final]
+    assert set(final) == {0, 8}
+    assert 0.1 < final.count(0) / len(final) < 0.5
 
 
 def test_stages_know_only_numbers():

@@ -29,6 +29,9 @@ class PlumeTrainingConfig(SFTConfig):
         metadata={"help": "Share of stages 0..S in the run, in any unit; 0 skips a stage."},
     )
     stage_mixing: float = field(default=0.0, metadata={"help": "Probability that a step rehearses an earlier stage."})
+    latent_dropout: float = field(
+        default=0.0, metadata={"help": "Probability that a step of the final stage leaves the latent steps out."}
+    )
     stage_lr_scales: list[float] | None = field(
         default=None, metadata={"help": "Factor on the learning rate per stage; all 1 where omitted."}
     )
@@ -96,7 +99,9 @@ class PlumeTrainingConfig(SFTConfig):
 
     def curriculum(self, num_latent_steps: int) -> Curriculum:
         """The curriculum of this run towards K latent steps."""
-        return Curriculum(num_latent_steps, tuple(self.stage_weights), self.stage_mixing, self.seed)
+        return Curriculum(
+            num_latent_steps, tuple(self.stage_weights), self.stage_mixing, self.latent_dropout, self.seed
+        )
 
     def weights(self) -> Weights:
         """Coefficients of the objective."""

@@ -11,7 +11,7 @@ import bisect
 import random
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 # A sentence ends at . ! ? before white space, at a line break, or at a CJK full stop; "3.5" holds no end.
 _BOUNDARY = re.compile(r"(?<=[.!?])(?=\s)|(?<=[\n\u3002\uff01\uff1f])(?=.)", re.DOTALL)
@@ -82,7 +82,9 @@ class Curriculum:
         weights: Share of each stage 0..S in the run, in any unit; 0 skips a stage. The paper: 3 epochs, 1 shared
             by stages 1 to 3, 1.
         mixing: Probability that a step rehearses an earlier stage, in [0, 1).
-        seed: Seed of the rehearsals.
+        dropout: Probability that a step of the final stage leaves the latent steps out, in [0, 1): what one pass can
+            answer is then also answered without them.
+        seed: Seed of both draws.
 
     Raises:
         ValueError: If there are fewer than two weights, a negative one, or none above 0.
@@ -91,6 +93,7 @@ class Curriculum:
     num_latent_steps: int
     weights: tuple[float, ...] = PAPER_WEIGHTS
     mixing: float = 0.0
+    dropout: float = 0.0
     seed: int = 0
     stages: list[Stage] = field(init=False, repr=False, compare=False)
 
@@ -100,8 +103,9 @@ class Curriculum:
                 f"stage_weights={list(self.weights)} is no schedule: give at least two numbers >= 0, one per "
                 "stage from fully explicit to fully latent, at least one above 0."
             )
-        if not 0 <= self.mixing < 1:
-            raise ValueError(f"stage_mixing must be in [0, 1), got {self.mixing}.")
+        for name, share in (("stage_mixing", self.mixing), ("latent_dropout", self.dropout)):
+            if not 0 <= share < 1:
+                raise ValueError(f"{name} must be in [0, 1), got {share}.")
         num_stages = len(self.weights) - 1
         stages = [Stage(s, num_stages, round(self.num_latent_steps * s / num_stages)) for s in range(num_stages + 1)]
         object.__setattr__(self, "stages", stages)
@@ -120,8 +124,13 @@ class Curriculum:
         return self.stages[index]
 
     def stage_at(self, step: int, max_steps: int) -> Stage:
-        """The stage that optimizer step ``step`` trains: the scheduled one, or an earlier one to rehearse it."""
+        """The stage that optimizer step ``step`` trains: the scheduled one, or an earlier one to rehearse it.
+
+        A final stage whose latent steps are left out has ``num_latent_steps`` 0.
+        """
         scheduled = self.scheduled_at(step, max_steps)
+        if scheduled.is_final and random.Random(f"dropout-{self.seed}-{step}").random() < self.dropout:
+            return replace(scheduled, num_latent_steps=0)
         draw = random.Random(f"{self.seed}-{step}")
         earlier = [stage for stage in self.stages[: scheduled.index] if self.weights[stage.index] > 0]
         return draw.choice(earlier) if earlier and draw.random() < self.mixing else scheduled

@@ -280,13 +280,14 @@ class PlumeTrainer(SFTTrainer):
             "num_latent_steps": curriculum.num_latent_steps,
             "stage_weights": list(curriculum.weights),
             "stage_mixing": curriculum.mixing,
+            "latent_dropout": curriculum.dropout,
             "max_steps": self.state.max_steps,
         }
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         saved = json.loads((Path(resume_from_checkpoint) / _CURRICULUM_FILE).read_text("utf-8"))
-        for name in ("num_latent_steps", "stage_weights", "stage_mixing"):
-            if saved[name] != self._curriculum_state()[name]:
+        for name in ("num_latent_steps", "stage_weights", "stage_mixing", "latent_dropout"):
+            if name in saved and saved[name] != self._curriculum_state()[name]:
                 raise ValueError(
                     f"The checkpoint {resume_from_checkpoint} was saved with {name}={saved[name]}, this run has "
                     f"{self._curriculum_state()[name]}: its stages would not follow on. Resume with the same value, or "

@@ -10,7 +10,6 @@ A finished task is kept in ``OUT/tasks`` and not measured again, so an interrupt
 
 import argparse
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from plume.evaluation.audit.plots import draw_all
 from plume.evaluation.audit.report import headline, write_report
 from plume.evaluation.embedders import ModelEmbedder, load_embedder
 from plume.evaluation.runner import _default_prompt_set
+from plume.evaluation.store import write_json
 from plume.evaluation.table import MMEB_V2, PROMPT_SETS, Row, read_table, select
 
 _QUERIES = 200  # as in Fig. 6
@@ -90,8 +90,8 @@ def audit(
             row, data_root, media_root=media_root, prompt_set=prompt_set, max_queries=max_queries, seed=seed
         )
         results.append(measure(reader, task, sweep, seed))
-        _write(file, {"condition": condition, "result": results[-1]})
-    _write(folder / "audit.json", {"condition": condition, "tasks": results})
+        write_json(file, {"condition": condition, "result": results[-1]})
+    write_json(folder / "audit.json", {"condition": condition, "tasks": results})
     page = write_report(condition, results, draw_all(results, folder))
     (folder / "audit.md").write_text(page, encoding="utf-8")
     return results
@@ -108,13 +108,6 @@ def _read_finished(file: Path, condition: Mapping[str, Any]) -> dict[str, Any]:
             "both. Choose another --out, or remove that folder."
         )
     return kept["result"]
-
-
-def _write(file: Path, content: Mapping[str, Any]) -> None:
-    """Write a whole file or none, so that an interruption leaves nothing half done."""
-    part = file.with_suffix(".part")
-    part.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-    os.replace(part, file)
 
 
 def main(argv: Sequence[str] | None = None) -> str:

@@ -11,12 +11,10 @@ Every finished set is on disk at once; an interrupted run goes on behind it.
 
 import argparse
 import json
-import os
 import platform
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +27,7 @@ from plume.evaluation.efficiency.inputs import DRAWS, Sizes
 from plume.evaluation.efficiency.protocol import SYSTEMS, Cell, Protocol, measure
 from plume.evaluation.efficiency.report import draw, summarize, table
 from plume.evaluation.embedders import ModelEmbedder, load_embedder
+from plume.evaluation.store import write_json
 from plume.hub.random_checkpoint import SIZES, build_backbone_config, build_tokenizer
 
 
@@ -62,10 +61,13 @@ def efficiency(
     whole = {**condition, **asdict(protocol), **asdict(sizes), **_machine(model)}
     whole = json.loads(json.dumps(whole))  # as it will be read back
     cells = _read_cells(file, whole) if file.is_file() else []
-    keep = partial(_write, file, whole)
+
+    def keep(measured: Sequence[Cell], rows: Sequence[Cell] = ()) -> None:
+        write_json(file, {"condition": whole, "rows": rows, "cells": measured})
+
     cells = measure(model, processor, protocol, sizes, keep, cells)
     rows = summarize(cells)
-    _write(file, whole, cells, rows)
+    keep(cells, rows)
     draw(rows, folder / "efficiency.png")
     listed = "\n".join(f"- {name}: `{value}`" for name, value in whole.items())
     page = f"# What an embedding costs\n\n{table(rows)}\n\n![latency](efficiency.png)\n\n{listed}\n"
@@ -97,15 +99,6 @@ def _read_cells(file: Path, condition: Mapping[str, Any]) -> list[Cell]:
             "cannot be compared. Choose another --out, or remove that file."
         )
     return kept["cells"]
-
-
-def _write(file: Path, condition: Mapping[str, Any], cells: Sequence[Cell], rows: Sequence[Cell] = ()) -> None:
-    """Write a whole file or none, so that an interruption leaves nothing half done."""
-    part = file.with_suffix(".part")
-    part.write_text(
-        json.dumps({"condition": condition, "rows": rows, "cells": cells}, indent=1) + "\n", encoding="utf-8"
-    )
-    os.replace(part, file)
 
 
 def random_checkpoint(size: str, device: str, dtype: str) -> tuple[PlumeForEmbedding, PlumeProcessor]:
