@@ -5,7 +5,7 @@ RUN := $(VENV)/bin/python
 SOURCES := .
 BENCH ?= parts
 
-.PHONY: help demo test test-min test-examples search check fix bench clean
+.PHONY: help demo train-demo test test-min test-examples search check fix bench clean
 
 help: ## Show this help
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
@@ -33,8 +33,11 @@ $(VENV)/.installed: setup.py constraints.txt
 demo: $(VENV)/.installed ## Ask plume-tiny about pictures it never saw, draw outputs/demo.png
 	$(RUN) examples/demo.py
 
+train-demo: $(VENV)/.installed ## Train a small model with latent steps and one without, draw outputs/train-demo/curves.png
+	$(RUN) examples/train_demo.py
+
 test: $(VENV)/.installed ## Run all tests, offline, on CPU
-	$(RUN) -m pytest
+	$(RUN) -m pytest -n logical --maxprocesses 4
 
 test-min: .venv-min/.installed ## Run the core tests on the oldest supported libraries
 	.venv-min/bin/python -m pytest tests/test_vectors.py tests/test_processor.py tests/test_doors.py tests/test_plume_tiny.py

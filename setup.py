@@ -44,7 +44,7 @@ EXTRAS["distributed"] = [*EXTRAS["st"], *EXTRAS["video"], "pypdfium2>=5", "pyarr
 EXTRAS["serving"] = ["fastapi>=0.115", "uvicorn", "prometheus-client"]
 EXTRAS["examples"] = [*EXTRAS["search"], *EXTRAS["distributed"], *EXTRAS["serving"], *EXTRAS["test"]]
 EXTRAS["examples"] += ["datasets", "httpx", "openai", "playwright", "psutil"]
-EXTRAS["dev"] = [*EXTRAS["test"], *EXTRAS["train"], *EXTRAS["eval"], *EXTRAS["bench"], "mypy", "ruff"]
+EXTRAS["dev"] = [*EXTRAS["test"], *EXTRAS["train"], *EXTRAS["eval"], *EXTRAS["bench"], "mypy", "pytest-xdist", "ruff"]
 
 
 class BuildPy(build_py):

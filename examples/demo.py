@@ -2,8 +2,9 @@
 
 python examples/demo.py [--model FOLDER_OR_HUB_ID] [--output outputs/demo.png]
 
-1. **Corpus**: with plume-tiny, questions in pictures that it never saw, and all their possible answers among other
-   media; with any other checkpoint, everyday queries on the media alone.
+1. **Corpus**: with plume-tiny, questions about pictures, pages, texts and clips that it never saw, and all their
+   possible answers - sentences, pictures, clips - among other media; with any other checkpoint, everyday queries on
+   the media alone.
 2. **Embed** through three doors, which must agree.
 3. **Rank**, with K latent steps and without, and draw what was right and wrong.
 """
@@ -24,7 +25,7 @@ import torch
 from sentence_transformers import SentenceTransformer
 
 from plume import PlumeForEmbedding, PlumeProcessor
-from plume.playground.tasks import TASKS, draw_example
+from plume.playground.tasks import TASKS, Item, draw_example
 
 HERE = Path(__file__).parent
 TINY = HERE.parent / "checkpoints" / "plume-tiny"
@@ -36,7 +37,9 @@ MEDIA: list[Any] = [
     {"video": str(HERE / "media/rolling_ball.mp4")},
     "the bus to the harbour leaves at ten past eight",
 ]
-NUM_QUESTIONS, NUM_SHOWN = 4, 6
+NUM_SHOWN = 6
+QUESTIONS = {"image-chain": 2, "document-chain": 1, "text-chain": 1, "video-track": 1}
+_DRAWS = 300  # examples of a task after which every answer has come up
 
 # Runs in an interpreter that never imports plume: the classes come from the checkpoint folder.
 REMOTE_CODE = """
@@ -54,41 +57,54 @@ print(json.dumps(vectors))
 
 @dataclass
 class Corpus:
-    """Queries, documents, and per query the document that answers it where that is known."""
+    """Queries, documents, and what answers the one and what the other shows, in words, where that is known."""
 
     queries: list[Any]
     documents: list[Any]
-    answers: list[Any]
+    answers: list[str | None]
+    shown: list[str | None]
 
 
 def everyday() -> Corpus:
     """Queries on the media; nobody has judged them."""
     queries = ["a red bus at a stop", "a ball rolls from left to right", {"image": str(HERE / "media/boat.png")}]
-    return Corpus(queries, MEDIA, [None] * len(queries))
+    return Corpus(queries, MEDIA, [None] * len(queries), [None] * len(MEDIA))
 
 
 def lookups(folder: Path) -> Corpus:
-    """Questions that take three look-ups in a picture, and every possible answer among the media."""
-    task, rng = TASKS["image-chain"], random.Random("demo 2")
-    examples = [draw_example(task, rng, "test") for _ in range(400)]
-    queries = []
-    for number, example in enumerate(examples[:NUM_QUESTIONS]):
-        picture = folder / f"question{number}.png"
-        assert example.query.image is not None
-        example.query.image.save(picture)
-        queries.append({"image": str(picture), "text": example.query.text})
-    answers = sorted({example.target.text for example in examples})
-    return Corpus(queries, [*answers, *MEDIA], [example.target.text for example in examples[:NUM_QUESTIONS]])
+    """Questions that take three look-ups, and every possible answer of their tasks among the media."""
+    folder.mkdir(exist_ok=True)
+    corpus = Corpus([], list(MEDIA), [], [None] * len(MEDIA))
+    for name, count in QUESTIONS.items():
+        examples = [draw_example(TASKS[name], random.Random(f"demo-{name}-{n}"), "test") for n in range(_DRAWS)]
+        targets = {example.answer: example.target for example in examples}
+        for answer in sorted(targets):
+            corpus.shown.append(answer)
+            corpus.documents.append(_write(targets[answer], folder / f"{name}-{answer.replace(' ', '-')}"))
+        for number, example in enumerate(examples[:count], start=1):
+            corpus.queries.append(_write(example.query, folder / f"{name}-question{number}"))
+            corpus.answers.append(example.answer)
+    return corpus
 
 
-def embed_with_package(model_id: str, corpus: Corpus, num_latent_steps: int | None = None) -> list[np.ndarray]:
-    """Door 1: the installed package."""
+def _write(item: Item, stem: Path) -> Any:
+    """The input with its media as files, which every door can open."""
+    pictures = {f"{stem}.png": item.image} if item.image else {}
+    pictures |= {f"{stem}-{number}.png": frame for number, frame in enumerate(item.video)}
+    for file, picture in pictures.items():
+        picture.save(file)
+    media: dict[str, Any] = {"image": next(iter(pictures))} if item.image else {"video": list(pictures)}
+    return {**(media if pictures else {}), **({"text": item.text} if item.text else {})}
+
+
+def embed_with_package(model_id: str, corpus: Corpus) -> list[np.ndarray]:
+    """Door 1: the installed package; queries, documents, and the queries again without latent steps."""
     model = PlumeForEmbedding.from_pretrained(model_id).eval()
     processor = PlumeProcessor.from_pretrained(model_id)
+    queries, documents = processor.process_queries(corpus.queries), processor.process_documents(corpus.documents)
     with torch.no_grad():
-        queries = model(**processor.process_queries(corpus.queries), num_latent_steps=num_latent_steps).embeddings
-        documents = model(**processor.process_documents(corpus.documents)).embeddings
-    return [queries.numpy(), documents.numpy()]
+        outputs = [model(**queries), model(**documents), model(**queries, num_latent_steps=0)]
+    return [output.embeddings.numpy() for output in outputs]
 
 
 def embed_with_sentence_transformers(model_id: str, corpus: Corpus) -> list[np.ndarray]:
@@ -112,13 +128,28 @@ def rank(corpus: Corpus, queries: np.ndarray, documents: np.ndarray, caption: st
     """Rows of the contact sheet: per query its best documents; the first and the answer are marked right or wrong."""
     rows = []
     for query, answer, similarity in zip(corpus.queries, corpus.answers, queries @ documents.T, strict=True):
-        best = [corpus.documents[index] for index in np.argsort(-similarity)[:NUM_SHOWN]]
-        right = [
-            None if answer is None or (place and document != answer) else document == answer
-            for place, document in enumerate(best)
-        ]
-        rows.append((caption, query, list(zip(best, -np.sort(-similarity)[:NUM_SHOWN], right, strict=True))))
+        best = np.argsort(-similarity)[:NUM_SHOWN].tolist()
+        right: list[bool | None] = [None] * len(best)
+        if answer is not None:  # in whatever form: a picture of the box is as right as a clip of it
+            right = [True if corpus.shown[place] == answer else None for place in best]
+            right[0] = corpus.shown[best[0]] == answer
+        found = [(corpus.documents[place], similarity[place], mark) for place, mark in zip(best, right, strict=True)]
+        rows.append((caption, query, found))
     return rows
+
+
+def _named(item: Any) -> str:
+    """An input in a few words."""
+    if isinstance(item, str):
+        return item
+    if "text" in item:
+        return _shortened(item["text"])
+    media = item.get("image") or item["video"]
+    return Path(media if isinstance(media, str) else media[0]).name
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= 32 else f"... {text[-28:]}"
 
 
 def main() -> None:
@@ -128,7 +159,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("outputs/demo.png"))
     options = parser.parse_args()
     options.output.parent.mkdir(parents=True, exist_ok=True)
-    corpus = lookups(options.output.parent.resolve()) if options.model == str(TINY) else everyday()
+    corpus = lookups(options.output.parent.resolve() / "demo") if options.model == str(TINY) else everyday()
 
     package = embed_with_package(options.model, corpus)
     for name, door in (
@@ -136,24 +167,21 @@ def main() -> None:
         ("AutoModel, remote code", embed_with_remote_code),
     ):
         vectors = door(options.model, corpus)
-        apart = max(np.abs(side - other).max() for side, other in zip(package, vectors, strict=True))
+        apart = max(np.abs(side - other).max() for side, other in zip(package, vectors, strict=False))
         print(f"{name:<24} agrees with the package to {apart:.0e}")
 
-    queries, documents = package
+    queries, documents, single_pass = package
     rows = rank(corpus, queries, documents, "query, with latent steps")
     if corpus.answers[0] is not None:
-        queries, _ = embed_with_package(options.model, corpus, num_latent_steps=0)
-        without = rank(corpus, queries, documents, "latent steps left out")
+        without = rank(corpus, single_pass, documents, "latent steps left out")
         rows = [row for pair in zip(rows, without, strict=True) for row in pair]
     for caption, query, best in rows:
-        asked = query.get("text", query.get("image")) if isinstance(query, dict) else query
         document, similarity, right = best[0]
         verdict = {None: "", True: "right", False: "wrong"}[right]
-        found = document if isinstance(document, str) else " + ".join(Path(part).name for part in document.values())
-        print(f"{caption:<30}{asked:<32} -> {found:<28} {similarity:.3f}  {verdict}")
+        print(f"{caption:<30}{_named(query):<36} -> {_named(document):<36} {similarity:.3f}  {verdict}")
     title = f"The best {NUM_SHOWN} of {len(corpus.documents)} documents"
     if corpus.answers[0] is not None:
-        title += ". 'open red': go to the red box, then to the box of the color in it, and so on. Which is the last?"
+        title += ". Every question takes three look-ups: go to the box named, then to the one that it names, and so on."
     contact_sheet.draw(options.output, title, rows)
     print(f"\nContact sheet: {options.output}")
 

@@ -2,8 +2,8 @@
 
 Every task has a model of its own, so that one thing is learned at a time and a run takes some minutes of one core.
 
-1. **Explicit stage**, once per task and seed: the adapter takes no part in it, so all variants go on from the same
-   weights.
+1. **Explicit stage**, once per task and seed, until it is mastered: the adapter takes no part in it, so all variants
+   go on from the same weights.
 2. **Latent stages**, per task, seed and variant: the same number of steps whatever the variant. ``no_curriculum`` goes
    to the last stage at once; ``no_latent`` loses its rationale stage by stage like the others, but gets no latent
    steps. Both have the best of several learning rates, chosen on the dev split with the first seed. These two and
@@ -17,75 +17,32 @@ variants or seeds: ``python -m plume.playground.ablate --help``.
 
 import argparse
 import json
-import os
+import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 from tqdm import tqdm
+from transformers import TrainerCallback, TrainerControl
 
 from plume import PlumeForEmbedding
 from plume.evaluation.embedders import ModelEmbedder
 from plume.evaluation.runner import evaluate
+from plume.evaluation.store import write_json
 from plume.evaluation.table import read_table
 from plume.playground.corpora import TABLE, conditions, write_evaluation, write_training
 from plume.playground.report import MAIN, ROWS, write_report
 from plume.playground.student import build_processor, build_student
 from plume.playground.tasks import TASKS
+from plume.playground.variants import VARIANTS, Variant
 from plume.training.collator import PairCollator
 from plume.training.config import PlumeTrainingConfig
 from plume.training.data import load_rows
 from plume.training.trainer import PlumeTrainer
 
-_RATES = (1.0, 3.0)  # of the variants that choose theirs, relative to the others' learning rate
-
-
-@dataclass(frozen=True)
-class Variant:
-    """One variant: ``num_stages`` latent stages to K ``steps``, ``fields`` of the configuration, whether it jumps."""
-
-    steps: int = 8
-    num_stages: int = 4
-    jumps: bool = False
-    fields: dict[str, Any] = field(default_factory=dict)
-
-    def phases(self, steps: int) -> list[dict[str, Any]]:
-        """Options of the trainer's runs behind the explicit stage, ``steps`` together; learning rates are relative.
-
-        The stages before the last share three fifths equally. The last has a run of its own, at a lower rate and with
-        rehearsals of the one before: rationale and answer go at once, a shock that the steps do not survive otherwise.
-        """
-        between = self.num_stages - 1
-        if self.jumps:
-            jump = [0.0] * self.num_stages + [1.0]
-            return [{"max_steps": steps, "stage_weights": jump, "learning_rate": 0.15}]
-        gradual, last = [0.0, *[1.0] * between, 0.0], [0.0] * between + [1.0, 5.0]
-        first = round(0.6 * steps)
-        return [
-            {"max_steps": first, "stage_weights": gradual, "learning_rate": 0.5},
-            {"max_steps": steps - first, "stage_weights": last, "learning_rate": 0.15, "stage_mixing": 0.4},
-        ]
-
-
-VARIANTS = {
-    "full": Variant(),
-    "no_latent": Variant(steps=0),
-    "no_curriculum": Variant(jumps=True),
-    "single_mlp": Variant(fields={"num_experts": 1, "num_active_experts": 1, "use_shared_expert": False}),
-    "no_anchor": Variant(fields={"router_uses_anchor": False}),
-    "no_step": Variant(fields={"router_uses_step": False}),
-    "top1": Variant(fields={"num_active_experts": 1}),
-    "no_shared": Variant(fields={"use_shared_expert": False}),
-    "k4": Variant(steps=4),
-    "k6": Variant(steps=6),
-    "stages2": Variant(num_stages=2),
-    "stages6": Variant(num_stages=6),
-    "stages8": Variant(num_stages=8),
-}
-
-PLAN = "plan.json"
+PLAN, HISTORY = "plan.json", "history.json"
 
 
 @dataclass(frozen=True)
@@ -95,16 +52,34 @@ class Plan:
     Attributes:
         rows: Training pairs per task.
         queries: Queries per evaluation task.
-        explicit_steps: Optimizer steps of the explicit stage.
+        explicit_steps: Most optimizer steps of the explicit stage.
+        mastered: Cross entropy of the rationales at which the explicit stage ends.
         latent_steps: Optimizer steps of the latent stages together.
         batch_size: Pairs per step.
+        rates: Learning rates of the variants that choose theirs, relative to the others'.
     """
 
     rows: int = 12000
     queries: int = 200
-    explicit_steps: int = 770
+    explicit_steps: int = 1200
+    mastered: float = 0.005
     latent_steps: int = 550
     batch_size: int = 64
+    rates: tuple[float, ...] = (1.0, 3.0)
+
+
+class UntilMastered(TrainerCallback):
+    """Ends a run when the cross entropy since the last log is low enough."""
+
+    def __init__(self, cross_entropy: float) -> None:
+        self.cross_entropy = cross_entropy
+
+    def on_log(
+        self, args: Any, state: Any, control: TrainerControl, logs: dict[str, float] | None = None, **_: Any
+    ) -> None:
+        """Stop where it is."""
+        if (logs or {}).get("loss_ce", math.inf) <= self.cross_entropy:
+            control.should_training_stop = True
 
 
 class Remembering(PairCollator):
@@ -135,7 +110,7 @@ class Sweep:
         self.plan, self.folder, self.processor = plan, folder, build_processor()
         self.settings = _settings(recipe)
         folder.mkdir(parents=True, exist_ok=True)
-        file, described = folder / PLAN, {**asdict(plan), "settings": self.settings}
+        file, described = folder / PLAN, json.loads(json.dumps({**asdict(plan), "settings": self.settings}))
         if file.exists() and json.loads(file.read_text("utf-8")) != described:
             raise ValueError(f"{file} was written for another plan: its runs would mix. Give another --output.")
         file.write_text(json.dumps(described, indent=1) + "\n", encoding="utf-8")
@@ -154,23 +129,23 @@ class Sweep:
     def explicit(self, task: str, seed: int) -> Path:
         """Checkpoint behind the explicit stage of a task and seed; trained where it is missing."""
         folder = self.folder / task / f"explicit-{seed}"
-        if not (folder / "model.safetensors").exists():
+        if not (folder / HISTORY).exists():
             model = build_student(self.processor, seed)
-            self._train(model, task, seed, stage_weights=[1.0, 0.0], max_steps=self.plan.explicit_steps)
-            self.processor.save_pretrained(folder)
-            model.save_pretrained(folder)
+            history = self._train(model, task, seed, stage_weights=[1.0, 0.0], max_steps=self.plan.explicit_steps)
+            self._keep(model, folder, history)
         return folder
 
     def run(self, name: str, task: str, seed: int) -> None:
-        """Train and test a variant on a task with a seed, unless its result file is there."""
+        """Train and test a variant on a task with a seed, unless its result file is there; the checkpoint is kept."""
         file = self.folder / task / f"{name}-{seed}.json"
         if file.exists():
             return
         self.world(task)
         tried = [(rate, self._continue(VARIANTS[name], task, seed, rate)) for rate in self._rates(name, task)]
         if len(tried) > 1:
-            tried.sort(key=lambda pair: -sum(result["score"] for result in self._score(pair[1], task, "dev")))
-        rate, model = tried[0]
+            tried.sort(key=lambda pair: -sum(result["score"] for result in self._score(pair[1][0], task, "dev")))
+        rate, (model, history) = tried[0]
+        explicit = json.loads((self.explicit(task, seed) / HISTORY).read_text("utf-8"))
         rows = [
             {
                 "variant": name,
@@ -181,12 +156,18 @@ class Sweep:
                 "n": result["n"],
                 "hit_at_1": result["score"],
                 "learning_rate": rate * self.settings["learning_rate"],
+                "explicit_steps": explicit[-1]["step"],
+                "latent_steps": self.plan.latent_steps,
             }
             for result in self._score(model, task, "test")
         ]
-        temporary = file.with_suffix(".tmp")
-        temporary.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
-        os.replace(temporary, file)
+        self._keep(model, file.with_suffix(""), history)
+        write_json(file, rows)
+
+    def _keep(self, model: PlumeForEmbedding, folder: Path, history: list[dict[str, float]]) -> None:
+        self.processor.save_pretrained(folder)
+        model.save_pretrained(folder)
+        write_json(folder / HISTORY, history)
 
     def _rates(self, name: str, task: str) -> tuple[float, ...]:
         """Learning rates to try, relative to the others': one where another seed has chosen already."""
@@ -194,19 +175,26 @@ class Sweep:
             return (1.0,)
         chosen = sorted((self.folder / task).glob(f"{name}-*.json"))
         if not chosen:
-            return _RATES
+            return self.plan.rates
         return (json.loads(chosen[0].read_text("utf-8"))[0]["learning_rate"] / self.settings["learning_rate"],)
 
-    def _continue(self, variant: Variant, task: str, seed: int, rate: float) -> PlumeForEmbedding:
+    def _continue(
+        self, variant: Variant, task: str, seed: int, rate: float
+    ) -> tuple[PlumeForEmbedding, list[dict[str, float]]]:
+        """The model behind the latent stages, and the logs of its training."""
         start = PlumeForEmbedding.from_pretrained(self.explicit(task, seed)).state_dict()
         model = build_student(self.processor, seed, num_latent_steps=variant.steps, **variant.fields)
         model.load_state_dict({k: v for k, v in start.items() if "latent_transition" not in k}, strict=False)
+        history: list[dict[str, float]] = []
         for phase in variant.phases(self.plan.latent_steps):
             peak = rate * phase.pop("learning_rate") * self.settings["learning_rate"]
-            self._train(model, task, seed, **phase, num_latent_steps=variant.steps, learning_rate=peak)
-        return model
+            behind = history[-1]["step"] if history else 0
+            logs = self._train(model, task, seed, **phase, num_latent_steps=variant.steps, learning_rate=peak)
+            history += [{**log, "step": log["step"] + behind} for log in logs]
+        return model, history
 
-    def _train(self, model: PlumeForEmbedding, task: str, seed: int, **options: Any) -> None:
+    def _train(self, model: PlumeForEmbedding, task: str, seed: int, **options: Any) -> list[dict[str, float]]:
+        """Run a trainer; returns its logs."""
         folder = self.world(task)
         fixed = {
             "output_dir": str(folder / "trainer"),
@@ -214,16 +202,19 @@ class Sweep:
             "per_device_train_batch_size": self.plan.batch_size,
             "seed": seed,
             "save_strategy": "no",
-            "logging_steps": 50,
+            "logging_steps": 25,
             "disable_tqdm": True,
         }
         args = PlumeTrainingConfig(**{**self.settings, **fixed, **options})
         rows = load_rows([str(folder / "train/pairs.jsonl")])
         trainer = PlumeTrainer(model=model, args=args, train_dataset=rows, processing_class=self.processor)
         Remembering.switch((task, seed))
-        if len(args.stage_weights) > 2:  # the explicit stage is trained once: nothing to remember
+        if len(args.stage_weights) > 2:
             trainer.data_collator = Remembering.from_config(self.processor, args)
+        else:  # the explicit stage, trained once: nothing to remember
+            trainer.add_callback(UntilMastered(self.plan.mastered))
         trainer.train()
+        return trainer.state.log_history
 
     def _score(self, model: PlumeForEmbedding, task: str, split: str) -> list[dict[str, Any]]:
         table = read_table(self.folder / task / split / TABLE)
@@ -238,12 +229,20 @@ def _settings(recipe: Path) -> dict[str, Any]:
 
 
 def collect(folder: Path, results: Path) -> list[dict[str, Any]]:
-    """Result rows of all finished runs: those reported in ``results`` before, and those of a sweep's folder."""
+    """Result rows of all finished runs: those reported in ``results`` before, and those of a sweep's folder.
+
+    Raises:
+        ValueError: If both were not run with equally many latent steps and queries.
+    """
     file, plan = results / "results" / ROWS, json.loads((folder / PLAN).read_text("utf-8"))
     rows = json.loads(file.read_text("utf-8")) if file.exists() else []
     for found in folder.glob("*/*-*.json"):
-        steps = {name: plan[name] for name in ("explicit_steps", "latent_steps")}
-        rows += [{**row, **steps} for row in json.loads(found.read_text("utf-8"))]
+        rows += json.loads(found.read_text("utf-8"))
+    if {(row["latent_steps"], row["n"]) for row in rows} - {(plan["latent_steps"], plan["queries"])}:
+        raise ValueError(
+            f"{file} holds runs of another number of latent steps or queries: one table cannot hold both. Give another "
+            "--results."
+        )
     newest = {(row["variant"], row["task"], row["seed"], row["hops"]): row for row in rows}
     order = [list(VARIANTS), list(TASKS)]
     return sorted(newest.values(), key=lambda r: (order[0].index(r["variant"]), order[1].index(r["task"]), r["seed"]))
@@ -260,7 +259,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=list(TASKS))
     parser.add_argument("--ablated", nargs="*", default=["image-chain"], help="tasks that get all variants")
     for name, value in asdict(Plan()).items():
-        parser.add_argument(f"--{name}", type=int, default=value)
+        several = isinstance(value, tuple)
+        parser.add_argument(
+            f"--{name}", type=float if several else type(value), nargs="+" if several else None, default=value
+        )
     parser.add_argument("--report_only", action="store_true", help="run nothing, report the finished runs")
     args = parser.parse_args(argv)
     plan = Plan(**{name: getattr(args, name) for name in asdict(Plan())})

@@ -1,6 +1,7 @@
 """Pictures of the world, with PIL alone: boxes, spreadsheet cells, pages. A cell is one visual token (28 px)."""
 
 from collections.abc import Sequence
+from functools import cache
 
 from PIL import Image, ImageDraw, ImageFont
 
@@ -15,6 +16,7 @@ COLORS = {
     "pink": "#f080b8",
     "brown": "#805030",
 }
+DIGITS = {"one": "1", "four": "4", "seven": "7", "eight": "8"}  # said in words: a digit is no token with its space
 SIGNS = ("cross", "bar", "dot", "ring")
 CELL = 28  # pixels: 2x2 patches of 14, merged into one visual token
 _EDGE = 6
@@ -47,18 +49,25 @@ def draw_box(name: str, content: str | None) -> Image.Image:
     return box
 
 
+@cache
+def _glyph(character: str) -> Image.Image:
+    """A bold character that fills its half of a cell, as a mask."""
+    mask = Image.new("L", (4 * CELL, 4 * CELL))
+    font = ImageFont.load_default(3 * CELL)
+    ImageDraw.Draw(mask).text((2 * CELL, 2 * CELL), character, fill=255, font=font, anchor="mm", stroke_width=5)
+    return mask.crop(mask.getbbox()).resize((CELL // 2 - 3, CELL - 4), Image.Resampling.LANCZOS)
+
+
 def draw_cell(name: str, content: str) -> Image.Image:
-    """A spreadsheet cell: its address in the upper left corner, ``=B`` or a number in the lower right one."""
-    cell = Image.new("RGB", (CELL, CELL), _PAPER)
+    """A table cell: its name on a dark left half, what it holds (another name, or a number) on the right half."""
+    cell, half = Image.new("RGB", (CELL, CELL), _PAPER), CELL // 2
     pen = ImageDraw.Draw(cell)
+    pen.rectangle((0, 0, half - 1, CELL - 1), fill="#203080")
     pen.rectangle((0, 0, CELL - 1, CELL - 1), outline="#b0b0b0")
-    pen.rectangle((1, 1, 13, 13), fill="#dfe7f5")
-    font = ImageFont.load_default(13)
-    pen.text((3, -1), name, fill="#203080", font=font)
-    if content.isalpha():
-        pen.text((12, 12), f"={content}", fill=_INK, font=ImageFont.load_default(12))
-    else:
-        pen.text((17, 12), content, fill="#c02020", font=font)
+    ink = "#c02020" if content in DIGITS else _INK
+    for character, left, color in ((name, 2, _PAPER), (DIGITS.get(content, content), half + 1, ink)):
+        glyph = _glyph(character)
+        cell.paste(Image.new("RGB", glyph.size, color), (left, 2), glyph)
     return cell
 
 

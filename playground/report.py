@@ -71,9 +71,10 @@ def _ablated(rows: Rows, names: Sequence[str]) -> list[str]:
 
 
 def _page(rows: Rows, names: Sequence[str]) -> str:
-    steps = sorted({(row["explicit_steps"], row["latent_steps"], row["n"]) for row in rows if row["split"] == "test"})
-    conditions = "; ".join(
-        f"{explicit} explicit and {latent} latent steps, {n} queries" for explicit, latent, n in steps
+    explicit = [row["explicit_steps"] for row in rows]
+    conditions = (
+        f"{min(explicit)} to {max(explicit)} explicit steps, until mastered, then {rows[0]['latent_steps']} latent "
+        f"ones; {rows[0]['n']} queries"
     )
     lines = [
         "# Results on the playground",

@@ -14,7 +14,7 @@ from torch import nn
 from plume import PlumeConfig, PlumeForEmbedding, PlumeProcessor, PromptLayout
 from plume.hub.random_checkpoint import build_backbone_config, build_tokenizer
 from plume.latent_plume import LatentTransition
-from plume.playground.drawing import CELL
+from plume.playground.drawing import CELL, COLORS, SIGNS
 from plume.playground.tasks import TASKS, draw_example
 from plume.prompt_plume import build_chat_template
 
@@ -27,6 +27,7 @@ _SHAPE: dict[str, Any] = {
 }
 _EMBEDDING_SCALE = 0.3
 _CORPUS_ROWS = 400
+_LOOK_BACK, _ALIKE = 8.0, 1.0
 
 
 def build_processor() -> PlumeProcessor:
@@ -41,8 +42,12 @@ def build_processor() -> PlumeProcessor:
             "".join(example.thought),
             f"<answer>{example.answer}</answer>",
         ]
-        lines.append("user\nassistant\nsystem\n")
+        lines += [
+            "user\nassistant\nsystem\n",
+            "".join(f" {word.capitalize()} {word.upper()}" for word in (*COLORS, *SIGNS)),
+        ]
     tokenizer = build_tokenizer([line for line in lines if line])
+    tokenizer.add_tokens(["</think>", "<answer>", "</answer>"])
     tokens = [token for token in LAYOUT.row_sources() if token not in tokenizer.get_vocab()]
     tokenizer.add_tokens(tokens)
     return PlumeProcessor(
@@ -74,7 +79,42 @@ def build_student(processor: PlumeProcessor, seed: int = 0, **fields: Any) -> Pl
                 if id(parameter) not in adapter and parameter.ndim > 1:
                     scale = _EMBEDDING_SCALE if isinstance(module, nn.Embedding) else parameter[0].numel() ** -0.5
                     parameter.copy_(scale * torch.randn(parameter.shape, generator=generator))
+        rows = model.get_input_embeddings().weight
+        for word in (*COLORS, *SIGNS):  # a pretrained model knows that red, Red and RED are one color
+            usual = _one_token(processor, f" {word}")
+            for form, share in ((word.capitalize(), 0.5), (word.upper(), 0.95)):
+                other = _one_token(processor, f" {form}")
+                rows[other] = share * rows[usual] + (1 - share**2) ** 0.5 * rows[other]
+        _start_induction(model)
     return model
+
+
+def _one_token(processor: PlumeProcessor, text: str) -> int:
+    (token,) = processor.tokenizer(text).input_ids
+    return int(token)
+
+
+def _start_induction(model: PlumeForEmbedding) -> None:
+    """Let the first head of each layer start as half of an induction head, which every pretrained model has.
+
+    Layer 0 looks at the token before, whatever it is: biases are vectors that every position has, and turned back by
+    the rotation of one position, the product of the query's and the key's is largest there. Layer 1 looks for what
+    that head wrote. Without them texts are not read within this model's few hundred steps, and pictures later.
+    """
+    text = model.config.text_config
+    size = text.hidden_size // text.num_attention_heads
+    half = size // 2
+    angles = text.rope_parameters["rope_theta"] ** (-torch.arange(half) / half)
+    before, alike = (layer.self_attn for layer in model.get_decoder().layers)
+    fast, slow = (angles > 0.1).float(), (angles < 0.1).float().repeat(2)
+    for projection, bias in (
+        (before.q_proj, torch.cat([fast * angles.cos(), -fast * angles.sin()])),
+        (before.k_proj, torch.cat([fast, torch.zeros(half)])),
+    ):
+        projection.weight[:size] = 0
+        projection.bias[:size] = _LOOK_BACK * bias
+    for projection in (alike.q_proj, alike.k_proj):
+        projection.weight[:size] = _ALIKE * slow[:, None] * before.o_proj.weight[:, :size].T
 
 
 def save_student(folder: Path, seed: int = 0, **fields: Any) -> Path:

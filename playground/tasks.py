@@ -11,11 +11,10 @@ from functools import partial
 
 from PIL import Image
 
-from plume.playground.drawing import CELL, COLORS, SIGNS, arrange, draw_box, draw_cell, enlarge
+from plume.playground.drawing import CELL, COLORS, DIGITS, SIGNS, arrange, draw_box, draw_cell, enlarge
 from plume.playground.puzzles import Puzzle, make_puzzle, split_of
 
-LETTERS = tuple("ABCDEFGHI")
-NUMBERS = tuple("2357")
+LETTERS = tuple("AHJLOTVXZ")  # apart enough to be read at this size
 HOPS = 3
 EXTRAPOLATION = (2, 4)
 _SCENES = 3  # scenes of a clip, three boxes each
@@ -144,14 +143,14 @@ def mixed_boxes(rng: random.Random, hops: int) -> Example:
     puzzle, chain = _draw(rng, hops)
     hidden = rng.choice(chain[:-2])
     target, others = _box_pictures(puzzle, chain[-2])
-    text = f"mix {hidden} {puzzle.holds(hidden)}. crop {chain[0]}"
+    text = f"mix {hidden} {puzzle.holds(hidden).capitalize()}, crop {chain[0]}"
     layout = (puzzle.names, puzzle.contents)
     return Example(Item(text, _picture(puzzle, hidden)), target, others, _thought(chain), _answer(*chain[-2:]), layout)
 
 
 def read_page(rng: random.Random, hops: int) -> Example:
     """A page with a table whose cells refer to each other: which number does a cell come to?"""
-    puzzle = make_puzzle(rng, LETTERS, NUMBERS, hops)
+    puzzle = make_puzzle(rng, LETTERS, tuple(DIGITS), hops)
     chain = rng.choice([chain for chain in puzzle.chains if len(chain) > hops])[-hops - 1 :]
     cells = [draw_cell(name, content) for name, content in zip(puzzle.names, puzzle.contents, strict=True)]
     answer = f"cell {chain[-2]} {chain[-1]}"
@@ -162,12 +161,20 @@ def read_page(rng: random.Random, hops: int) -> Example:
 
 
 def follow_text(rng: random.Random, hops: int) -> Example:
-    """Text alone: what each box holds, and the box to start from; the answer is a picture."""
+    """Text alone: what each box holds, and the box to start from; the answer is a picture.
+
+    A color has another spelling where it holds, is held and is asked for: two layers must tell the three apart before
+    they look anything up.
+    """
     puzzle, chain = _draw(rng, hops)
-    facts = " ".join(f"{name} {content}." for name, content in zip(puzzle.names, puzzle.contents, strict=True))
+    facts = " ".join(
+        f"{name} {content.capitalize()}," for name, content in zip(puzzle.names, puzzle.contents, strict=True)
+    )
     target, others = _box_pictures(puzzle, chain[-2])
     layout = (puzzle.names, puzzle.contents)
-    return Example(Item(f"{facts} show {chain[0]}"), target, others, _thought(chain), _answer(*chain[-2:]), layout)
+    return Example(
+        Item(f"holds {facts} show {chain[0].upper()}"), target, others, _thought(chain), _answer(*chain[-2:]), layout
+    )
 
 
 def _scene(boxes: list[Image.Image | None], rng: random.Random) -> tuple[Image.Image, ...]:
@@ -223,20 +230,18 @@ def find_moment(rng: random.Random, hops: int) -> Example:
 def name_box(rng: random.Random, hops: int) -> Example:
     """Control, classification: a picture of one box somewhere between empty places, and its words."""
     name, sign = rng.choice(list(COLORS)), rng.choice(SIGNS)
-    size, background = rng.randint(20, 28), tuple(rng.randint(180, 255) for _ in range(3))
-    left, top = (rng.randint(0, 56 - size) for _ in range(2))
+    background = tuple(rng.randint(180, 255) for _ in range(3))
+    left, top = (rng.choice((0, CELL)) + rng.randint(0, 2) * (rng.choice((-1, 1))) for _ in range(2))
     picture = Image.new("RGB", (2 * CELL, 2 * CELL), background)
-    picture.paste(draw_box(name, sign).resize((size, size), Image.Resampling.NEAREST), (left, top))
+    picture.paste(draw_box(name, sign), (left, top))
     answer = _answer(name, sign)
-    return Example(
-        Item("name", picture), Item(answer), (), (f" {sign}.",), answer, (name, sign, size, background, left, top)
-    )
+    return Example(Item("name", picture), Item(answer), (), (f" {sign}.",), answer, (name, sign, background, left, top))
 
 
 def find_page(rng: random.Random, hops: int) -> Example:
     """Control, page retrieval: the page that bears a box and a sign in its head."""
     name, sign = rng.choice(list(COLORS)), rng.choice(SIGNS)
-    puzzle = make_puzzle(rng, LETTERS, NUMBERS, HOPS)
+    puzzle = make_puzzle(rng, LETTERS, tuple(DIGITS), HOPS)
     cells = [draw_cell(name_, content) for name_, content in zip(puzzle.names, puzzle.contents, strict=True)]
     page = arrange(cells[:6], 3, " ")
     page.paste(draw_box(name, sign), (0, 0))

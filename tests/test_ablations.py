@@ -3,13 +3,16 @@
 import json
 
 import pytest
+from transformers import TrainerControl
 
 pytest.importorskip("mteb")
 pytest.importorskip("trl")
 
+from examples import train_demo
 from inputs import ROOT
 from plume.playground import ablate
 from plume.playground.report import PAPER
+from plume.playground.variants import VARIANTS
 
 RECIPE = ROOT / "training/recipes/playground.yaml"
 FEW = ["--rows", "24", "--queries", "6", "--explicit_steps", "1", "--latent_steps", "5", "--batch_size", "8"]
@@ -22,16 +25,16 @@ def run(folder, *options):
     return json.loads((results / "results/ablations.json").read_text())
 
 
-@pytest.mark.parametrize("name", ablate.VARIANTS)
+@pytest.mark.parametrize("name", VARIANTS)
 def test_every_variant_takes_the_same_number_of_latent_steps(name):
-    phases = ablate.VARIANTS[name].phases(550)
+    phases = VARIANTS[name].phases(550)
     assert sum(phase["max_steps"] for phase in phases) == 550
     assert all(phase["stage_weights"][0] == 0 for phase in phases)
     assert phases[-1]["stage_weights"][-1] > 0
 
 
 def test_every_variant_of_the_paper_is_there():
-    assert set(ablate.VARIANTS) == {"full", *PAPER}
+    assert set(VARIANTS) == {"full", *PAPER}
 
 
 def test_a_finished_run_is_not_run_again(tmp_path, monkeypatch):
@@ -61,3 +64,27 @@ def test_another_plan_in_the_same_folder_is_refused(tmp_path):
     ablate.Sweep(ablate.Plan(rows=24), tmp_path, RECIPE)
     with pytest.raises(ValueError, match="another plan"):
         ablate.Sweep(ablate.Plan(rows=25), tmp_path, RECIPE)
+
+
+def test_results_of_another_number_of_steps_are_not_mixed(tmp_path):
+    run(tmp_path, "--variants", "full")
+    (tmp_path / "sweep").rename(tmp_path / "gone")
+    with pytest.raises(ValueError, match="another number of latent steps"):
+        run(tmp_path, "--variants", "full", "--latent_steps", "6")
+
+
+@pytest.mark.parametrize(("loss", "stops"), [(0.004, True), (0.006, False)])
+def test_the_explicit_stage_ends_when_it_is_mastered(loss, stops):
+    control = TrainerControl()
+    ablate.UntilMastered(0.005).on_log(None, None, control, {"loss_ce": loss})
+    assert control.should_training_stop is stops
+
+
+def test_the_training_demo_draws_what_it_trained(tmp_path, monkeypatch):
+    few = ablate.Plan(rows=24, queries=6, explicit_steps=1, latent_steps=5, batch_size=8, rates=(1.0,))
+    monkeypatch.setattr(train_demo, "PLAN", few)
+    monkeypatch.setattr(train_demo.torch, "set_num_threads", lambda count: None)
+    scores = {variant: train_demo._train(variant, tmp_path) for variant in train_demo.VARIANTS}
+    assert all(0 <= score <= 1 for score in scores.values())
+    train_demo.draw_curves(tmp_path, scores, tmp_path / "curves.png")
+    assert (tmp_path / "curves.png").stat().st_size > 5000

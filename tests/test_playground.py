@@ -14,6 +14,7 @@ from plume.evaluation.runner import evaluate
 from plume.evaluation.table import read_table
 from plume.playground.corpora import conditions, write_evaluation, write_training
 from plume.playground.puzzles import SPLITS, make_puzzle, split_of
+from plume.playground.student import build_processor, build_student
 from plume.playground.tasks import EXTRAPOLATION, TASKS, draw_example
 from plume.training.data import parse_row
 
@@ -135,3 +136,17 @@ def test_file_names_say_nothing_about_the_answer(world):
         for file in media.glob("*.png"):
             assert len(file.stem) == 20
             assert int(file.stem, 16) >= 0
+
+
+def test_a_fresh_student_can_look_at_the_token_before():
+    """Half of the induction head that it starts with; the other half finds what the first wrote."""
+    processor = build_processor()
+    model = build_student(processor).eval()
+    decoder = model.get_decoder()
+    decoder.config._attn_implementation = "eager"
+    ids = torch.tensor([processor.tokenizer("holds red Blue, green Red, show GREEN").input_ids])
+    positions = torch.arange(ids.shape[1]).expand(3, 1, -1)
+    with torch.no_grad():
+        rows = model.get_input_embeddings()(ids)
+        weights_QK = decoder(inputs_embeds=rows, position_ids=positions, output_attentions=True).attentions[0][0, 0]
+    assert weights_QK.diagonal(-1).min() > 0.9
