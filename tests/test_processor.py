@@ -284,7 +284,7 @@ def test_an_empty_batch_is_refused(processor):
         {"min_pixels": 28 * 28 * 64},
         {"text_kwargs": {"paddding": True}},
     ],
-    ids=str,
+    ids="-".join,  # the values would name a picture by its address, another one in every process
 )
 def test_options_without_effect_are_refused(processor, options):
     with pytest.raises(ValueError, match="option|exceeds max_pixels"):
