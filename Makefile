@@ -30,7 +30,7 @@ $(VENV)/.installed: setup.py constraints.txt
 	.venv-examples/bin/pip install --quiet --constraint .venv-examples/constraints.txt --editable '.[examples]'
 	touch $@
 
-demo: $(VENV)/.installed ## Ask plume-tiny about pictures it never saw, draw outputs/demo.png
+demo: $(VENV)/.installed ## Ask plume-tiny about pictures, pages, texts and clips that it never saw, draw outputs/demo.png
 	$(RUN) examples/demo.py
 
 train-demo: $(VENV)/.installed ## Train a small model with latent steps and one without, draw outputs/train-demo/curves.png

@@ -61,12 +61,16 @@ def format_table(rows: list[Row]) -> str:
     return "\n".join(lines).lstrip("\n")
 
 
+def _claims_of(device: str) -> list[tuple[str, str, tuple[Any, ...], str]]:
+    return _CLAIMS["cpu" if device == "cpu" else "gpu"]
+
+
 def claims(rows: list[Row]) -> list[tuple[str, float, str]]:
     """Ratios of the run beside what they should be, as (name, value, target), where the run has them."""
     cells = dict(by_cell(rows))
     device = rows[0]["device"] if rows else "cpu"
     found = []
-    for over, under, cell, target in _CLAIMS["cpu" if device == "cpu" else "gpu"]:
+    for over, under, cell, target in _claims_of(device):
         systems = cells.get(cell, {})
         if {over, under} <= set(systems):
             ratio = systems[over]["ms_median"] / systems[under]["ms_median"]
@@ -77,7 +81,7 @@ def claims(rows: list[Row]) -> list[tuple[str, float, str]]:
 def claimed(device: str) -> dict[tuple[Any, ...], set[str]]:
     """The cells of the claims on a device, and the systems that each needs."""
     needed: dict[tuple[Any, ...], set[str]] = {}
-    for over, under, cell, _ in _CLAIMS["cpu" if device == "cpu" else "gpu"]:
+    for over, under, cell, _ in _claims_of(device):
         needed.setdefault(cell, set()).update((over, under))
     return needed
 

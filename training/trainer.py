@@ -286,11 +286,11 @@ class PlumeTrainer(SFTTrainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         saved = json.loads((Path(resume_from_checkpoint) / _CURRICULUM_FILE).read_text("utf-8"))
-        for name in ("num_latent_steps", "stage_weights", "stage_mixing", "latent_dropout"):
-            if name in saved and saved[name] != self._curriculum_state()[name]:
+        for name, own in self._curriculum_state().items():
+            if name != "max_steps" and name in saved and saved[name] != own:
                 raise ValueError(
                     f"The checkpoint {resume_from_checkpoint} was saved with {name}={saved[name]}, this run has "
-                    f"{self._curriculum_state()[name]}: its stages would not follow on. Resume with the same value, or "
+                    f"{own}: its stages would not follow on. Resume with the same value, or "
                     "start a new run from the checkpoint with --model_name_or_path."
                 )
         super()._load_from_checkpoint(resume_from_checkpoint, model)
