@@ -14,7 +14,6 @@ import time
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
 
 import torch
 from matplotlib import rc_context
@@ -25,7 +24,7 @@ from plume.playground.ablate import HISTORY, Plan, Sweep
 
 TASK, SEED = "image-chain", 0
 RECIPE = Path(__file__).parents[1] / "training/recipes/playground.yaml"
-PLAN = Plan(latent_steps=400, rates=(1.0,))
+PLAN = Plan(tasks=(TASK,), rows=12000, latent_steps=400, rates=(1.0,))
 VARIANTS = {"full": ("with latent steps", BLUE), "no_latent": ("without latent steps", VERMILION)}
 _LOSSES = {"loss_ce": "cross entropy of the rationale", "loss_embedding": "contrastive loss"}
 
@@ -33,13 +32,12 @@ _LOSSES = {"loss_ce": "cross entropy of the rationale", "loss_embedding": "contr
 def _train(variant: str, folder: Path) -> float:
     """Train and test a variant on its share of the cores; returns Hit@1."""
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // len(VARIANTS)))
-    Sweep(PLAN, folder, RECIPE).run(variant, TASK, SEED)
-    rows: list[dict[str, Any]] = json.loads((folder / TASK / f"{variant}-{SEED}.json").read_text("utf-8"))
-    return next(row["hit_at_1"] for row in rows if row["split"] == "test")
+    rows = Sweep(PLAN, folder, RECIPE).run(variant, SEED)
+    return next(float(row["hit_at_1"]) for row in rows if row["split"] == "test")
 
 
 def _logs(folder: Path, name: str) -> list[dict[str, float]]:
-    logs: list[dict[str, float]] = json.loads((folder / TASK / f"{name}-{SEED}" / HISTORY).read_text("utf-8"))
+    logs: list[dict[str, float]] = json.loads((folder / f"{name}-{SEED}" / HISTORY).read_text("utf-8"))
     return [log for log in logs if "loss_ce" in log]
 
 
@@ -75,7 +73,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("outputs/train-demo"), help="folder")
     folder, start = parser.parse_args().output, time.monotonic()
     print("Explicit stage: a small Qwen2-VL learns to write its look-ups down ...", flush=True)
-    Sweep(PLAN, folder, RECIPE).explicit(TASK, SEED)
+    Sweep(PLAN, folder, RECIPE).explicit(SEED)
     print(
         f"{time.monotonic() - start:.0f} s. Latent stages, with latent steps and without, side by side ...", flush=True
     )

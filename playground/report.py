@@ -9,7 +9,7 @@ from typing import Any
 from plume.playground.tasks import TASKS
 
 ROWS, TASK_FILE, PLOT, PAGE = "ablations.json", "tasks.json", "ablations.png", "results.md"
-MAIN = ("full", "no_latent", "no_curriculum")  # run on every task
+MAIN = ("full", "no_latent", "no_curriculum")
 # Difference to the full model in points, all modalities: Tables 3 to 6 of the paper.
 PAPER = {
     "no_latent": -2.8,
@@ -48,7 +48,7 @@ def write_report(rows: Rows, folder: Path) -> None:
         raise ValueError("No run of the sweep has finished, so there is nothing to report. Run it first.")
     results = folder / "results"
     results.mkdir(parents=True, exist_ok=True)
-    names = list(dict.fromkeys(row["task"] for row in rows))
+    names = _names(rows)
     tasks = {
         name: {"control": TASKS[name].control, "hops": TASKS[name].hops, "description": TASKS[name].description}
         for name in names
@@ -65,23 +65,27 @@ def _number(values: Sequence[float]) -> str:
     return f"{mean(values):.1f}" + (f" ± {pstdev(values):.1f}" if len(values) > 1 else "")
 
 
-def _ablated(rows: Rows, names: Sequence[str]) -> list[str]:
-    """Tasks on which more than the main variants were run."""
-    return [name for name in names if {row["variant"] for row in rows if row["task"] == name} - set(MAIN)]
+def over_chains(rows: Rows, variant: str) -> list[float]:
+    """Mean Hit@1 in percent over the tasks of several look-ups, one number per seed."""
+    names = [name for name in _names(rows) if not TASKS[name].control]
+    return [mean(seeds) for seeds in zip(*(scores(rows, variant, n, TASKS[n].hops) for n in names), strict=True)]
+
+
+def _names(rows: Rows) -> list[str]:
+    return list(dict.fromkeys(row["task"] for row in rows))
 
 
 def _page(rows: Rows, names: Sequence[str]) -> str:
     explicit = [row["explicit_steps"] for row in rows]
     conditions = (
-        f"{min(explicit)} to {max(explicit)} explicit steps, until mastered, then {rows[0]['latent_steps']} latent "
-        f"ones; {rows[0]['n']} queries"
+        f"{max(explicit)} explicit steps, then {rows[0]['latent_steps']} latent ones; {rows[0]['n']} queries per task"
     )
     lines = [
         "# Results on the playground",
         "",
         "Written by `python -m plume.playground.ablate`; what the tasks and variants are is told in "
-        f"[the playground](playground.md). One model per task, variant and seed ({conditions}). Hit@1 in percent: "
-        "mean and population standard deviation over seeds, their number in brackets.",
+        f"[the playground](playground.md). One model per variant and seed for all tasks ({conditions}). Hit@1 in "
+        "percent: mean and population standard deviation over seeds, their number in brackets.",
         "",
         "![Hit@1 of every variant](results/ablations.png)",
         "",
@@ -94,16 +98,14 @@ def _page(rows: Rows, names: Sequence[str]) -> str:
         cells = [_with_seeds(scores(rows, variant, name, TASKS[name].hops)) for variant in MAIN]
         kind = "control, " if TASKS[name].control else ""
         lines.append(f"| {name} | {kind}{TASKS[name].hops} | {' | '.join(cells)} |")
-    for name in _ablated(rows, names):
-        lines += ["", f"## Every variant on {name}", "", "| variant | Hit@1 | over full, here | in the paper |"]
-        lines += ["|---|---|---|---|"]
-        full = scores(rows, "full", name, TASKS[name].hops)
-        for variant in ("full", *PAPER):
-            values = scores(rows, variant, name, TASKS[name].hops)
-            if values:
-                apart = f"{mean(values) - mean(full):+.1f}" if full and variant != "full" else ""
-                paper = f"{PAPER[variant]:+.1f}" if variant in PAPER else ""
-                lines.append(f"| {variant} | {_with_seeds(values)} | {apart} | {paper} |")
+    lines += ["", "## Every variant, mean of the tasks of several look-ups", ""]
+    lines += ["| variant | Hit@1 | over full, here | in the paper |", "|---|---|---|---|"]
+    full = over_chains(rows, "full")
+    for variant in ("full", *PAPER):
+        values = over_chains(rows, variant)
+        apart = f"{mean(values) - mean(full):+.1f}" if values and full and variant != "full" else ""
+        paper = f"{PAPER[variant]:+.1f}" if variant in PAPER else ""
+        lines.append(f"| {variant} | {_with_seeds(values)} | {apart} | {paper} |")
     lines += ["", "## Other numbers of look-ups, never trained", "", f"| task | look-ups | {' | '.join(MAIN)} |"]
     lines += ["|---|---|" + "---|" * len(MAIN)]
     others = sorted({(row["task"], row["hops"]) for row in rows if row["split"] == "extrapolation"})
@@ -119,9 +121,8 @@ def _with_seeds(values: Sequence[float]) -> str:
 def _plot(rows: Rows, names: Sequence[str], file: Path) -> None:
     from matplotlib.figure import Figure
 
-    ablated = _ablated(rows, names)
-    figure = Figure(figsize=(9, 4.2), layout="constrained")
-    left, *right = figure.subplots(1, 1 + len(ablated), squeeze=False)[0]
+    figure = Figure(figsize=(9, 4.6), layout="constrained")
+    left, right = figure.subplots(1, 2)
     colors = ("#3060c0", "#b8b8b8", "#e0a060")
     for offset, variant, color in zip((0.27, 0.0, -0.27), MAIN, colors, strict=True):
         for place, name in enumerate(names[::-1]):
@@ -131,14 +132,12 @@ def _plot(rows: Rows, names: Sequence[str], file: Path) -> None:
     left.set_yticks(range(len(names)), labels)
     left.set_ylim(-0.5, len(names) - 0.5)
     left.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, 1.14), ncols=3)
-    for axes, name in zip(right, ablated, strict=True):
-        variants = [v for v in ("full", *PAPER) if scores(rows, v, name, TASKS[name].hops)][::-1]
-        for place, variant in enumerate(variants):
-            color = colors[0] if variant == "full" else "#90a8d8"
-            _bar(axes, place, scores(rows, variant, name, TASKS[name].hops), color, 0.7)
-        axes.set_yticks(range(len(variants)), variants)
-        axes.set_title(f"every variant on {name}", fontsize=10)
-    for axes in (left, *right):
+    variants = [v for v in ("full", *PAPER) if over_chains(rows, v)][::-1]
+    for place, variant in enumerate(variants):
+        _bar(right, place, over_chains(rows, variant), colors[0] if variant == "full" else "#90a8d8", 0.7)
+    right.set_yticks(range(len(variants)), variants)
+    right.set_title("every variant, mean of the tasks of several look-ups", fontsize=10)
+    for axes in (left, right):
         axes.set_xlabel("Hit@1, percent (dots: seeds)")
         axes.set_xlim(0, 102)
         axes.spines[["top", "right"]].set_visible(False)

@@ -16,7 +16,7 @@ class Variant:
     def phases(self, steps: int) -> list[dict[str, Any]]:
         """Options of the trainer's runs behind the explicit stage, ``steps`` together; learning rates are relative.
 
-        The stages before the last share three fifths equally. The last has a run of its own, at a lower rate and with
+        The stages before the last share one half equally. The last has a run of its own, at a lower rate and with
         rehearsals of the one before: rationale and answer go at once, a shock that the steps do not survive otherwise.
         """
         between = self.num_stages - 1
@@ -24,7 +24,7 @@ class Variant:
             jump = [0.0] * self.num_stages + [1.0]
             return [{"max_steps": steps, "stage_weights": jump, "learning_rate": 0.15}]
         gradual, last = [0.0, *[1.0] * between, 0.0], [0.0] * between + [1.0, 5.0]
-        first = round(0.6 * steps)
+        first = round(0.5 * steps)
         return [
             {"max_steps": first, "stage_weights": gradual, "learning_rate": 0.5},
             {"max_steps": steps - first, "stage_weights": last, "learning_rate": 0.15, "stage_mixing": 0.4},

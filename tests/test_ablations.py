@@ -21,7 +21,7 @@ FEW = ["--rows", "24", "--queries", "6", "--explicit_steps", "1", "--latent_step
 def run(folder, *options):
     results = folder / "docs"
     where = ["--output", str(folder / "sweep"), "--results", str(results), "--recipe", str(RECIPE)]
-    ablate.main([*where, "--tasks", "image-chain", "--seeds", "0", *FEW, *options])
+    ablate.main([*where, "--tasks", "image-chain", "image-name", "--seeds", "0", *FEW, *options])
     return json.loads((results / "results/ablations.json").read_text())
 
 
@@ -39,15 +39,18 @@ def test_every_variant_of_the_paper_is_there():
 
 def test_a_finished_run_is_not_run_again(tmp_path, monkeypatch):
     rows = run(tmp_path, "--variants", "full")
-    assert {(row["variant"], row["seed"], row["task"]) for row in rows} == {("full", 0, "image-chain")}
-    assert sorted((row["split"], row["hops"]) for row in rows) == [
-        ("extrapolation", 2),
-        ("extrapolation", 4),
-        ("test", 3),
+    assert {(row["variant"], row["seed"]) for row in rows} == {("full", 0)}
+    assert sorted((row["task"], row["split"], row["hops"]) for row in rows) == [
+        ("image-chain", "extrapolation", 2),
+        ("image-chain", "extrapolation", 4),
+        ("image-chain", "test", 3),
+        ("image-name", "test", 0),
     ]
     assert all(0 <= row["hit_at_1"] <= 1 and row["n"] == 6 for row in rows)
     assert json.loads((tmp_path / "docs/results/tasks.json").read_text())["image-chain"]["control"] is False
-    assert "| image-chain | 3 |" in (tmp_path / "docs/results.md").read_text()
+    page = (tmp_path / "docs/results.md").read_text()
+    assert "| image-chain | 3 |" in page
+    assert "| image-name | control, 0 |" in page
 
     def refuse(*_):
         raise AssertionError("trained again")
@@ -81,7 +84,9 @@ def test_the_explicit_stage_ends_when_it_is_mastered(loss, stops):
 
 
 def test_the_training_demo_draws_what_it_trained(tmp_path, monkeypatch):
-    few = ablate.Plan(rows=24, queries=6, explicit_steps=1, latent_steps=5, batch_size=8, rates=(1.0,))
+    few = ablate.Plan(
+        tasks=("image-chain",), rows=24, queries=6, explicit_steps=1, latent_steps=5, batch_size=8, rates=(1.0,)
+    )
     monkeypatch.setattr(train_demo, "PLAN", few)
     monkeypatch.setattr(train_demo.torch, "set_num_threads", lambda count: None)
     scores = {variant: train_demo._train(variant, tmp_path) for variant in train_demo.VARIANTS}
