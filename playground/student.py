@@ -15,7 +15,7 @@ from plume import PlumeConfig, PlumeForEmbedding, PlumeProcessor, PromptLayout
 from plume.hub.random_checkpoint import build_backbone_config, build_tokenizer
 from plume.latent_plume import LatentTransition
 from plume.playground.drawing import CELL, COLORS, SIGNS
-from plume.playground.tasks import TASKS, draw_example
+from plume.playground.tasks import PLAIN, TASKS, draw_example
 from plume.prompt_plume import build_chat_template
 
 LAYOUT = PromptLayout(system="")
@@ -39,7 +39,7 @@ def build_processor() -> PlumeProcessor:
         lines += [
             example.query.text,
             example.target.text,
-            "".join(example.thought),
+            "".join((*example.thought, *PLAIN)),
             f"<answer>{example.answer}</answer>",
         ]
         lines += [

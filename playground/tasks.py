@@ -19,6 +19,7 @@ HOPS = 3
 EXTRAPOLATION = (2, 4)
 _SCENES = 3  # scenes of a clip, three boxes each
 _FRAMES = 2  # frames of a scene: one temporal patch
+PLAIN = (" here.",)  # what is written as the thought of a control: nothing has to be followed
 
 
 @dataclass(frozen=True)
@@ -231,7 +232,7 @@ def name_box(rng: random.Random, hops: int) -> Example:
     """Control, classification: a picture of one box somewhere between empty places, and its words."""
     name, sign = rng.choice(list(COLORS)), rng.choice(SIGNS)
     background = tuple(rng.randint(180, 255) for _ in range(3))
-    left, top = (rng.choice((0, CELL)) + rng.randint(0, 2) * (rng.choice((-1, 1))) for _ in range(2))
+    left, top = (rng.choice((0, CELL)) + rng.randint(-2, 2) for _ in range(2))
     picture = Image.new("RGB", (2 * CELL, 2 * CELL), background)
     picture.paste(draw_box(name, sign), (left, top))
     answer = _answer(name, sign)

@@ -22,12 +22,18 @@ class Variant:
         between = self.num_stages - 1
         if self.jumps:
             jump = [0.0] * self.num_stages + [1.0]
-            return [{"max_steps": steps, "stage_weights": jump, "learning_rate": 0.15}]
+            return [{"max_steps": steps, "stage_weights": jump, "learning_rate": 0.15, "latent_dropout": 0.2}]
         gradual, last = [0.0, *[1.0] * between, 0.0], [0.0] * between + [1.0, 5.0]
         first = round(0.5 * steps)
         return [
             {"max_steps": first, "stage_weights": gradual, "learning_rate": 0.5},
-            {"max_steps": steps - first, "stage_weights": last, "learning_rate": 0.15, "stage_mixing": 0.4},
+            {
+                "max_steps": steps - first,
+                "stage_weights": last,
+                "learning_rate": 0.15,
+                "stage_mixing": 0.4,
+                "latent_dropout": 0.2,
+            },
         ]
 
 

@@ -15,7 +15,7 @@ from plume.evaluation.table import read_table
 from plume.playground.corpora import conditions, write_evaluation, write_training
 from plume.playground.puzzles import SPLITS, make_puzzle, split_of
 from plume.playground.student import build_processor, build_student
-from plume.playground.tasks import EXTRAPOLATION, TASKS, draw_example
+from plume.playground.tasks import EXTRAPOLATION, PLAIN, TASKS, draw_example
 from plume.training.data import parse_row
 
 CHAINS = [name for name, task in TASKS.items() if not task.control]
@@ -68,7 +68,10 @@ def test_training_rows_are_read_by_the_trainers_reader(world):
     assert {pair.dataset for pair in pairs} == set(TASKS)
     for pair in pairs:
         assert pair.query.rationale.startswith(" ")  # each word of the thought is the token that the question has
-        assert pair.query.answer
+        # What a control's latent steps stand for must not hold the answer.
+        assert bool(pair.query.answer) is not TASKS[pair.dataset].control
+        if TASKS[pair.dataset].control:
+            assert pair.query.rationale == "".join(PLAIN)
 
 
 def test_the_same_seed_writes_the_same_world(world, tmp_path):

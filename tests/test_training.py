@@ -12,12 +12,16 @@ import numpy as np
 import pytest
 import torch
 from corpus import write_corpus
+from transformers.testing_utils import CaptureLogger
+from transformers.utils import logging
 
 from inputs import MEDIA, ROOT, embed
 from plume import PlumeForEmbedding, PlumeProcessor
 from plume.hub.random_checkpoint import save_random_plume
 
 trl = pytest.importorskip("trl", reason="training needs the extra `train`")
+
+from trl import ModelConfig  # noqa: E402
 
 from plume.training.collator import PairCollator, chunk_sizes, rewrite, split_rows  # noqa: E402
 from plume.training.config import PlumeTrainingConfig  # noqa: E402
@@ -202,6 +206,10 @@ def test_a_run_resumed_in_any_stage_equals_the_uninterrupted_one(corpus, tmp_pat
     saved = json.loads((tmp_path / "whole" / "checkpoint-5" / "curriculum.json").read_text())
     assert (saved["step"], saved["stage"], saved["num_latent_steps"]) == (5, 2, 4)
     other = make_trainer(corpus, tmp_path / "other", **{**options, "stage_weights": [2.0] * 5})
+    longer = make_trainer(corpus, tmp_path / "longer", **{**options, "max_steps": 11})
+    with CaptureLogger(logging.get_logger("plume.training.trainer")) as captured:
+        longer.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-9"))
+    assert "saved by a run of 10 steps, this one has 11" in captured.out
     with pytest.raises(ValueError, match="was saved with stage_weights"):
         other.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-5"))
 
@@ -432,6 +440,41 @@ def test_stages_are_rewritten_late(corpus):
     assert "It is 3.5 cm wide." in text
     assert text.endswith("</answer><gen>")
     assert replace(Curriculum(4).stages[0], index=4).is_final
+
+
+def test_settings_without_effect_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="packing, completion_only_loss|completion_only_loss, packing"):
+        PlumeTrainingConfig(output_dir=str(tmp_path), use_cpu=True, packing=True, completion_only_loss=True)
+
+
+def test_the_data_seed_orders_the_pairs(corpus, tmp_path):
+    orders = [
+        list(make_trainer(corpus, tmp_path, seed=seed, data_seed=data_seed)._get_train_sampler())
+        for seed, data_seed in ((1, None), (1, 7), (7, None))
+    ]
+    assert orders[0] != orders[1] == orders[2]
+
+
+@pytest.mark.parametrize("start", ["plume", "backbone"])
+def test_the_revision_of_the_model_reaches_every_file(start, long_corpus, backbone, monkeypatch):
+    from plume.training import train
+
+    asked: dict[str, str] = {}
+    for owner, method in (
+        (train.AutoConfig, "from_pretrained"),
+        (PlumeForEmbedding, "from_pretrained" if start == "plume" else "from_backbone"),
+        (PlumeProcessor, "from_pretrained" if start == "plume" else "from_backbone"),
+    ):
+        real = getattr(owner, method)
+
+        def record(*args, _real=real, _owner=owner, **kwargs):
+            asked.setdefault(_owner.__name__, kwargs.get("revision"))  # transformers asks again on its own
+            return _real(*args, **kwargs)
+
+        monkeypatch.setattr(owner, method, record)
+    name = long_corpus / "model" if start == "plume" else backbone
+    train.load_model(ModelConfig(model_name_or_path=str(name), model_revision="v2", dtype="float32"), "paper")
+    assert asked == {"AutoConfig": "v2", "PlumeForEmbedding": "v2", "PlumeProcessor": "v2"}
 
 
 def test_bad_rows_are_left_out_only_when_asked(long_corpus, tmp_path):

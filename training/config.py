@@ -1,12 +1,18 @@
 """Configuration of a training run, in trl's idiom: one dataclass, flags or YAML."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from trl import SFTConfig
 
 from plume.training.curriculum import PAPER_WEIGHTS, Curriculum
 from plume.training.losses import Weights
+
+# Settings of trl's text pipeline, which PLUME replaces.
+_WITHOUT_EFFECT = (
+    "assistant_only_loss", "chat_template_path", "completion_only_loss", "dataset_text_field", "eos_token",
+    "eval_packing", "loss_type", "packing", "pad_token", "padding_free", "shuffle_dataset", "truncation_mode",
+)  # fmt: skip
 
 
 @dataclass
@@ -80,6 +86,12 @@ class PlumeTrainingConfig(SFTConfig):
 
     def __post_init__(self) -> None:
         """Check the fields and switch off the parts of trl's data pipeline that PLUME replaces."""
+        defaults = {f.name: f.default for f in fields(self)}
+        if given := [name for name in _WITHOUT_EFFECT if getattr(self, name, None) != defaults.get(name)]:
+            raise ValueError(
+                f"{', '.join(given)}: of trl's text pipeline, which PLUME replaces by its own, so this would have no "
+                "effect. Leave it out."
+            )
         self.prefix_max_length, self.max_length = self.max_length, None
         self.dataset_kwargs: dict[str, Any] = {**(self.dataset_kwargs or {}), "skip_prepare_dataset": True}
         self.label_names = []

@@ -10,8 +10,9 @@
 import bisect
 import random
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 # A sentence ends at . ! ? before white space, at a line break, or at a CJK full stop; "3.5" holds no end.
 _BOUNDARY = re.compile(r"(?<=[.!?])(?=\s)|(?<=[\n\u3002\uff01\uff1f])(?=.)", re.DOTALL)
@@ -134,3 +135,23 @@ class Curriculum:
         draw = random.Random(f"{self.seed}-{step}")
         earlier = [stage for stage in self.stages[: scheduled.index] if self.weights[stage.index] > 0]
         return draw.choice(earlier) if earlier and draw.random() < self.mixing else scheduled
+
+
+def refuse_other_curriculum(saved: Mapping[str, Any], own: Mapping[str, Any], checkpoint: str) -> None:
+    """Compare what a resumed run must share with the run that saved a checkpoint.
+
+    Args:
+        saved: Settings by name, of the run that saved it; what an older version did not save is not compared.
+        own: Settings by name, of the run that resumes.
+        checkpoint: Named in the message.
+
+    Raises:
+        ValueError: If one differs.
+    """
+    for name, value in own.items():
+        if name in saved and saved[name] != value:
+            raise ValueError(
+                f"The checkpoint {checkpoint} was saved with {name}={saved[name]}, this run has {value}: its stages "
+                "would not follow on. Resume with the same value, or start a new run from the checkpoint with "
+                "--model_name_or_path."
+            )

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from datasets import IterableDataset
 from transformers import AutoConfig, set_seed
 from transformers.utils import logging
 from trl import ModelConfig, TrlParser, get_peft_config, get_quantization_config
@@ -27,6 +28,7 @@ _SETTINGS: dict[str, dict[str, Any]] = {
     "paper": {"query_prompt": ""},
     "released": {"query_prompt": "", "blank_image_size": 28},
 }
+_SHUFFLED = 10_000  # rows held to shuffle a stream
 _LAYOUTS = {"paper": PAPER_LAYOUT, "released": RELEASED_LAYOUT}
 
 
@@ -39,7 +41,11 @@ class PlumeScriptArguments:
     )
     eval_files: list[str] = field(default_factory=list, metadata={"help": "Pairs to report Hit@1 and Hit@5 on."})
     streaming: bool = field(
-        default=False, metadata={"help": "Read the training files while training; needs max_steps."}
+        default=False,
+        metadata={
+            "help": "Read the training files while training, shuffled within 10000 rows; needs max_steps, and "
+            "sub_batch_size has no effect."
+        },
     )
     skip_bad_rows: bool = field(
         default=False, metadata={"help": "Check all rows first; leave out and count the unusable ones."}
@@ -57,18 +63,18 @@ def load_model(arguments: ModelConfig, layout: str) -> tuple[PlumeForEmbedding, 
     Raises:
         ValueError: If the layout is unknown or the checkpoint is of another model.
     """
-    name = str(arguments.model_name_or_path)
+    name, hub = str(arguments.model_name_or_path), {"revision": arguments.model_revision}
     if layout not in _LAYOUTS:
         raise ValueError(f"The layout {layout!r} is unknown. Use one of {sorted(_LAYOUTS)}.")
-    kind = AutoConfig.from_pretrained(name).model_type
-    options: dict[str, Any] = {"dtype": arguments.dtype, "attn_implementation": arguments.attn_implementation}
+    kind = AutoConfig.from_pretrained(name, **hub).model_type
+    options: dict[str, Any] = {"dtype": arguments.dtype, "attn_implementation": arguments.attn_implementation, **hub}
     if quantization := get_quantization_config(arguments):
         options["quantization_config"] = quantization
     if kind == "plume":
-        return PlumeForEmbedding.from_pretrained(name, **options), PlumeProcessor.from_pretrained(name)
+        return PlumeForEmbedding.from_pretrained(name, **options), PlumeProcessor.from_pretrained(name, **hub)
     if kind != "qwen2_vl":
         raise ValueError(f"{name} is a {kind!r} model; PLUME starts from 'plume' or 'qwen2_vl' checkpoints.")
-    processor = PlumeProcessor.from_backbone(name, _LAYOUTS[layout], **_SETTINGS[layout])
+    processor = PlumeProcessor.from_backbone(name, _LAYOUTS[layout], **_SETTINGS[layout], **hub)
     model = PlumeForEmbedding.from_backbone(name, processor.token_fields(), processor.row_sources, **options)
     return model, processor
 
@@ -115,6 +121,8 @@ def main() -> None:
     if script.dry_run:
         print(describe_run(args, model.config, processor, rows))
         return
+    if isinstance(rows, IterableDataset):
+        rows = rows.shuffle(seed=args.seed, buffer_size=_SHUFFLED)
     trainer = PlumeTrainer(
         model=model,
         args=args,

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch.utils.data import Sampler
+from transformers.utils import logging
 from trl import SFTTrainer
 
 from plume import PlumeForEmbedding, PlumeOutput, PlumeProcessor
@@ -21,13 +22,15 @@ from plume.hub_files_plume import MODEL_CARD
 from plume.training.callbacks import EpochCallback
 from plume.training.collator import PairCollator, Rows, chunk_sizes, rewrite, split_rows
 from plume.training.config import PlumeTrainingConfig
-from plume.training.curriculum import Stage
+from plume.training.curriculum import Stage, refuse_other_curriculum
 from plume.training.diagnostics import describe_latents, retrieval_metrics, warn_of_collapse
 from plume.training.distributed import gather_rows
 from plume.training.grad_cache import cached_backward
 from plume.training.learning_rate import scale_by_stage
 from plume.training.losses import Representations, Weights, pool_loss, suffix_ce
 from plume.training.sampler import SubBatchSampler
+
+logger = logging.get_logger(__name__)
 
 _CURRICULUM_FILE = "curriculum.json"
 
@@ -64,6 +67,7 @@ class PlumeTrainer(SFTTrainer):
             model.config.num_latent_steps = model.config.check_num_latent_steps(args.num_latent_steps)
         self.curriculum = args.curriculum(model.config.num_latent_steps)
         self.objective: Weights = args.weights()
+        self._resumed_steps: int | None = None
         self._suffix = list(model.config.suffix_token_ids)
         self._started_from = model.config.name_or_path
         if args.freeze_vision:
@@ -87,7 +91,8 @@ class PlumeTrainer(SFTTrainer):
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler | None:
         rows: Any = self.train_dataset if train_dataset is None else train_dataset
-        sampler = SubBatchSampler(rows["dataset"], self.args.sub_batch_size, self.args.seed)
+        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+        sampler = SubBatchSampler(rows["dataset"], self.args.sub_batch_size, seed)
         self.add_callback(EpochCallback(sampler))
         return sampler
 
@@ -111,6 +116,11 @@ class PlumeTrainer(SFTTrainer):
         self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
     ) -> torch.optim.lr_scheduler.LRScheduler:
         """The run's schedule, times a factor per stage and a new warm-up after each change of stage."""
+        if self._resumed_steps not in (None, num_training_steps):
+            logger.warning(
+                f"The checkpoint was saved by a run of {self._resumed_steps} steps, this one has {num_training_steps}: "
+                "the boundaries of the stages move. Resume with the same number to go on with the same curriculum."
+            )
         scheduler = super().create_scheduler(num_training_steps, optimizer)
         if self.args.stage_lr_scales is not None or self.args.rewarm_steps:
             scale_by_stage(
@@ -286,13 +296,8 @@ class PlumeTrainer(SFTTrainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         saved = json.loads((Path(resume_from_checkpoint) / _CURRICULUM_FILE).read_text("utf-8"))
-        for name, own in self._curriculum_state().items():
-            if name != "max_steps" and name in saved and saved[name] != own:
-                raise ValueError(
-                    f"The checkpoint {resume_from_checkpoint} was saved with {name}={saved[name]}, this run has "
-                    f"{own}: its stages would not follow on. Resume with the same value, or "
-                    "start a new run from the checkpoint with --model_name_or_path."
-                )
+        self._resumed_steps = saved.pop("max_steps", None)
+        refuse_other_curriculum(saved, self._curriculum_state(), resume_from_checkpoint)
         super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
