@@ -20,7 +20,7 @@ from datasets import Image as ImageFeature
 from PIL import Image
 from tqdm import tqdm
 
-from plume.playground.tasks import EXTRAPOLATION, PLAIN, TASKS, Example, Item, Task, draw_example
+from plume.playground.tasks import EXTRAPOLATION, TASKS, Example, Item, Task, draw_example
 
 TABLE = "tasks.json"
 _PARSERS = {"image-name": "image_cls", "text-chain": "image_t2i"}
@@ -84,7 +84,7 @@ def write_training(folder: Path, rows: int, seed: int, tasks: Sequence[str] = ()
 
 def _pair(task: Task, example: Example, media: MediaFolder) -> dict[str, Any]:
     # Written down, a control's answer would be read from there, and then from the latent steps that replace it.
-    thought, answer = (PLAIN, "") if task.control else (example.thought, example.answer)
+    thought, answer = task.rationale(example), "" if task.control else example.answer
     # A scene or a page shows several boxes: its own thought does not say which one is meant.
     own = thought[-1:] if task.targets in ("text", "image", "page") else ()
     return {

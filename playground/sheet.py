@@ -30,7 +30,8 @@ def _draw_row(sheet: Image.Image, task: Task, split: str, seed: int, top: int) -
     kind = "control" if task.control else f"{task.hops} look-ups"
     pen.line((10, top, _WIDTH - 10, top), fill=_RULE)
     pen.text((14, top + 8), task.name, fill=_INK, font=ImageFont.load_default(18))
-    lines = [kind, task.description, "", "thought:", "".join(example.thought).strip(), "answer:", example.answer]
+    thought = "".join(task.rationale(example)).strip()
+    lines = [kind, task.description, "", "thought:", thought, "answer:", example.answer]
     y = top + 34
     for line in lines:
         for piece in _wrap(line, 44):

@@ -76,6 +76,10 @@ class Task:
     extrapolates: bool = field(default=False)
     needs_media: bool = field(default=True)
 
+    def rationale(self, example: Example) -> tuple[str, ...]:
+        """What is written down as the thought: that of a control is plain, since nothing has to be followed."""
+        return PLAIN if self.control else example.thought
+
 
 def _answer(name: str, sign: str) -> str:
     return f"box {name} {sign}"
