@@ -13,6 +13,8 @@ from typing import Any
 
 from huggingface_hub import CommitInfo, HfApi
 
+# Weights of an earlier upload in other pieces would be loaded instead of the new ones.
+WEIGHT_FILES = ["model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json"]
 HUB_OPTIONS = ("revision", "subfolder", "token", "cache_dir", "local_files_only", "force_download")
 
 _MODALITY = {"method": "forward", "method_output_name": "embeddings"}
@@ -143,6 +145,7 @@ def push_saved(
     repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
     with tempfile.TemporaryDirectory() as folder:
         save(folder)
+        has_weights = any(Path(folder).glob("model*.safetensors"))  # a processor has none
         return api.upload_folder(
             repo_id=repo_id,
             folder_path=folder,
@@ -150,5 +153,6 @@ def push_saved(
             commit_description=commit_description,
             revision=revision,
             create_pr=create_pr,
+            delete_patterns=WEIGHT_FILES if has_weights else None,
             ignore_patterns=["README.md"] if api.file_exists(repo_id, "README.md", revision=revision) else None,
         )

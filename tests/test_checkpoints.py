@@ -158,11 +158,14 @@ def hub(monkeypatch) -> dict[str, str]:
     from pathlib import Path
 
     from huggingface_hub import HfApi, RepoUrl
+    from huggingface_hub.utils import filter_repo_objects
 
     received: dict[str, str] = {}
 
-    def upload_folder(self, *, repo_id, folder_path, ignore_patterns=None, **kwargs):
+    def upload_folder(self, *, repo_id, folder_path, ignore_patterns=None, delete_patterns=None, **kwargs):
         assert repo_id == "org/plume"
+        for name in list(filter_repo_objects(received, allow_patterns=delete_patterns or [])):
+            del received[name]
         for path in Path(folder_path).iterdir():
             if path.name not in (ignore_patterns or ()):
                 received[path.name] = "" if path.suffix == ".safetensors" else path.read_text()
@@ -186,6 +189,18 @@ def test_pushing_sends_code_st_files_processor_and_card(model, processor, hub, t
             "config_sentence_transformers.json", "README.md", "model.safetensors", "tokenizer.json"} <= set(hub)  # fmt: skip
     assert "latent-reasoning" in hub["README.md"]
     assert json.loads(hub["config_sentence_transformers.json"])["prompts"]["query"] == processor.query_prompt
+
+
+def test_pushing_replaces_weights_in_other_pieces_and_nothing_else(model, processor, hub):
+    hub |= {
+        "model-00001-of-00002.safetensors": "",
+        "model.safetensors.index.json": "{}",
+        "lora/adapter.safetensors": "",
+    }
+    processor.push_to_hub("org/plume")
+    assert "model-00001-of-00002.safetensors" in hub
+    model.push_to_hub("org/plume")
+    assert sorted(name for name in hub if "safetensors" in name) == ["lora/adapter.safetensors", "model.safetensors"]
 
 
 def test_pushing_keeps_the_card_of_the_repository(model, hub):

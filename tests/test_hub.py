@@ -426,7 +426,8 @@ def test_publishing_sends_everything_with_a_card_of_its_own(converted, tmp_path,
     (tmp_path / "folder" / "scores.json").write_text(json.dumps(scores))
     sent: dict[str, str] = {}
 
-    def upload_folder(self, *, repo_id, folder_path, create_pr, **kwargs):
+    def upload_folder(self, *, repo_id, folder_path, create_pr, delete_patterns, **kwargs):
+        assert "model.safetensors" in delete_patterns
         sent.update(
             {str(path.relative_to(folder_path)): path.name for path in Path(folder_path).rglob("*") if path.is_file()}
         )

@@ -9,7 +9,7 @@ from typing import Any
 from huggingface_hub import CommitInfo, HfApi
 
 from plume.hub.layout import open_source
-from plume.hub_files_plume import MODEL_CARD
+from plume.hub_files_plume import MODEL_CARD, WEIGHT_FILES
 
 _LIMITS = (
     "vLLM, TEI and ONNX cannot run the latent rollout. Scores of other embedders are comparable only on the same data "
@@ -120,5 +120,9 @@ def publish(
         card.unlink(missing_ok=True)
         card.write_text(build_card(folder, repo_id, license_id), encoding="utf-8")
         return api.upload_folder(
-            repo_id=repo_id, folder_path=scratch, commit_message="Upload PLUME checkpoint", create_pr=create_pr
+            repo_id=repo_id,
+            folder_path=scratch,
+            commit_message="Upload PLUME checkpoint",
+            create_pr=create_pr,
+            delete_patterns=WEIGHT_FILES,
         )
