@@ -8,9 +8,8 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from plume.evaluation.scores import Column, means
+from plume.evaluation.style import PALETTE
 from plume.evaluation.table import Table
-
-_COLORS = ("#2166ac", "#b2182b", "#1b7837", "#e08214", "#762a83", "#4d4d4d")
 
 
 def radar(columns: Sequence[Column], table: Table, file: str | Path) -> list[str]:
@@ -34,9 +33,9 @@ def radar(columns: Sequence[Column], table: Table, file: str | Path) -> list[str
     values = {column.model: means(column, table.rows, without) for column in columns}
     groups = [group for group in table.groups() if all(v[group] is not None for v in values.values())]
     sizes = [sum(row.id not in without for row in table.groups()[group]) for group in groups]
-    if len(groups) < 3 or len(columns) > len(_COLORS):
+    if len(groups) < 3 or len(columns) > len(PALETTE):
         raise ValueError(
-            f"A radar needs at least 3 groups that every model completed and at most {len(_COLORS)} models; there are "
+            f"A radar needs at least 3 groups that every model completed and at most {len(PALETTE)} models; there are "
             f"{len(groups)} and {len(columns)}. Run the missing tasks, or give fewer models."
         )
     angles = np.linspace(0, 2 * np.pi, len(groups), endpoint=False)
@@ -44,7 +43,7 @@ def radar(columns: Sequence[Column], table: Table, file: str | Path) -> list[str
     title = f"{table.meta.get('benchmark')}, mean per group (tasks), percent"
     figure.suptitle(title + (f"\nwithout {', '.join(without)}" if without else ""), fontsize=10)
     axes: Any = figure.add_subplot(projection="polar")
-    for column, color in zip(columns, _COLORS, strict=False):
+    for column, color in zip(columns, PALETTE, strict=False):
         heights = [values[column.model][group] or 0.0 for group in groups]
         axes.plot([*angles, angles[0]], [*heights, heights[0]], color=color, linewidth=1.8, label=column.model)
     axes.set_theta_offset(np.pi / 2)
@@ -113,7 +112,7 @@ def tradeoff(points: Sequence[Mapping[str, Any]], file: str | Path, score: str =
             [p["latency_ms"] for p in members],
             [p["score"] for p in members],
             "o-",
-            color=_COLORS[index % len(_COLORS)],
+            color=PALETTE[index % len(PALETTE)],
             markersize=7,
             linewidth=1.2,
         )

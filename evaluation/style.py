@@ -4,6 +4,7 @@ from typing import Any
 
 BLACK, BLUE, VERMILION, GREEN = "#000000", "#0072B2", "#D55E00", "#009E73"
 PURPLE, ORANGE, SKY = "#CC79A7", "#E69F00", "#56B4E9"
+PALETTE = (BLUE, VERMILION, GREEN, ORANGE, PURPLE, BLACK)
 
 STYLE: dict[Any, Any] = {
     "font.size": 9,

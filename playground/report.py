@@ -6,6 +6,10 @@ from pathlib import Path
 from statistics import mean, pstdev
 from typing import Any
 
+from matplotlib import rc_context
+from matplotlib.figure import Figure
+
+from plume.evaluation.style import BLACK, BLUE, ORANGE, SKY, STYLE
 from plume.playground.tasks import TASKS
 
 ROWS, TASK_FILE, PLOT, PAGE = "ablations.json", "tasks.json", "ablations.png", "results.md"
@@ -56,7 +60,8 @@ def write_report(rows: Rows, folder: Path) -> None:
     for name, content in ((ROWS, list(rows)), (TASK_FILE, tasks)):
         (results / name).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     (folder / PAGE).write_text(_page(rows, names), encoding="utf-8")
-    _plot(rows, names, results / PLOT)
+    with rc_context(STYLE):
+        _plot(rows, names, results / PLOT)
 
 
 def _number(values: Sequence[float]) -> str:
@@ -119,11 +124,9 @@ def _with_seeds(values: Sequence[float]) -> str:
 
 
 def _plot(rows: Rows, names: Sequence[str], file: Path) -> None:
-    from matplotlib.figure import Figure
-
     figure = Figure(figsize=(9, 4.6), layout="constrained")
     left, right = figure.subplots(1, 2)
-    colors = ("#3060c0", "#b8b8b8", "#e0a060")
+    colors = (BLUE, "#bbbbbb", ORANGE)
     for offset, variant, color in zip((0.27, 0.0, -0.27), MAIN, colors, strict=True):
         for place, name in enumerate(names[::-1]):
             _bar(left, place + offset, scores(rows, variant, name, TASKS[name].hops), color, 0.25)
@@ -131,20 +134,19 @@ def _plot(rows: Rows, names: Sequence[str], file: Path) -> None:
     labels = [f"{name}{' (control)' if TASKS[name].control else ''}" for name in names[::-1]]
     left.set_yticks(range(len(names)), labels)
     left.set_ylim(-0.5, len(names) - 0.5)
-    left.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, 1.14), ncols=3)
+    left.legend(loc="upper center", bbox_to_anchor=(0.5, 1.14), ncols=3)
     variants = [v for v in ("full", *PAPER) if over_chains(rows, v)][::-1]
     for place, variant in enumerate(variants):
-        _bar(right, place, over_chains(rows, variant), colors[0] if variant == "full" else "#90a8d8", 0.7)
+        _bar(right, place, over_chains(rows, variant), BLUE if variant == "full" else SKY, 0.7)
     right.set_yticks(range(len(variants)), variants)
-    right.set_title("every variant, mean of the tasks of several look-ups", fontsize=10)
+    right.set_title("every variant, mean of the multi-hop tasks")
     for axes in (left, right):
         axes.set_xlabel("Hit@1, percent (dots: seeds)")
         axes.set_xlim(0, 102)
-        axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(file, dpi=150)
+    figure.savefig(file)
 
 
 def _bar(axes: Any, place: float, values: Sequence[float], color: str, height: float) -> None:
     if values:
         axes.barh([place], [mean(values)], height=height, color=color)
-        axes.plot(values, [place] * len(values), ".", color="#202020", markersize=4)
+        axes.plot(values, [place] * len(values), ".", color=BLACK, markersize=4)

@@ -195,7 +195,7 @@ EVALUATION_ARROWS = {
     "scores": {"table"},
     "report": {"scores", "table"},
     "doctor": {"scores", "table"},
-    "plots": {"scores", "table"},
+    "plots": {"scores", "style", "table"},
 }
 
 

@@ -152,14 +152,13 @@ class PairCollator:
         return Text(segments, encode(tag + answer + newline))
 
 
-def rewrite(batch: dict[str, Any], stage: Stage, suffix: list[int], score: bool = True) -> Rows:
+def rewrite(batch: dict[str, Any], stage: Stage, suffix: list[int]) -> Rows:
     """All rows of a batch at a stage of the curriculum.
 
     Args:
         batch: From :class:`PairCollator`.
         stage: What to replace by how many latent steps.
         suffix: The fully latent suffix, ``config.suffix_token_ids``.
-        score: Whether the model scores the suffix tokens.
     """
     suffixes = [stage.rewrite(text.segments, text.answer, suffix) for text in batch["texts"].rows]
     width = max(map(len, suffixes))
@@ -172,9 +171,8 @@ def rewrite(batch: dict[str, Any], stage: Stage, suffix: list[int], score: bool 
         **batch["prefix"],
         "num_latent_steps": stage.num_latent_steps,
         "suffix_input_ids": ids.to(device),
+        "suffix_mask": mask.to(device),
     }
-    if score:
-        inputs["suffix_mask"] = mask.to(device)
     return Rows(inputs, batch["texts"].places, batch["texts"].num_media)
 
 

@@ -86,8 +86,8 @@ class PlumeTrainingConfig(SFTConfig):
 
     def __post_init__(self) -> None:
         """Check the fields and switch off the parts of trl's data pipeline that PLUME replaces."""
-        defaults = {f.name: f.default for f in fields(self)}
-        if given := [name for name in _WITHOUT_EFFECT if getattr(self, name, None) != defaults.get(name)]:
+        changed = {f.name for f in fields(self) if vars(self)[f.name] != f.default}
+        if given := [name for name in _WITHOUT_EFFECT if name in changed]:
             raise ValueError(
                 f"{', '.join(given)}: of trl's text pipeline, which PLUME replaces by its own, so this would have no "
                 "effect. Leave it out."

@@ -59,19 +59,18 @@ class Stage:
         """How many of the first segments the latent steps stand for, rounded up."""
         return -(-num_segments * self.index // self.num_stages)
 
-    def rewrite(self, segments: Sequence[list[int]], answer: list[int], suffix: list[int], start: int = 1) -> list[int]:
+    def rewrite(self, segments: Sequence[list[int]], answer: list[int], suffix: list[int]) -> list[int]:
         """Suffix tokens of one row at this stage.
 
         Args:
             segments: Token ids of the rationale, one list per segment.
             answer: Token ids between the rationale and the embedding token, answer included.
             suffix: The fully latent suffix ``<elt> ... <gen>``.
-            start: Tokens of the suffix that close the latent block.
         """
         if self.is_final:
             return list(suffix)
         explicit = [token for segment in segments[self.num_replaced(len(segments)) :] for token in segment]
-        return [*suffix[:start], *explicit, *answer, suffix[-1]]
+        return [suffix[0], *explicit, *answer, suffix[-1]]
 
 
 @dataclass(frozen=True)
