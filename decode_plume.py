@@ -88,11 +88,11 @@ def can_decode(language_model: Any) -> bool:
         config._attn_implementation == "sdpa"
         and "sliding_attention" not in config.layer_types
         and all(isinstance(layer, Qwen2VLDecoderLayer) for layer in layers)
-        and not any(_is_watched(module) for layer in layers for module in (layer, layer.self_attn))
+        and not any(is_watched(module) for layer in layers for module in (layer, layer.self_attn))
     )
 
 
-def _is_watched(module: nn.Module) -> bool:
+def is_watched(module: nn.Module) -> bool:
     """Whether something else happens at its call; transformers' recorders stay installed but idle."""
     hooks = [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]
     return "_hf_hook" in module.__dict__ or any(hook.__module__ != _RECORDERS for hook in hooks)
@@ -226,4 +226,4 @@ def _own_calls(layer: Any) -> LayerCalls:
     )
 
 
-__all__ = ["LayerCalls", "RoomyCache", "StepDecoder", "can_decode"]
+__all__ = ["LayerCalls", "RoomyCache", "StepDecoder", "can_decode", "is_watched"]

@@ -34,6 +34,7 @@ from .decode_plume import can_decode  # noqa: F401 (older loaders of remote code
 from .hub_files_plume import HUB_OPTIONS, push_saved, write_hub_files
 from .latent_plume import LatentExperts, LatentRouter, LatentTransition
 from .packed_plume import PackedWeights
+from .patches_plume import LinearPatchEmbed
 from .positions_plume import Media, mrope_index, rollout_positions
 from .recorded_plume import RecordedRollouts
 
@@ -83,6 +84,7 @@ class PlumeForEmbedding(Qwen2VLForConditionalGeneration):
 
     def __init__(self, config: PlumeConfig) -> None:
         super().__init__(config)
+        LinearPatchEmbed.take_over(self.model.visual.patch_embed)
         self.latent_transition = LatentTransition(config)
         self._packed: PackedWeights | None = None
         self._recorded: RecordedRollouts | None = None
@@ -155,8 +157,7 @@ class PlumeForEmbedding(Qwen2VLForConditionalGeneration):
         ]
         if causal_lm:
             return self._next_tokens(input_ids, attention_mask, media, logits_to_keep=logits_to_keep, **kwargs)
-        unknown = sorted(name for name, value in kwargs.items() if value is not None and name not in _SENT_ALONG)
-        if unknown:
+        if unknown := sorted(name for name, value in kwargs.items() if value is not None and name not in _SENT_ALONG):
             raise ValueError(
                 f"Unknown arguments {unknown}: they would have no effect. Remove them, or mend their names."
             )
@@ -271,9 +272,8 @@ class PlumeForEmbedding(Qwen2VLForConditionalGeneration):
         reserved = attention_mask.new_ones(len(input_ids), num_reserved)
         decoder = self.model.language_model
         checkpointing = decoder.layers[0].training and decoder.layers[0].gradient_checkpointing
-        packed = None
-        if self._packed is not None and not torch.is_grad_enabled():
-            packed = self._packed.of(decoder, self.latent_transition.experts)
+        experts = self.latent_transition.experts
+        packed = None if self._packed is None or torch.is_grad_enabled() else self._packed.of(decoder, experts)
         return (TrainingContext if checkpointing else CachedContext)(
             decoder, inputs_embeds, torch.cat([attention_mask, reserved], dim=-1), position_ids, packed
         )

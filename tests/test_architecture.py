@@ -27,6 +27,7 @@ ARROWS = {
     "vision_plume": set(),
     "latent_plume": {"configuration_plume"},
     "packed_plume": {"decode_plume", "latent_plume"},
+    "patches_plume": {"decode_plume"},
     "recorded_plume": {"context_plume"},
     "modeling_plume": {
         "checks_plume",
@@ -36,6 +37,7 @@ ARROWS = {
         "hub_files_plume",
         "latent_plume",
         "packed_plume",
+        "patches_plume",
         "positions_plume",
         "recorded_plume",
     },

@@ -307,8 +307,10 @@ def test_settings_that_sentence_transformers_saved_are_kept(checkpoint, model, t
     model.save_pretrained(tmp_path)
 
 
-def test_an_adapter_offloaded_to_disk_gives_the_same_vectors(checkpoint, model, processor, tmp_path):
-    placed = {"model": "cpu", "lm_head": "cpu", "latent_transition": "disk"}
+@pytest.mark.parametrize("part", ["latent_transition", "model.visual"])
+def test_a_part_offloaded_to_disk_gives_the_same_vectors(checkpoint, model, processor, tmp_path, part):
+    parts = ("model.language_model", "model.visual", "lm_head", "latent_transition")
+    placed = {name: "disk" if name == part else "cpu" for name in parts}
     offloaded = PlumeForEmbedding.from_pretrained(checkpoint, device_map=placed, offload_folder=str(tmp_path)).eval()
     inputs = mixed_inputs()[:6]
     # Not the same bits: the step decoder stands back where weights are fetched at the call of a layer.

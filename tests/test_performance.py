@@ -6,6 +6,7 @@ import pickle
 
 import pytest
 import torch
+from transformers.models.qwen2_vl.modeling_qwen2_vl import PatchEmbed
 
 from inputs import embed, mixed_inputs
 from plume import PlumeForEmbedding, decode_plume, packed_plume
@@ -14,6 +15,7 @@ from plume.benchmarks import compare, parts, report, systems, training
 from plume.benchmarks.models import build_inputs, build_model
 from plume.context_plume import CachedContext
 from plume.hub.random_checkpoint import fill_weights, save_random_plume
+from plume.patches_plume import LinearPatchEmbed
 
 
 def reference(model, processor, inputs, monkeypatch, **kwargs) -> torch.Tensor:
@@ -138,6 +140,29 @@ def test_recording_hidden_states_leaves_the_fast_path_on(model, processor, monke
     reads = count_reads(monkeypatch)
     embed(model, processor, ["a red bus"])
     assert len(reads) == 3
+
+
+@pytest.mark.parametrize("watch", [None, "hook", "wrapped"])
+def test_patches_are_embedded_by_one_product_that_equals_the_convolution(model, watch):
+    """Values and gradients; the convolution itself runs where something else happens at its call."""
+    linear = copy.deepcopy(model.model.visual.patch_embed)
+    convolution = copy.deepcopy(linear)
+    convolution.__class__ = PatchEmbed
+    calls = []
+    if watch == "hook":
+        linear.proj.register_forward_hook(lambda *_: calls.append("hook"))
+    elif watch == "wrapped":
+        linear.proj.__class__ = type("Wrapped", (torch.nn.Conv3d,), {})
+    patches = torch.randn(6, 1176, generator=torch.Generator().manual_seed(0))
+    assert isinstance(linear, LinearPatchEmbed)
+    results = [part(patches) for part in (linear, convolution)]
+    torch.testing.assert_close(*results, atol=1e-5, rtol=1e-4)
+    convolved = ["Convolution" in type(result.grad_fn.next_functions[0][0]).__name__ for result in results]
+    assert convolved == [watch is not None, True]
+    for result in results:
+        result.square().mean().backward()
+    torch.testing.assert_close(linear.proj.weight.grad, convolution.proj.weight.grad, atol=1e-4, rtol=1e-4)
+    assert calls == (["hook"] if watch == "hook" else [])
 
 
 def test_gradients_do_not_meet_the_fast_path(model, processor, monkeypatch):
