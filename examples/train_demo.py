@@ -24,7 +24,7 @@ from plume.playground.ablate import HISTORY, Plan, Sweep
 
 TASK, SEED = "image-chain", 0
 RECIPE = Path(__file__).parents[1] / "training/recipes/playground.yaml"
-PLAN = Plan(tasks=(TASK,), rows=12000, latent_steps=400, rates=(1.0,))
+PLAN = Plan(tasks=(TASK,), rows=12000, explicit_steps=300, latent_steps=400, rates=(1.0,))
 VARIANTS = {"full": ("with latent steps", BLUE), "no_latent": ("without latent steps", VERMILION)}
 _LOSSES = {"loss_ce": "cross entropy of the rationale", "loss_embedding": "contrastive loss"}
 

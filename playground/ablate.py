@@ -2,7 +2,8 @@
 
 One model learns all tasks of the sweep.
 
-1. **Explicit stage**, once per seed: the adapter takes no part in it, so all variants go on from the same weights.
+1. **Explicit stage**, once per seed, until every task is mastered: the adapter takes no part in it, so all variants go
+   on from the same weights.
 2. **Latent stages**, per seed and variant: the same number of steps and the same batches whatever the variant.
    ``no_curriculum`` goes to the last stage at once; ``no_latent`` loses its rationale stage by stage like the others,
    but gets no latent steps. These two have the best of several learning rates, chosen on the dev split with the first
@@ -16,15 +17,14 @@ or seeds and the explicit stages are there: ``python -m plume.playground.ablate 
 
 import argparse
 import json
-import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from tqdm import tqdm
-from transformers import TrainerCallback, TrainerControl
 
 from plume import PlumeForEmbedding
 from plume.evaluation.embedders import ModelEmbedder
@@ -36,12 +36,15 @@ from plume.playground.report import MAIN, ROWS, write_report
 from plume.playground.student import build_processor, build_student
 from plume.playground.tasks import TASKS
 from plume.playground.variants import VARIANTS, Variant
-from plume.training.collator import PairCollator
+from plume.training.collator import PairCollator, rewrite
 from plume.training.config import PlumeTrainingConfig
+from plume.training.curriculum import Curriculum
 from plume.training.data import load_rows
+from plume.training.losses import suffix_ce
 from plume.training.trainer import PlumeTrainer
 
 PLAN, HISTORY = "plan.json", "history.json"
+_EXPLICIT_RUNS, _SAMPLED = 4, 32
 _ORDER = 42  # seed 0 sees its pairs in the order of plume-tiny, whose explicit stage it shares
 
 
@@ -53,8 +56,9 @@ class Plan:
         tasks: What the one model learns.
         rows: Training pairs, all tasks together.
         queries: Queries per evaluation task.
-        explicit_steps: Most optimizer steps of the explicit stage.
-        mastered: Cross entropy of the rationales at which the explicit stage ends before that.
+        explicit_steps: Optimizer steps of the explicit stage. Where they do not suffice, runs of a third of them
+            follow, at most three.
+        mastered: Cross entropy of the queries' rationales, on the hardest task, that suffices.
         latent_steps: Optimizer steps of the latent stages together.
         batch_size: Pairs per step.
         rates: Learning rates of the variants that choose theirs, relative to the others'.
@@ -64,24 +68,10 @@ class Plan:
     rows: int = 24000
     queries: int = 200
     explicit_steps: int = 1200
-    mastered: float = 0.005
+    mastered: float = 0.02
     latent_steps: int = 900
     batch_size: int = 64
     rates: tuple[float, ...] = (1.0, 3.0)
-
-
-class UntilMastered(TrainerCallback):
-    """Ends a run when the cross entropy since the last log is low enough."""
-
-    def __init__(self, cross_entropy: float) -> None:
-        self.cross_entropy = cross_entropy
-
-    def on_log(
-        self, args: Any, state: Any, control: TrainerControl, logs: dict[str, float] | None = None, **_: Any
-    ) -> None:
-        """Stop where it is."""
-        if (logs or {}).get("loss_ce", math.inf) <= self.cross_entropy:
-            control.should_training_stop = True
 
 
 class Remembering(PairCollator):
@@ -132,13 +122,36 @@ class Sweep:
         return self.folder / "train/pairs.jsonl"
 
     def explicit(self, seed: int) -> Path:
-        """Checkpoint behind the explicit stage of a seed; trained where it is missing."""
+        """Checkpoint behind the explicit stage of a seed; trained as far as it is missing."""
         folder = self.folder / f"explicit-{seed}"
-        if not (folder / HISTORY).exists():
-            model = build_student(self.processor, seed)
-            history = self._train(model, seed, stage_weights=[1.0, 0.0], max_steps=self.plan.explicit_steps)
+        history = json.loads((folder / HISTORY).read_text("utf-8")) if (folder / HISTORY).exists() else []
+        while len(done := [log for log in history if "hardest_ce" in log]) < _EXPLICIT_RUNS:
+            if done and done[-1]["hardest_ce"] <= self.plan.mastered:
+                break
+            behind = done[-1]["step"] if done else 0
+            model = PlumeForEmbedding.from_pretrained(folder) if done else build_student(self.processor, seed)
+            steps = self.plan.explicit_steps // 3 if done else self.plan.explicit_steps
+            order = _ORDER + seed + 1000 * len(done)  # not the pairs of the run before once more
+            logs = self._train(model, seed, stage_weights=[1.0, 0.0], max_steps=steps, data_seed=order)
+            history += [{**log, "step": log["step"] + behind} for log in logs]
+            history.append({"step": behind + steps, "hardest_ce": self.hardest_ce(model)})
             self._keep(model, folder, history)
         return folder
+
+    @torch.no_grad()
+    def hardest_ce(self, model: PlumeForEmbedding) -> float:
+        """Cross entropy of written rationales and answers of queries, on the task where it is largest."""
+        rows = load_rows([str(self.pairs)])
+        collate = PairCollator(self.processor, str(self.folder / "train/media"))
+        entropies = []
+        for task in self.plan.tasks:
+            pairs = [row for row in rows if row["dataset"] == task][:_SAMPLED]
+            batch = collate(pairs)
+            written = rewrite(batch, Curriculum(0).stages[0], list(model.config.suffix_token_ids))
+            output = model.eval()(**written.inputs)
+            per_row = suffix_ce(output.suffix_log_probs, written.inputs["suffix_mask"])
+            entropies.append(per_row[: len(pairs)].mean().item())
+        return max(entropies)
 
     def run(self, name: str, seed: int) -> list[dict[str, Any]]:
         """Train and test a variant with a seed, unless its result file is there; the checkpoint is kept.
@@ -165,7 +178,7 @@ class Sweep:
                 "n": result["n"],
                 "hit_at_1": result["score"],
                 "learning_rate": rate * self.settings["learning_rate"],
-                "explicit_steps": max(log["step"] for log in explicit),
+                "explicit_steps": explicit[-1]["step"],
                 "latent_steps": self.plan.latent_steps,
             }
             for result in self._score(model, "test")
@@ -217,10 +230,8 @@ class Sweep:
         rows = load_rows([str(self.pairs)])
         trainer = PlumeTrainer(model=model, args=args, train_dataset=rows, processing_class=self.processor)
         Remembering.switch(seed)
-        if len(args.stage_weights) > 2:
+        if len(args.stage_weights) > 2:  # the explicit stage is trained once: nothing to remember
             trainer.data_collator = Remembering.from_config(self.processor, args)
-        else:  # the explicit stage, trained once: nothing to remember
-            trainer.add_callback(UntilMastered(self.plan.mastered))
         trainer.train()
         return trainer.state.log_history
 

@@ -1,15 +1,17 @@
 """The sweep of the ablations: equal steps for all, rows as documented, and nothing is run twice."""
 
 import json
+import math
 
 import pytest
-from transformers import TrainerControl
+import torch
 
 pytest.importorskip("mteb")
 pytest.importorskip("trl")
 
 from examples import train_demo
 from inputs import ROOT
+from plume import PlumeForEmbedding, PlumeProcessor
 from plume.playground import ablate
 from plume.playground.report import PAPER
 from plume.playground.variants import VARIANTS
@@ -76,11 +78,32 @@ def test_results_of_another_number_of_steps_are_not_mixed(tmp_path):
         run(tmp_path, "--variants", "full", "--latent_steps", "6")
 
 
-@pytest.mark.parametrize(("loss", "stops"), [(0.004, True), (0.006, False)])
-def test_the_explicit_stage_ends_when_it_is_mastered(loss, stops):
-    control = TrainerControl()
-    ablate.UntilMastered(0.005).on_log(None, None, control, {"loss_ce": loss})
-    assert control.should_training_stop is stops
+def test_the_explicit_stage_goes_on_until_every_task_is_mastered(tmp_path, monkeypatch):
+    """One step, then runs of a third of three; a sweep that was cut goes on from the last one."""
+    plan = ablate.Plan(tasks=("image-chain", "image-name"), rows=24, explicit_steps=3, batch_size=8, mastered=0.5)
+    entropies = iter([2.0, 1.0, 0.4])
+    monkeypatch.setattr(ablate.Sweep, "hardest_ce", lambda self, model: next(entropies))
+    folder = ablate.Sweep(plan, tmp_path, RECIPE).explicit(0)
+    history = json.loads((folder / "history.json").read_text())
+    assert [(log["step"], log["hardest_ce"]) for log in history if "hardest_ce" in log] == [
+        (3, 2.0),
+        (4, 1.0),
+        (5, 0.4),
+    ]
+    ablate.Sweep(plan, tmp_path, RECIPE).explicit(0)  # mastered: draws no further entropy
+
+
+def test_mastery_is_the_cross_entropy_of_the_queries(tmp_path):
+    """A head that says nothing leaves every token at the logarithm of the vocabulary; plume-tiny writes better."""
+    plan = ablate.Plan(tasks=("image-chain", "image-name"), rows=64, batch_size=8)
+    sweep = ablate.Sweep(plan, tmp_path, RECIPE)
+    sweep.write_world()
+    model = PlumeForEmbedding.from_pretrained(ROOT / "checkpoints/plume-tiny")
+    sweep.processor = PlumeProcessor.from_pretrained(ROOT / "checkpoints/plume-tiny")
+    chance = math.log(model.config.text_config.vocab_size)
+    assert sweep.hardest_ce(model) < chance - 1
+    torch.nn.init.zeros_(model.lm_head.weight)
+    assert sweep.hardest_ce(model) == pytest.approx(chance, abs=1e-3)
 
 
 def test_the_training_demo_draws_what_it_trained(tmp_path, monkeypatch):
