@@ -3,8 +3,8 @@
 A context holds the prefix states and extends by new input vectors at the next positions, returning their
 post-norm last-layer states. Three implementations that agree to rounding:
 
-- :class:`CachedContext` appends to a key-value cache (C(k) of Eq. 3): one new position costs one position. Without
-  gradient it reads on by :class:`~plume.decode_plume.StepDecoder`, which keeps what all steps share.
+- :class:`CachedContext` appends to a key-value cache (C(k) of Eq. 3): one new position costs one position. It reads on
+  by :class:`~plume.decode_plume.StepDecoder`, which keeps what all steps share.
 - :class:`CheckpointedContext` serves gradient checkpointing in training, with which the usual cache cannot live.
 - :class:`RecomputedContext` runs the whole grown sequence again. It does the same where transformers is too old for the
   second, and it is the reference that tests hold the caches against.
@@ -16,10 +16,10 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import Cache, DynamicCache
+from transformers import Cache
 from transformers.models.qwen2_vl.modeling_qwen2_vl import Qwen2VLDecoderLayer, Qwen2VLTextModel
 
-from .decode_plume import RoomyCache, StepDecoder, can_decode
+from .decode_plume import AppendingCache, RoomyCache, StepDecoder, can_decode
 from .packed_plume import Packed
 
 # transformers 5.24 renamed the argument and warns about the old name.
@@ -86,10 +86,9 @@ class CachedContext(Context):
     """
 
     def _prepare(self) -> None:
-        # Writing in place would change what a backward pass still needs.
-        growing = torch.is_grad_enabled()
-        self._cache = DynamicCache() if growing else RoomyCache(self._attention_mask.shape[1])
-        self._steps_apart = not growing and can_decode(self._language_model)
+        cache = AppendingCache if torch.is_grad_enabled() else RoomyCache
+        self._cache = cache(self._attention_mask.shape[1])
+        self._steps_apart = can_decode(self._language_model)
         self.decoder: StepDecoder | None = None
 
     def _read(self, inputs_embeds: torch.Tensor, start: int, stop: int) -> torch.Tensor:
@@ -97,7 +96,6 @@ class CachedContext(Context):
             return self.decoder.read(inputs_embeds, start, stop)
         states = self._run(inputs_embeds, start, stop, use_cache=True, **{CACHE_ARGUMENT: self._cache})
         if self._steps_apart:
-            assert isinstance(self._cache, RoomyCache)
             calls = self._packed.layers if self._packed is not None else None
             self.decoder = StepDecoder.behind(
                 self._language_model, self._cache, self._attention_mask, self._position_ids, states, calls

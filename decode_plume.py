@@ -6,11 +6,12 @@ per key-value head, W head width, I width of the MLP.
 The decoder of transformers serves any call; a latent step is one position per row, again and again. Here:
 
 1. masks and rotary factors of all reserved columns are made once, behind the prefix;
-2. keys and values go into room that was kept free behind those of the prefix: nothing is allocated or copied to grow;
+2. keys and values go into room that was kept free behind those of the prefix: nothing is allocated or copied to grow
+   (with gradient they are appended, because a backward pass still needs the shorter ones);
 3. the N query heads of one key-value head are N queries of one head: no key or value is repeated.
 
 The layers' own modules compute everything, so adapters on them count; :class:`LayerCalls` may replace the linear ones.
-Invariant: the states equal those of transformers' decoder to rounding. Only for use without gradient.
+Invariant: the states equal those of transformers' decoder to rounding, and so do their gradients.
 """
 
 from collections.abc import Callable
@@ -76,16 +77,32 @@ class RoomyCache(Cache):
         return self.get_seq_length(layer_idx) + query_length, 0
 
 
+class AppendingCache(RoomyCache):
+    """As :class:`RoomyCache` for use with gradient: nothing that a backward pass needs is written over."""
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Append the keys and values of the next columns, and return those of all columns so far."""
+        if layer_idx in self.buffers:
+            keys, values = self.buffers[layer_idx]
+            key_states, value_states = torch.cat([keys, key_states], dim=-2), torch.cat([values, value_states], dim=-2)
+        self.buffers[layer_idx] = (key_states, value_states)
+        self.filled[layer_idx] = key_states.shape[-2]
+        return key_states, value_states
+
+
 def can_decode(language_model: Any) -> bool:
     """Whether :class:`StepDecoder` computes what this decoder would.
 
     Not where something else is to happen at the call of a layer (offloading, sharding, a compiled or a wrapped layer),
-    nor with another attention kernel or a sliding window.
+    nor with another attention kernel, a sliding window or dropout in attention.
     """
     config = language_model.config
     layers = list(language_model.layers)
     return (
         config._attn_implementation == "sdpa"
+        and not (language_model.training and config.attention_dropout)
         and "sliding_attention" not in config.layer_types
         and all(isinstance(layer, Qwen2VLDecoderLayer) for layer in layers)
         and not any(is_watched(module) for layer in layers for module in (layer, layer.self_attn))
@@ -226,4 +243,4 @@ def _own_calls(layer: Any) -> LayerCalls:
     )
 
 
-__all__ = ["LayerCalls", "RoomyCache", "StepDecoder", "can_decode", "is_watched"]
+__all__ = ["AppendingCache", "LayerCalls", "RoomyCache", "StepDecoder", "can_decode", "is_watched"]

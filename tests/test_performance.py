@@ -165,16 +165,34 @@ def test_patches_are_embedded_by_one_product_that_equals_the_convolution(model, 
     assert calls == (["hook"] if watch == "hook" else [])
 
 
-def test_gradients_do_not_meet_the_fast_path(model, processor, monkeypatch):
+def gradients(model, processor, **options) -> list[torch.Tensor]:
+    """Of all parameters, after a batch of mixed inputs."""
+    model.zero_grad()
+    output = model(**processor.process_documents(mixed_inputs()[:6]), **options)
+    (output.embeddings[:, 0].sum() + output.router_probs.square().sum() + output.latent_states[:, 0].sum()).backward()
+    return [parameter.grad.clone() for parameter in model.parameters() if parameter.grad is not None]
+
+
+def test_gradients_equal_those_of_transformers_decoder(model, processor, monkeypatch):
     reads = count_reads(monkeypatch)
-    gradients = []
-    for fast in (False, True):
-        model.speed_up(fast).zero_grad()
-        model(**processor.process_documents(["a red bus"])).embeddings[:, 0].sum().backward()
-        gradients.append(model.latent_transition.experts.up_weight.grad.clone())
+    fast = gradients(model, processor, num_latent_steps=4)
+    assert reads == [1, 1, 1, 3]
+    packed = gradients(model.speed_up(), processor, num_latent_steps=4)  # packed weights take no part
+    monkeypatch.setattr("plume.context_plume.can_decode", lambda decoder: False)
+    expected = gradients(model, processor, num_latent_steps=4)
+    assert len(reads) == 8
+    for one, other, plain in zip(fast, packed, expected, strict=True):
+        assert torch.equal(one, other)
+        torch.testing.assert_close(one, plain, atol=1e-5 * max(1.0, plain.abs().max().item()), rtol=1e-4)
+
+
+def test_dropout_in_attention_is_left_to_transformers(model, processor, monkeypatch):
+    reads = count_reads(monkeypatch)
+    monkeypatch.setattr(model.config.text_config, "attention_dropout", 0.1)
+    gradients(model.train(), processor)
     assert reads == []
-    assert gradients[0].abs().sum() > 0
-    assert torch.equal(*gradients)
+    embed(model.eval(), processor, ["a red bus"])
+    assert reads
 
 
 def test_the_cache_neither_grows_nor_moves(model, processor):
