@@ -81,9 +81,10 @@ def _names(rows: Rows) -> list[str]:
 
 
 def _page(rows: Rows, names: Sequence[str]) -> str:
-    explicit = [row["explicit_steps"] for row in rows]
+    explicit = " or ".join(map(str, sorted({row["explicit_steps"] for row in rows})))
     conditions = (
-        f"{max(explicit)} explicit steps, then {rows[0]['latent_steps']} latent ones; {rows[0]['n']} queries per task"
+        f"{explicit} explicit steps, until mastered, then {rows[0]['latent_steps']} latent ones; {rows[0]['n']} queries "
+        "per task"
     )
     lines = [
         "# Results on the playground",
