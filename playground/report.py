@@ -82,10 +82,8 @@ def _names(rows: Rows) -> list[str]:
 
 def _page(rows: Rows, names: Sequence[str]) -> str:
     explicit = " or ".join(map(str, sorted({row["explicit_steps"] for row in rows})))
-    conditions = (
-        f"{explicit} explicit steps, until mastered, then {rows[0]['latent_steps']} latent ones; {rows[0]['n']} queries "
-        "per task"
-    )
+    latent, queries = rows[0]["latent_steps"], rows[0]["n"]
+    conditions = f"{explicit} explicit steps, until mastered, then {latent} latent ones; {queries} queries per task"
     lines = [
         "# Results on the playground",
         "",
