@@ -44,7 +44,7 @@ from plume.training.losses import suffix_ce
 from plume.training.trainer import PlumeTrainer
 
 PLAN, HISTORY = "plan.json", "history.json"
-_EXPLICIT_RUNS, _SAMPLED = 4, 32
+_EXPLICIT_RUNS, _SAMPLED = 7, 32
 _ORDER = 42  # seed 0 sees its pairs in the order of plume-tiny, whose explicit stage it shares
 
 
@@ -57,7 +57,7 @@ class Plan:
         rows: Training pairs, all tasks together.
         queries: Queries per evaluation task.
         explicit_steps: Optimizer steps of the explicit stage. Where they do not suffice, runs of a third of them
-            follow, at most three.
+            follow, at most six.
         mastered: Cross entropy of the queries' rationales, on the hardest task, that suffices.
         latent_steps: Optimizer steps of the latent stages together.
         batch_size: Pairs per step.
