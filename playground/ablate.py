@@ -162,7 +162,6 @@ class Sweep:
         file = self.folder / f"{name}-{seed}.json"
         if file.exists():
             return list(json.loads(file.read_text("utf-8")))
-        self.write_world()
         tried = [(rate, *self._continue(VARIANTS[name], seed, rate)) for rate in self._rates(name)]
         if len(tried) > 1:
             tried.sort(key=lambda run: -sum(result["score"] for result in self._score(run[1], "dev")))
