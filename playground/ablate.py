@@ -58,6 +58,7 @@ class Plan:
         queries: Queries per evaluation task.
         explicit_steps: Optimizer steps of the explicit stage. Where they do not suffice, runs of a third of them
             follow, at most six.
+        explicit_rate: Learning rate of the explicit stage, relative to the recipe's.
         mastered: Cross entropy of the queries' rationales, on the hardest task, that suffices.
         latent_steps: Optimizer steps of the latent stages together.
         batch_size: Pairs per step.
@@ -68,6 +69,7 @@ class Plan:
     rows: int = 24000
     queries: int = 200
     explicit_steps: int = 1200
+    explicit_rate: float = 1.0
     mastered: float = 0.02
     latent_steps: int = 900
     batch_size: int = 64
@@ -132,7 +134,16 @@ class Sweep:
             model = PlumeForEmbedding.from_pretrained(folder) if done else build_student(self.processor, seed)
             steps = self.plan.explicit_steps // 3 if done else self.plan.explicit_steps
             order = _ORDER + seed + 1000 * len(done)  # not the pairs of the run before once more
-            logs = self._train(model, seed, stage_weights=[1.0, 0.0], max_steps=steps, data_seed=order)
+            peak = self.plan.explicit_rate * self.settings["learning_rate"]
+            logs = self._train(
+                model,
+                seed,
+                stage_weights=[1.0, 0.0],
+                max_steps=steps,
+                learning_rate=peak,
+                data_seed=order,
+                dataloader_num_workers=1,  # encodes the next batch meanwhile
+            )
             history += [{**log, "step": log["step"] + behind} for log in logs]
             history.append({"step": behind + steps, "hardest_ce": self.hardest_ce(model)})
             self._keep(model, folder, history)
