@@ -13,7 +13,7 @@ from examples import train_demo
 from inputs import ROOT
 from plume import PlumeForEmbedding, PlumeProcessor
 from plume.playground import ablate
-from plume.playground.report import PAPER
+from plume.playground.report import PAPER, reproduces
 from plume.playground.variants import VARIANTS
 
 RECIPE = ROOT / "training/recipes/playground.yaml"
@@ -63,6 +63,12 @@ def test_a_finished_run_is_not_run_again(tmp_path, monkeypatch):
     assert run(tmp_path, "--variants", "full") == rows  # from the results
     with pytest.raises(AssertionError, match="trained again"):
         run(tmp_path, "--variants", "full", "k4")
+
+
+def test_a_difference_within_both_spreads_is_not_called_one():
+    assert reproduces([90.0, 94.0], [80.0, 84.0]) == "yes"
+    assert reproduces([90.0, 94.0], [95.0, 99.0]) == "no"
+    assert reproduces([90.0, 94.0], [86.0, 92.0]) == "within spread"
 
 
 def test_another_plan_in_the_same_folder_is_refused(tmp_path):
