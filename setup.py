@@ -25,7 +25,6 @@ PACKAGES = {
 EXTRAS = {
     "st": ["sentence-transformers>=5.4"],
     "video": ["av>=12"],
-    "bench": ["matplotlib"],
     "train": [
         "transformers>=5.19,<6",
         "trl>=1.16,<2",
@@ -36,12 +35,13 @@ EXTRAS = {
     ],
     "eval": ["mteb>=2.26,<2.27", "sentence-transformers>=5.4", "datasets", "matplotlib", "av>=12"],
 }
+EXTRAS["bench"] = [*EXTRAS["train"], "matplotlib"]
 # The core tests also run on the oldest supported libraries, which are too old for training.
 EXTRAS["test"] = [*EXTRAS["st"], *EXTRAS["video"], "accelerate", "hypothesis", "pytest", "setuptools>=77"]
 # What examples/ stands on; never needed by the package itself.
 EXTRAS["search"] = [*EXTRAS["video"], "lancedb>=0.40", "gradio>=6", "pypdfium2>=5"]
 EXTRAS["distributed"] = [*EXTRAS["st"], *EXTRAS["video"], "pypdfium2>=5", "pyarrow", "ray[data]>=2.60"]
-EXTRAS["serving"] = ["fastapi>=0.115", "uvicorn", "prometheus-client"]
+EXTRAS["serving"] = [*EXTRAS["video"], "fastapi>=0.115", "uvicorn", "prometheus-client"]
 EXTRAS["examples"] = [*EXTRAS["search"], *EXTRAS["distributed"], *EXTRAS["serving"], *EXTRAS["test"]]
 EXTRAS["examples"] += ["datasets", "httpx", "openai", "playwright", "psutil"]
 EXTRAS["dev"] = [*EXTRAS["test"], *EXTRAS["train"], *EXTRAS["eval"], *EXTRAS["bench"], "mypy", "pytest-xdist", "ruff"]

@@ -95,9 +95,10 @@ def _page(rows: Rows, names: Sequence[str]) -> str:
     lines = [
         "# Results on the playground",
         "",
-        "Written by `python -m plume.playground.ablate`; what the tasks and variants are is told in "
-        f"[the playground](playground.md). One model per variant and seed for all tasks ({conditions}). Hit@1 in "
-        "percent: mean and population standard deviation over seeds, their number in brackets.",
+        "Written by `python -m plume.playground.ablate`; what the tasks are is told in [the playground](playground.md), "
+        "what a variant is in [variants.py](../playground/variants.py). One model per variant and seed for all tasks "
+        f"({conditions}). Hit@1 in percent: mean and population standard deviation over seeds, their number in "
+        "brackets.",
         "",
         "![Hit@1 of every variant](results/ablations.png)",
         "",
