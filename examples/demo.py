@@ -159,7 +159,11 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("outputs/demo.png"))
     options = parser.parse_args()
     options.output.parent.mkdir(parents=True, exist_ok=True)
-    corpus = lookups(options.output.parent.resolve() / "demo") if options.model == str(TINY) else everyday()
+    corpus = (
+        lookups(options.output.parent.resolve() / "demo")
+        if Path(options.model).resolve() == TINY.resolve()
+        else everyday()
+    )
 
     package = embed_with_package(options.model, corpus)
     for name, door in (
@@ -169,6 +173,8 @@ def main() -> None:
         vectors = door(options.model, corpus)
         apart = max(np.abs(side - other).max() for side, other in zip(package, vectors, strict=False))
         print(f"{name:<24} agrees with the package to {apart:.0e}")
+        if apart > 1e-4:
+            raise SystemExit(f"{name} gives other vectors than the package: one of the two is broken.")
 
     queries, documents, single_pass = package
     rows = rank(corpus, queries, documents, "query, with latent steps")

@@ -25,8 +25,8 @@ from plume.playground.ablate import HISTORY, Plan, Sweep
 TASK, SEED = "image-chain", 0
 RECIPE = Path(__file__).parents[1] / "training/recipes/playground.yaml"
 PLAN = Plan(
-    tasks=(TASK,), rows=12800, explicit_steps=450, explicit_rate=0.4, latent_steps=400, batch_size=32, rates=(1.0,)
-)
+    tasks=(TASK,), rows=12800, explicit_steps=450, explicit_rate=0.4, latent_steps=400, batch_size=32, rates=(3.0,)
+)  # rates: of the model without latent steps, the better of two in docs/results.md
 VARIANTS = {"full": ("with latent steps", BLUE), "no_latent": ("without latent steps", VERMILION)}
 _LOSSES = {"loss_ce": "cross entropy of the rationale", "loss_embedding": "contrastive loss"}
 

@@ -2,21 +2,23 @@
 
 One model learns all tasks of the sweep.
 
-1. **Explicit stage**, once per seed, until every task is mastered: the adapter takes no part in it, so all variants go
-   on from the same weights.
-2. **Latent stages**, per seed and variant: the same number of steps and the same batches whatever the variant.
-   ``no_curriculum`` goes to the last stage at once; ``no_latent`` loses its rationale stage by stage like the others,
-   but gets no latent steps. These two have the best of several learning rates, chosen on the dev split with the first
-   seed.
+1. **Explicit stage**, once per seed, until every task is mastered: the adapter takes no part in it, so all variants of
+   a seed go on from the same weights.
+2. **Latent stages**, per seed and variant: the same number of steps and pairs whatever the variant, and the same
+   batches but for ``no_curriculum``, which goes to the last stage at once. ``no_latent`` loses its rationale stage by
+   stage like the others, but gets no latent steps. These two have the best of several learning rates, chosen on the
+   dev split with the first seed; the others have that of ``full``.
 3. **Test**: by the evaluation that scores everything else, per task and number of look-ups.
 
 Settings are those of ``training/recipes/playground.yaml``. A run that is in the results or has its file is not run
 again, so a sweep can be stopped and resumed, and several processes can share a folder when each is given other variants
-or seeds and the explicit stages are there: ``python -m plume.playground.ablate --help``.
+or seeds and the explicit stages are there: ``python -m plume.playground.ablate --help``. Results of another plan or
+behind other weights of the explicit stage are refused.
 """
 
 import argparse
 import json
+import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -32,7 +34,7 @@ from plume.evaluation.runner import evaluate
 from plume.evaluation.store import write_json
 from plume.evaluation.table import read_table
 from plume.playground.corpora import TABLE, conditions, write_evaluation, write_training
-from plume.playground.report import MAIN, ROWS, write_report
+from plume.playground.report import MAIN, PLAN, collect, write_report
 from plume.playground.student import build_processor, build_student
 from plume.playground.tasks import TASKS
 from plume.playground.variants import VARIANTS, Variant
@@ -43,7 +45,7 @@ from plume.training.data import load_rows
 from plume.training.losses import suffix_ce
 from plume.training.trainer import PlumeTrainer
 
-PLAN, HISTORY = "plan.json", "history.json"
+HISTORY = "history.json"
 _EXPLICIT_RUNS, _SAMPLED = 7, 32
 _ORDER = 42  # seed 0 sees its pairs in the order of plume-tiny, whose explicit stage it shares
 
@@ -105,9 +107,10 @@ class Sweep:
         self.settings = _settings(recipe)
         folder.mkdir(parents=True, exist_ok=True)
         file, described = folder / PLAN, json.loads(json.dumps({**asdict(plan), "settings": self.settings}))
-        if file.exists() and json.loads(file.read_text("utf-8")) != described:
+        if not file.exists():
+            write_json(file, described)
+        elif {**asdict(Plan()), **json.loads(file.read_text("utf-8"))} != described:
             raise ValueError(f"{file} was written for another plan: its runs would mix. Give another --output.")
-        file.write_text(json.dumps(described, indent=1) + "\n", encoding="utf-8")
 
     def write_world(self) -> None:
         """Write training pairs and evaluation tasks where they are missing."""
@@ -124,7 +127,11 @@ class Sweep:
         return self.folder / "train/pairs.jsonl"
 
     def explicit(self, seed: int) -> Path:
-        """Checkpoint behind the explicit stage of a seed; trained as far as it is missing."""
+        """Checkpoint behind the explicit stage of a seed; trained as far as it is missing.
+
+        Raises:
+            ValueError: If a task is not mastered after all runs.
+        """
         folder = self.folder / f"explicit-{seed}"
         history = json.loads((folder / HISTORY).read_text("utf-8")) if (folder / HISTORY).exists() else []
         while len(done := [log for log in history if "hardest_ce" in log]) < _EXPLICIT_RUNS:
@@ -147,6 +154,12 @@ class Sweep:
             history += [{**log, "step": log["step"] + behind} for log in logs]
             history.append({"step": behind + steps, "hardest_ce": self.hardest_ce(model)})
             self._keep(model, folder, history)
+        if history[-1]["hardest_ce"] > self.plan.mastered:
+            raise ValueError(
+                f"After {history[-1]['step']} explicit steps a task of seed {seed} is at a cross entropy of "
+                f"{history[-1]['hardest_ce']:.3f}, not {self.plan.mastered}: what follows would fail on it. Give more "
+                "explicit steps, or another seed."
+            )
         return folder
 
     @torch.no_grad()
@@ -198,9 +211,13 @@ class Sweep:
         return rows
 
     def _keep(self, model: PlumeForEmbedding, folder: Path, history: list[dict[str, float]]) -> None:
-        self.processor.save_pretrained(folder)
-        model.save_pretrained(folder)
-        write_json(folder / HISTORY, history)
+        """Save checkpoint and logs; a kill leaves those of before."""
+        partial = folder.with_suffix(".partial")
+        self.processor.save_pretrained(partial)
+        model.save_pretrained(partial)
+        write_json(partial / HISTORY, history)
+        shutil.rmtree(folder, ignore_errors=True)
+        partial.rename(folder)
 
     def _rates(self, name: str) -> tuple[float, ...]:
         """Learning rates to try, relative to the others': one where another seed has chosen already."""
@@ -257,31 +274,11 @@ def _settings(recipe: Path) -> dict[str, Any]:
     return {k: v for k, v in yaml.safe_load(recipe.read_text("utf-8")).items() if k not in decided}
 
 
-def collect(folder: Path, results: Path) -> list[dict[str, Any]]:
-    """Result rows of all finished runs: those reported in ``results`` before, and those of a sweep's folder.
-
-    Raises:
-        ValueError: If both were not run with equally many latent steps and queries.
-    """
-    file, plan = results / "results" / ROWS, json.loads((folder / PLAN).read_text("utf-8"))
-    rows = json.loads(file.read_text("utf-8")) if file.exists() else []
-    for found in folder.glob("*-*.json"):
-        rows += json.loads(found.read_text("utf-8"))
-    if {(row["latent_steps"], row["n"]) for row in rows} - {(plan["latent_steps"], plan["queries"])}:
-        raise ValueError(
-            f"{file} holds runs of another number of latent steps or queries: one table cannot hold both. Give another "
-            "--results."
-        )
-    newest = {(row["variant"], row["task"], row["seed"], row["hops"]): row for row in rows}
-    order = [list(VARIANTS), list(TASKS)]
-    return sorted(newest.values(), key=lambda r: (order[0].index(r["variant"]), order[1].index(r["task"]), r["seed"]))
-
-
 def main(argv: Sequence[str] | None = None) -> None:
     """Read the command line, run what is missing, write results and report."""
     parser = argparse.ArgumentParser(prog="python -m plume.playground.ablate", description=__doc__)
     parser.add_argument("--output", type=Path, default=Path("outputs/ablate"), help="folder of the sweep")
-    parser.add_argument("--results", type=Path, default=Path("docs"), help="folder of results.md and results/")
+    parser.add_argument("--results", type=Path, help="folder of results.md and results/; OUTPUT/report where omitted")
     parser.add_argument("--recipe", type=Path, default=Path("training/recipes/playground.yaml"), help="settings")
     parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=list(VARIANTS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
@@ -294,13 +291,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     given = {name: getattr(args, name) for name in asdict(Plan())}
     fields: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in given.items()}
-    plan = Plan(**fields)
-    sweep = Sweep(plan, args.output, args.recipe)
-    done = {(row["variant"], row["seed"]) for row in collect(args.output, args.results)}
+    sweep, results = Sweep(Plan(**fields), args.output, args.recipe), args.results or args.output / "report"
+    done = {(row["variant"], row["seed"]) for row in collect(args.output, results)}
     runs = [(name, seed) for seed in args.seeds for name in args.variants if (name, seed) not in done]
     for name, seed in tqdm([] if args.report_only else runs, unit="run"):
+        sweep.explicit(seed)
+        collect(args.output, results)  # refuses results behind another start before hours are spent
         sweep.run(name, seed)
-    write_report(collect(args.output, args.results), args.results)
+    write_report(collect(args.output, results), args.output / PLAN, results)
 
 
 if __name__ == "__main__":

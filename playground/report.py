@@ -1,6 +1,7 @@
 """The results of a sweep as files: rows, tasks, a plot and a page, with mean and spread over the seeds."""
 
 import json
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import mean, pstdev
@@ -9,10 +10,13 @@ from typing import Any
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
+from plume.evaluation.embedders import fingerprint
+from plume.evaluation.store import write_json
 from plume.evaluation.style import BLACK, BLUE, ORANGE, SKY, STYLE
 from plume.playground.tasks import TASKS
+from plume.playground.variants import VARIANTS
 
-ROWS, TASK_FILE, PLOT, PAGE = "ablations.json", "tasks.json", "ablations.png", "results.md"
+ROWS, TASK_FILE, PLAN, PLOT, PAGE = "ablations.json", "tasks.json", "plan.json", "ablations.png", "results.md"
 MAIN = ("full", "no_latent", "no_curriculum")
 # Difference to the full model in points, all modalities: Tables 3 to 6 of the paper.
 PAPER = {
@@ -29,7 +33,37 @@ PAPER = {
     "stages6": -0.2,
     "stages8": -0.7,
 }
+_MEND = "Give another --results."
 Rows = Sequence[Mapping[str, Any]]
+
+
+def collect(folder: Path, results: Path) -> list[dict[str, Any]]:
+    """Result rows of all finished runs: those reported before, and those of a sweep's folder.
+
+    Args:
+        folder: Of the sweep. Rows found there get ``explicit``, a hash of the weights that their seed went on from.
+        results: Folder that :func:`write_report` was given.
+
+    Raises:
+        ValueError: If the two have other plans, or a seed has two explicit stages.
+    """
+    kept, plan = results / "results", json.loads((folder / PLAN).read_text("utf-8"))
+    rows = json.loads((kept / ROWS).read_text("utf-8")) if (kept / ROWS).exists() else []
+    if rows and {**plan, **json.loads((kept / PLAN).read_text("utf-8"))} != plan:
+        raise ValueError(f"{kept / PLAN} is another plan than that of {folder}: one table cannot hold both. {_MEND}")
+    stages = {int(stage.name.partition("-")[2]): stage for stage in folder.glob("explicit-*[0-9]")}
+    starts = {seed: fingerprint(stage)["hash"] for seed, stage in stages.items()}
+    for row in rows:
+        if starts.get(row["seed"], row["explicit"]) != row["explicit"]:
+            raise ValueError(
+                f"Runs of seed {row['seed']} in {kept / ROWS} go on from other weights than {stages[row['seed']]}, so "
+                f"variants would differ in their start too. {_MEND}"
+            )
+    for found in folder.glob("*-*.json"):
+        rows += [{**row, "explicit": starts[row["seed"]]} for row in json.loads(found.read_text("utf-8"))]
+    newest = {(row["variant"], row["task"], row["seed"], row["hops"]): row for row in rows}
+    order = [list(VARIANTS), list(TASKS)]
+    return sorted(newest.values(), key=lambda r: (order[0].index(r["variant"]), order[1].index(r["task"]), r["seed"]))
 
 
 def scores(rows: Rows, variant: str, task: str, hops: int) -> list[float]:
@@ -38,11 +72,12 @@ def scores(rows: Rows, variant: str, task: str, hops: int) -> list[float]:
     return [100 * row["hit_at_1"] for row in sorted(found, key=lambda row: row["seed"])]
 
 
-def write_report(rows: Rows, folder: Path) -> None:
-    """Write ``results.md`` and, under ``results/``, ``ablations.json``, ``tasks.json`` and ``ablations.png``.
+def write_report(rows: Rows, plan: Path, folder: Path) -> None:
+    """Write ``results.md`` and, under ``results/``, ``ablations.json``, ``tasks.json``, ``plan.json`` and the plot.
 
     Args:
         rows: Result rows, with variant, seed, task, split, hops, n, hit_at_1, explicit_steps and latent_steps.
+        plan: The sweep's plan file.
         folder: Where to.
 
     Raises:
@@ -57,9 +92,10 @@ def write_report(rows: Rows, folder: Path) -> None:
         name: {"control": TASKS[name].control, "hops": TASKS[name].hops, "description": TASKS[name].description}
         for name in names
     }
-    for name, content in ((ROWS, list(rows)), (TASK_FILE, tasks)):
-        (results / name).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    (folder / PAGE).write_text(_page(rows, names), encoding="utf-8")
+    page = _page(rows, names)
+    for name, content in ((ROWS, list(rows)), (TASK_FILE, tasks), (PLAN, json.loads(plan.read_text("utf-8")))):
+        write_json(results / name, content)
+    (folder / PAGE).write_text(page, encoding="utf-8")
     with rc_context(STYLE):
         _plot(rows, names, results / PLOT)
 
@@ -70,18 +106,26 @@ def _number(values: Sequence[float]) -> str:
     return f"{mean(values):.1f}" + (f" ± {pstdev(values):.1f}" if len(values) > 1 else "")
 
 
-def over_chains(rows: Rows, variant: str) -> list[float]:
-    """Mean Hit@1 in percent over the tasks of several look-ups, one number per seed."""
-    names = [name for name in _names(rows) if not TASKS[name].control]
-    return [mean(seeds) for seeds in zip(*(scores(rows, variant, n, TASKS[n].hops) for n in names), strict=True)]
+def over_chains(rows: Rows, variant: str) -> dict[int, float]:
+    """Mean Hit@1 in percent over the tasks of several look-ups, by seed."""
+    found: dict[int, list[float]] = defaultdict(list)
+    for row in rows:
+        if row["variant"] == variant and row["split"] == "test" and not TASKS[row["task"]].control:
+            found[row["seed"]].append(100 * row["hit_at_1"])
+    return {seed: mean(values) for seed, values in sorted(found.items())}
 
 
-def reproduces(full: Sequence[float], variant: Sequence[float]) -> str:
-    """Whether the full model is above a variant by more than both spreads together, as every one in the paper."""
-    apart, spread = mean(full) - mean(variant), pstdev(full) + pstdev(variant)
-    if abs(apart) <= spread:
-        return "within spread"
-    return "yes" if apart > 0 else "no"
+def compare(full: Mapping[int, float], variant: Mapping[int, float]) -> tuple[list[float], str]:
+    """Points of a variant over the full model, one number per common seed, and whether their sign is the paper's.
+
+    In the paper the full model is above every variant. No verdict is given on fewer than three seeds.
+    """
+    apart = [variant[seed] - full[seed] for seed in variant if seed in full]
+    if len(apart) < 3:
+        return apart, "too few seeds"
+    if abs(mean(apart)) <= pstdev(apart):
+        return apart, "within spread"
+    return apart, "yes" if mean(apart) < 0 else "no"
 
 
 def _names(rows: Rows) -> list[str]:
@@ -95,10 +139,10 @@ def _page(rows: Rows, names: Sequence[str]) -> str:
     lines = [
         "# Results on the playground",
         "",
-        "Written by `python -m plume.playground.ablate`; what the tasks are is told in [the playground](playground.md), "
-        "what a variant is in [variants.py](../playground/variants.py). One model per variant and seed for all tasks "
-        f"({conditions}). Hit@1 in percent: mean and population standard deviation over seeds, their number in "
-        "brackets.",
+        "Written by `python -m plume.playground.ablate`; what the tasks are is told in [the playground](playground.md) "
+        "and what a variant is in [variants.py](../playground/variants.py). One model per variant and seed for all "
+        f"tasks ({conditions}); all variants of a seed go on from one explicit stage. Hit@1 in percent: mean and "
+        "population standard deviation over seeds, their number in brackets.",
         "",
         "![Hit@1 of every variant](results/ablations.png)",
         "",
@@ -124,16 +168,18 @@ def _variants(rows: Rows, names: Sequence[str]) -> list[str]:
     lines = ["", "## Every variant, mean of the tasks of several look-ups", ""]
     lines += ["| variant | Hit@1 | over full, here | in the paper | here as in the paper? |", "|---|---|---|---|---|"]
     full = over_chains(rows, "full")
-    for variant in ("full", *PAPER):
+    lines.append(f"| full | {_with_seeds(list(full.values()))} |  |  |  |")
+    for variant, paper in PAPER.items():
         values = over_chains(rows, variant)
-        apart = f"{mean(values) - mean(full):+.1f}" if values and full and variant != "full" else ""
-        paper = f"{PAPER[variant]:+.1f}" if variant in PAPER else ""
-        verdict = reproduces(full, values) if apart else ""
-        lines.append(f"| {variant} | {_with_seeds(values)} | {apart} | {paper} | {verdict} |")
+        apart, verdict = compare(full, values)
+        here = f"{_number(apart)} | {paper:+.1f} | {verdict}" if apart else f" | {paper:+.1f} | "
+        lines.append(f"| {variant} | {_with_seeds(list(values.values()))} | {here} |")
     lines += [
         "",
-        "The paper's full model is above every variant. *Yes*: so it is here, by more than both standard deviations "
-        "together. *No*: it is below by as much. *Within spread*: neither.",
+        "The paper's full model is above every variant. *Yes*: so it is here, by more than the standard deviation of "
+        "the difference over seeds. *No*: it is below by as much. *Within spread*: neither. Seeds differ in first "
+        "weights and order of the pairs; world and test queries are the same. `no_latent` reads the embedding at "
+        "`<gen>` here, at the last token of the prefix in the paper.",
     ]
     lines += ["", "## Every variant, by task", "", f"| variant | {' | '.join(names)} |", "|---|" + "---|" * len(names)]
     for variant in ("full", *PAPER):
@@ -160,7 +206,7 @@ def _plot(rows: Rows, names: Sequence[str], file: Path) -> None:
     left.legend(loc="upper center", bbox_to_anchor=(0.5, 1.14), ncols=3)
     variants = [v for v in ("full", *PAPER) if over_chains(rows, v)][::-1]
     for place, variant in enumerate(variants):
-        _bar(right, place, over_chains(rows, variant), BLUE if variant == "full" else SKY, 0.7)
+        _bar(right, place, list(over_chains(rows, variant).values()), BLUE if variant == "full" else SKY, 0.7)
     right.set_yticks(range(len(variants)), variants)
     right.set_title("every variant, mean of the multi-hop tasks")
     for axes in (left, right):

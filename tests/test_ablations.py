@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 pytest.importorskip("mteb")
 pytest.importorskip("trl")
@@ -13,11 +14,24 @@ from examples import train_demo
 from inputs import ROOT
 from plume import PlumeForEmbedding, PlumeProcessor
 from plume.playground import ablate
-from plume.playground.report import PAPER, reproduces
+from plume.playground.report import PAPER, compare
 from plume.playground.variants import VARIANTS
 
 RECIPE = ROOT / "training/recipes/playground.yaml"
-FEW = ["--rows", "24", "--queries", "6", "--explicit_steps", "1", "--latent_steps", "5", "--batch_size", "8"]
+FEW = [
+    "--mastered",
+    "99",
+    "--rows",
+    "24",
+    "--queries",
+    "6",
+    "--explicit_steps",
+    "1",
+    "--latent_steps",
+    "5",
+    "--batch_size",
+    "8",
+]
 
 
 def run(folder, *options):
@@ -65,10 +79,38 @@ def test_a_finished_run_is_not_run_again(tmp_path, monkeypatch):
         run(tmp_path, "--variants", "full", "k4")
 
 
-def test_a_difference_within_both_spreads_is_not_called_one():
-    assert reproduces([90.0, 94.0], [80.0, 84.0]) == "yes"
-    assert reproduces([90.0, 94.0], [95.0, 99.0]) == "no"
-    assert reproduces([90.0, 94.0], [86.0, 92.0]) == "within spread"
+def test_variants_are_compared_seed_by_seed():
+    full = {0: 90.0, 1: 80.0, 2: 100.0}
+    assert compare(full, {0: 89.0, 1: 79.0, 2: 98.0}) == ([-1.0, -1.0, -2.0], "yes")
+    assert compare(full, {0: 91.0, 1: 81.0, 2: 102.0}) == ([1.0, 1.0, 2.0], "no")
+    assert compare(full, {0: 95.0, 1: 70.0, 2: 99.0})[1] == "within spread"
+    assert compare(full, {1: 70.0, 2: 99.0}) == ([-10.0, -1.0], "too few seeds")
+    assert compare(full, full)[1] == "within spread"
+
+
+def test_results_behind_another_start_are_not_mixed(tmp_path):
+    run(tmp_path, "--variants", "full")
+    moved = tmp_path / "sweep/explicit-0/model.safetensors"
+    weights = load_file(moved)
+    save_file({name: tensor + 1 for name, tensor in weights.items()}, moved, {"format": "pt"})
+    (tmp_path / "sweep/full-0.json").unlink()
+    with pytest.raises(ValueError, match="other weights"):
+        run(tmp_path, "--variants", "k4")
+
+
+def test_a_sweep_whose_plan_lacks_a_newer_field_goes_on(tmp_path):
+    ablate.Sweep(ablate.Plan(rows=24), tmp_path, RECIPE)
+    plan = json.loads((tmp_path / "plan.json").read_text())
+    del plan["explicit_rate"]
+    (tmp_path / "plan.json").write_text(json.dumps(plan))
+    ablate.Sweep(ablate.Plan(rows=24), tmp_path, RECIPE)
+
+
+def test_a_task_that_is_never_mastered_ends_the_sweep(tmp_path, monkeypatch):
+    plan = ablate.Plan(tasks=("image-chain", "image-name"), rows=24, explicit_steps=3, batch_size=8, mastered=0.0)
+    monkeypatch.setattr(ablate, "_EXPLICIT_RUNS", 2)
+    with pytest.raises(ValueError, match="After 4 explicit steps a task of seed 0"):
+        ablate.Sweep(plan, tmp_path, RECIPE).explicit(0)
 
 
 def test_another_plan_in_the_same_folder_is_refused(tmp_path):
@@ -80,7 +122,7 @@ def test_another_plan_in_the_same_folder_is_refused(tmp_path):
 def test_results_of_another_number_of_steps_are_not_mixed(tmp_path):
     run(tmp_path, "--variants", "full")
     (tmp_path / "sweep").rename(tmp_path / "gone")
-    with pytest.raises(ValueError, match="another number of latent steps"):
+    with pytest.raises(ValueError, match="another plan"):
         run(tmp_path, "--variants", "full", "--latent_steps", "6")
 
 
@@ -114,7 +156,14 @@ def test_mastery_is_the_cross_entropy_of_the_queries(tmp_path):
 
 def test_the_training_demo_draws_what_it_trained(tmp_path, monkeypatch):
     few = ablate.Plan(
-        tasks=("image-chain",), rows=24, queries=6, explicit_steps=1, latent_steps=5, batch_size=8, rates=(1.0,)
+        tasks=("image-chain",),
+        rows=24,
+        queries=6,
+        explicit_steps=1,
+        mastered=99.0,
+        latent_steps=5,
+        batch_size=8,
+        rates=(1.0,),
     )
     monkeypatch.setattr(train_demo, "PLAN", few)
     monkeypatch.setattr(train_demo.torch, "set_num_threads", lambda count: None)

@@ -543,9 +543,10 @@ def test_collapse_raises_an_alarm(caplog):
     warned = []
     diagnostics.logger.warning, before = warned.append, diagnostics.logger.warning
     try:
-        diagnostics.warn_of_collapse(orthogonal)
+        diagnostics.warn_of_collapse(orthogonal, 4)
+        diagnostics.warn_of_collapse({"expert_mass": 1.0}, 1)  # there is no other
         assert warned == []
-        diagnostics.warn_of_collapse(health)
+        diagnostics.warn_of_collapse(health, 4)
     finally:
         diagnostics.logger.warning = before
     assert len(warned) == 2

@@ -38,14 +38,14 @@ def describe_latents(latents_BKD: torch.Tensor, probs_BKE: torch.Tensor) -> dict
     }
 
 
-def warn_of_collapse(health: dict[str, float]) -> None:
+def warn_of_collapse(health: dict[str, float], num_experts: int) -> None:
     """Log a warning where a number of :func:`describe_latents` says that thinking has stopped."""
     if health.get("latent_cosine", 0.0) > MAX_STEP_COSINE:
         logger.warning(
             f"The latent steps have collapsed: their mean cosine is {health['latent_cosine']:.3f}, so later steps add "
             "nothing. Lower the learning rate, lengthen the earlier stages, or rehearse them (stage_mixing)."
         )
-    if health.get("expert_mass", 0.0) > MAX_EXPERT_MASS:
+    if num_experts > 1 and health.get("expert_mass", 0.0) > MAX_EXPERT_MASS:  # a single one has all of it
         logger.warning(
             f"The routing has collapsed: one expert gets {health['expert_mass']:.2f} of the mass. Raise balance_weight."
         )

@@ -68,7 +68,7 @@ class PlumeTrainer(SFTTrainer):
         self.curriculum = args.curriculum(model.config.num_latent_steps)
         self.objective: Weights = args.weights()
         self._resumed_steps: int | None = None
-        self._suffix = list(model.config.suffix_token_ids)
+        self._suffix, self._num_experts = list(model.config.suffix_token_ids), model.config.num_experts
         self._started_from = model.config.name_or_path
         if args.freeze_vision:
             model.model.visual.requires_grad_(False)
@@ -258,7 +258,8 @@ class PlumeTrainer(SFTTrainer):
         """Log, and raise the alarm where the averages say that latents or routing have collapsed."""
         metrics = self._metrics["train"]
         if self.model.training:
-            warn_of_collapse({name: sum(v) / len(v) for name, v in metrics.items() if v})
+            health = {name: sum(v) / len(v) for name, v in metrics.items() if v}
+            warn_of_collapse(health, self._num_experts)
         super().log(logs, start_time)
 
     def prediction_step(
