@@ -83,14 +83,15 @@ def audit(
     results = []
     for row in tqdm(rows, desc="audit", unit="task"):
         file = folder / "tasks" / f"{row.id}.json"
+        asked = {**condition, "benchmark": row.benchmark, "version": row.version, "dataset": dict(row.dataset)}
         if file.is_file():
-            results.append(_read_finished(file, condition))
+            results.append(_read_finished(file, asked))
             continue
         task = load_task(
             row, data_root, media_root=media_root, prompt_set=prompt_set, max_queries=max_queries, seed=seed
         )
         results.append(measure(reader, task, sweep, seed))
-        write_json(file, {"condition": condition, "result": results[-1]})
+        write_json(file, {"condition": asked, "result": results[-1]})
     write_json(folder / "audit.json", {"condition": condition, "tasks": results})
     page = write_report(condition, results, draw_all(results, folder))
     (folder / "audit.md").write_text(page, encoding="utf-8")
