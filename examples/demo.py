@@ -159,11 +159,8 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("outputs/demo.png"))
     options = parser.parse_args()
     options.output.parent.mkdir(parents=True, exist_ok=True)
-    corpus = (
-        lookups(options.output.parent.resolve() / "demo")
-        if Path(options.model).resolve() == TINY.resolve()
-        else everyday()
-    )
+    is_tiny = Path(options.model).resolve() == TINY.resolve()
+    corpus = lookups(options.output.parent.resolve() / "demo") if is_tiny else everyday()
 
     package = embed_with_package(options.model, corpus)
     for name, door in (

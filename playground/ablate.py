@@ -164,7 +164,7 @@ class Sweep:
 
     @torch.no_grad()
     def hardest_ce(self, model: PlumeForEmbedding) -> float:
-        """Cross entropy of written rationales and answers of queries, on the task where it is largest."""
+        """Cross entropy of written rationales and answers of some training queries, on the hardest task."""
         rows = load_rows([str(self.pairs)])
         collate = PairCollator(self.processor, str(self.folder / "train/media"))
         entropies = []
@@ -181,7 +181,8 @@ class Sweep:
         """Train and test a variant with a seed, unless its result file is there; the checkpoint is kept.
 
         Returns:
-            Its result rows, one per task and number of look-ups.
+            Its result rows, one per task and number of look-ups. ``learning_rate`` is the one that the phases of
+            :mod:`~plume.playground.variants` multiply.
         """
         file = self.folder / f"{name}-{seed}.json"
         if file.exists():
