@@ -18,7 +18,7 @@ from plume.playground.report import PAPER, compare
 from plume.playground.variants import VARIANTS
 
 RECIPE = ROOT / "training/recipes/playground.yaml"
-FEW = "--mastered 99 --rows 24 --queries 6 --explicit_steps 1 --latent_steps 5 --batch_size 8".split()
+FEW = ["--mastered=99", "--rows=24", "--queries=6", "--explicit_steps=1", "--latent_steps=5", "--batch_size=8"]
 
 
 def run(folder, *options):
