@@ -106,6 +106,10 @@ def _number(values: Sequence[float]) -> str:
     return f"{mean(values):.1f}" + (f" ± {pstdev(values):.1f}" if len(values) > 1 else "")
 
 
+def _signed(differences: Sequence[float]) -> str:
+    return ("+" if mean(differences) > 0 else "") + _number(differences)
+
+
 def over_chains(rows: Rows, variant: str) -> dict[int, float]:
     """Mean Hit@1 in percent over the tasks of several look-ups, by seed."""
     found: dict[int, list[float]] = defaultdict(list)
@@ -172,7 +176,7 @@ def _variants(rows: Rows, names: Sequence[str]) -> list[str]:
     for variant, paper in PAPER.items():
         values = over_chains(rows, variant)
         apart, verdict = compare(full, values)
-        here = f"{_number(apart)} | {paper:+.1f} | {verdict}" if apart else f" | {paper:+.1f} | "
+        here = f"{_signed(apart)} | {paper:+.1f} | {verdict}" if apart else f" | {paper:+.1f} | "
         lines.append(f"| {variant} | {_with_seeds(list(values.values()))} | {here} |")
     lines += [
         "",
