@@ -1,9 +1,12 @@
-"""What a model refuses to embed, because the vector would be silently wrong."""
+"""What a model refuses to embed, because the vector would be silently wrong, and what it warns of."""
 
 import torch
+from transformers.utils import logging
 
 from .configuration_plume import PlumeConfig
 from .positions_plume import Media
+
+logger = logging.get_logger(__name__)
 
 
 def check_prefix(
@@ -69,4 +72,22 @@ def check_suffix(suffix_input_ids: torch.Tensor, input_ids: torch.Tensor, config
             f"suffix_input_ids has shape {tuple(suffix_input_ids.shape)} for {len(input_ids)} rows, "
             f"{int(readable.sum())} of them with <gen> (config.embedding_token_id), whose state is the "
             "embedding. Give each row one."
+        )
+
+
+def emulates_bfloat16() -> bool:
+    """Whether this CPU has no bfloat16 arithmetic, so that every product converts its factors first."""
+    return torch.cpu._is_avx2_supported() and not torch.cpu._is_avx512_bf16_supported()
+
+
+def warn_of_emulation(vectors: torch.Tensor) -> None:
+    """Say once that vectors in bfloat16 on such a CPU are slow (``docs/performance.md``).
+
+    Args:
+        vectors: What the decoder is about to read, any shape.
+    """
+    if vectors.dtype == torch.bfloat16 and vectors.device.type == "cpu" and emulates_bfloat16():
+        logger.warning_once(
+            "The weights are bfloat16, which this CPU only emulates: embedding takes some three times as long as in "
+            "float32. Load with dtype=torch.float32 where memory allows it, at 4 bytes per weight instead of 2."
         )

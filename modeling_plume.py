@@ -27,7 +27,7 @@ from transformers.conversion_mapping import register_checkpoint_conversion_mappi
 from transformers.core_model_loading import WeightRenaming
 from transformers.utils import ModelOutput
 
-from .checks_plume import check_prefix, check_suffix
+from .checks_plume import check_prefix, check_suffix, warn_of_emulation
 from .configuration_plume import PlumeConfig
 from .context_plume import CachedContext, Context, TrainingContext
 from .decode_plume import can_decode  # noqa: F401 (older loaders of remote code copy direct imports only)
@@ -261,13 +261,10 @@ class PlumeForEmbedding(Qwen2VLForConditionalGeneration):
     ) -> Context:
         """Run the prefix pass; ``num_reserved`` positions are laid out behind it for latents and suffix."""
         inputs_embeds = self._embed(input_ids, media)
+        warn_of_emulation(inputs_embeds)
+        merge_size = self.model.visual.spatial_merge_size
         position_ids = rollout_positions(
-            input_ids,
-            attention_mask,
-            media,
-            self.model.visual.spatial_merge_size,
-            num_reserved,
-            self.config.position_scheme,
+            input_ids, attention_mask, media, merge_size, num_reserved, self.config.position_scheme
         )
         reserved = attention_mask.new_ones(len(input_ids), num_reserved)
         decoder = self.model.language_model

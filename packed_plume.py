@@ -18,6 +18,7 @@ import torch
 from torch import nn
 from transformers.utils import logging
 
+from .checks_plume import emulates_bfloat16
 from .decode_plume import LayerCalls
 from .latent_plume import LatentExperts
 
@@ -84,10 +85,6 @@ def _why_not_packable(language_model: Any, experts: LatentExperts) -> str | None
     return None
 
 
-def _emulates_bfloat16() -> bool:
-    return torch.cpu._is_avx2_supported() and not torch.cpu._is_avx512_bf16_supported()
-
-
 class _Product:
     """x -> x W^T + b with W ``(out, in)`` packed for the dtype that is fastest for the rows of x.
 
@@ -102,7 +99,7 @@ class _Product:
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         dtype = x.dtype
-        if dtype == torch.bfloat16 and x.shape[:-1].numel() >= _FLOAT32_ROWS and _emulates_bfloat16():
+        if dtype == torch.bfloat16 and x.shape[:-1].numel() >= _FLOAT32_ROWS and emulates_bfloat16():
             dtype = torch.float32
         if dtype not in self._packed:
             weight = self._weight().to(dtype).contiguous()

@@ -32,7 +32,11 @@ def build_parser() -> argparse.ArgumentParser:
     one.add_argument("--quick", action="store_true", help="only the telling cells and systems")
     one.add_argument("--output", type=Path, help="result file; benchmark-DEVICE.json in the working folder if omitted")
     one.add_argument("--resume", action="store_true", help="go on from the rows of the result file")
-    one.add_argument("--minutes", type=float, help="start no further cell after this time; 16, or 5 with --quick")
+    one.add_argument(
+        "--minutes",
+        type=float,
+        help="start no further cell after this time; 16, or 5 with --quick; more time, more turns",
+    )
     one.add_argument("--sizes", nargs="+", choices=SIZES, help="only cells of these sizes")
     one.add_argument("--threads", type=int, help="torch threads; torch's own choice if omitted")
 
@@ -62,7 +66,7 @@ def run_compare(options: argparse.Namespace) -> None:
     machine = compare.describe_machine(options.device)
     rows = compare.read_rows(path, machine) if options.resume else []
     minutes = options.minutes or (5.0 if options.quick else 16.0)
-    effort = compare.Effort(minutes=minutes)
+    effort = compare.Effort(minutes=minutes, longest=60 * minutes / 8)
     if options.quick:
         effort = compare.Effort(rounds=(3, 3), seconds=0.0, longest=60.0, minutes=minutes)
     cells = [

@@ -51,7 +51,7 @@ class Effort:
         minutes: Time after which no further cell starts.
     """
 
-    rounds: tuple[int, int] = (3, 15)
+    rounds: tuple[int, int] = (5, 15)
     seconds: float = 10.0
     longest: float = 120.0
     minutes: float = 18.0
@@ -72,10 +72,11 @@ def plan(device: str, quick: bool) -> list[Cell]:
     ]
     if quick:
         return telling
-    more = [Cell("2b", "bf16", 1, "text64"), Cell("2b", "bf16", 1, "text512")]
+    more = [Cell("2b", "bf16", 1, "text64"), Cell("2b", "fp32", 8, "text64"), Cell("2b", "fp32", 1, "image448")]
     small = [Cell("0.2b", "bf16", batch, "text64") for batch in (32, 8, 1)] + [Cell("0.2b", "bf16", 1, "image448")]
     medium = [cell for cell in _cells("0.2b", "fp32") if cell.batch == 1 or cell.input == "text64"]
-    last = [Cell("0.2b", "fp32", 8, "image448"), Cell("0.2b", "fp32", 8, "text512"), Cell("2b", "bf16", 1, "video8")]
+    last = [Cell("0.2b", "fp32", 8, kind) for kind in ("image448", "text512")]
+    last += [Cell("2b", "bf16", 1, kind) for kind in ("text512", "video8")]
     # Cells of one model stand together: building it takes longer than some of them.
     cells = [*telling, *more, *medium, *small, *_cells("tiny", "fp32"), *_cells("tiny", "bf16"), *last]
     return list(dict.fromkeys(cells))

@@ -26,7 +26,7 @@ ARROWS = {
     "truncation_plume": set(),
     "vision_plume": set(),
     "latent_plume": {"configuration_plume"},
-    "packed_plume": {"decode_plume", "latent_plume"},
+    "packed_plume": {"checks_plume", "decode_plume", "latent_plume"},
     "patches_plume": {"decode_plume"},
     "recorded_plume": {"context_plume"},
     "modeling_plume": {

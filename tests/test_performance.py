@@ -54,7 +54,7 @@ def test_steps_equal_transformers_decoder(model, processor, monkeypatch, fast, n
 @pytest.mark.parametrize(("fast", "emulated"), [(False, False), (True, False), (True, True)])
 def test_steps_equal_transformers_decoder_in_bfloat16(tmp_path, monkeypatch, fast, emulated):
     """Where bfloat16 is emulated, products of many rows are made in float32."""
-    monkeypatch.setattr(packed_plume, "_emulates_bfloat16", lambda: emulated)
+    monkeypatch.setattr(packed_plume, "emulates_bfloat16", lambda: emulated)
     _, processor = save_random_plume(tmp_path, "small", num_latent_steps=3)
     model = PlumeForEmbedding.from_pretrained(tmp_path, dtype=torch.bfloat16).eval().speed_up(fast)
     inputs = mixed_inputs()[:12]
@@ -65,6 +65,19 @@ def test_steps_equal_transformers_decoder_in_bfloat16(tmp_path, monkeypatch, fas
         embed(model, processor, inputs[:1])
         dtypes = set(model._packed._packed.layers[0].down._packed)
         assert dtypes == ({torch.bfloat16, torch.float32} if emulated else {torch.bfloat16})
+
+
+@pytest.mark.parametrize(
+    ("dtype", "emulated", "count"), [(torch.bfloat16, True, 1), (torch.bfloat16, False, 0), (torch.float32, True, 0)]
+)
+def test_emulated_bfloat16_is_warned_of(tmp_path, monkeypatch, dtype, emulated, count):
+    monkeypatch.setattr("plume.checks_plume.emulates_bfloat16", lambda: emulated)
+    messages = []
+    monkeypatch.setattr("plume.checks_plume.logger.warning_once", messages.append)
+    _, processor = save_random_plume(tmp_path, num_latent_steps=1)
+    embed(PlumeForEmbedding.from_pretrained(tmp_path, dtype=dtype).eval(), processor, ["a red bus"])
+    assert len(messages) == count
+    assert all("dtype=torch.float32" in message for message in messages)
 
 
 @pytest.mark.parametrize("fields", [{"use_shared_expert": False}, {"num_experts": 1, "num_active_experts": 1}])
