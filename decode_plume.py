@@ -105,7 +105,7 @@ def can_decode(language_model: Any) -> bool:
         and not (language_model.training and config.attention_dropout)
         and "sliding_attention" not in config.layer_types
         and all(isinstance(layer, Qwen2VLDecoderLayer) for layer in layers)
-        and not any(is_watched(module) for layer in layers for module in (layer, layer.self_attn))
+        and not any(is_watched(module) for layer in layers for module in (layer, layer.self_attn, layer.mlp))
     )
 
 
@@ -113,6 +113,13 @@ def is_watched(module: nn.Module) -> bool:
     """Whether something else happens at its call; transformers' recorders stay installed but idle."""
     hooks = [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]
     return "_hf_hook" in module.__dict__ or any(hook.__module__ != _RECORDERS for hook in hooks)
+
+
+def projections(layer: Any) -> list[nn.Module]:
+    """The linear modules of a decoder layer, or what stands in their places."""
+    attention, mlp = layer.self_attn, layer.mlp
+    into = [attention.q_proj, attention.k_proj, attention.v_proj, mlp.gate_proj, mlp.up_proj]
+    return [*into, attention.o_proj, mlp.down_proj]
 
 
 class StepDecoder:
@@ -192,6 +199,7 @@ class StepDecoder:
         self._bias_B1RL[..., left:] = other._bias_B1RL
         for layer, pair in self._cache.buffers.items():
             for mine, theirs in zip(pair, other._cache.buffers[layer], strict=True):
+                mine[:, :, :left] = 0  # nothing attends to it, and yet a NaN there would spoil all
                 mine[:, :, left : self._prefix] = theirs[:, :, : other._prefix]
         self.rewind()
 
@@ -243,4 +251,4 @@ def _own_calls(layer: Any) -> LayerCalls:
     )
 
 
-__all__ = ["AppendingCache", "LayerCalls", "RoomyCache", "StepDecoder", "can_decode", "is_watched"]
+__all__ = ["AppendingCache", "LayerCalls", "RoomyCache", "StepDecoder", "can_decode", "is_watched", "projections"]

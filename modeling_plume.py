@@ -93,8 +93,8 @@ class PlumeForEmbedding(Qwen2VLForConditionalGeneration):
     def speed_up(self, enabled: bool = True) -> "PlumeForEmbedding":
         """Opt in to faster latent steps without gradient; vectors change by rounding only (``docs/performance.md``).
 
-        Packs weights on a CPU (the memory of the decoder once more), records the rollout on a CUDA device; where that
-        cannot be, a message says so and nothing changes.
+        Packs weights on a CPU (the memory of the decoder once more; twice that for batches in bfloat16 that the CPU
+        emulates), records the rollout on a CUDA device; where that cannot be, a message says so and nothing changes.
         """
         self._packed, self._recorded = (PackedWeights(), RecordedRollouts()) if enabled else (None, None)
         return self
@@ -270,7 +270,8 @@ class PlumeForEmbedding(Qwen2VLForConditionalGeneration):
         decoder = self.model.language_model
         checkpointing = decoder.layers[0].training and decoder.layers[0].gradient_checkpointing
         experts = self.latent_transition.experts
-        packed = None if self._packed is None or torch.is_grad_enabled() else self._packed.of(decoder, experts)
+        fast = not (torch.is_grad_enabled() or self.training)
+        packed = self._packed.of(decoder, experts) if self._packed is not None and fast else None
         return (TrainingContext if checkpointing else CachedContext)(
             decoder, inputs_embeds, torch.cat([attention_mask, reserved], dim=-1), position_ids, packed
         )

@@ -7,7 +7,8 @@ values; gate and up; all experts of the adapter. The copies take the memory of t
 A CPU without bfloat16 arithmetic converts at every product, which costs more than it saves from some rows on: there
 such products have a float32 copy, twice the size, made when they first come.
 
-Invariant: the copies are those of the current weights; whatever changed is packed again at the next use.
+Invariant: the copies are those of the current weights; whatever changed is packed again at the next use. (A write
+through ``weight.data`` is noticed by the last entry of the weight only.)
 """
 
 import threading
@@ -19,7 +20,7 @@ from torch import nn
 from transformers.utils import logging
 
 from .checks_plume import emulates_bfloat16
-from .decode_plume import LayerCalls
+from .decode_plume import LayerCalls, is_watched, projections
 from .latent_plume import LatentExperts
 
 logger = logging.get_logger(__name__)
@@ -47,7 +48,7 @@ class PackedWeights:
 
     def __init__(self) -> None:
         self._packed: Packed | None = None
-        self._stamp: list[tuple[int, int]] = []
+        self._stamp: list[Any] | None = None
         self._lock = threading.Lock()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -58,23 +59,26 @@ class PackedWeights:
 
     def of(self, language_model: Any, experts: LatentExperts) -> Packed | None:
         """The packed weights of the model's current ones; None, with a message, where they cannot be packed."""
-        if experts.up_weight.device.type != "cpu":
+        weights = [*language_model.layers.parameters(), *experts.parameters()]
+        if any(weight.device.type != "cpu" for weight in weights):
             return None  # other devices read weights as they are
+        last = torch.stack([weight.detach()[(-1,) * weight.ndim].float() for weight in weights]).tolist()
+        versions = [(weight.data_ptr(), 0 if weight.is_inference() else weight._version) for weight in weights]
         with self._lock:
-            weights = [*language_model.layers.parameters(), *experts.parameters()]
-            stamp = [(weight.data_ptr(), 0 if weight.is_inference() else weight._version) for weight in weights]
-            if self._packed is None or stamp != self._stamp:
+            stamp = [*versions, *last, _watched(language_model, experts)]
+            if stamp != self._stamp:
                 self._packed, self._stamp = _pack(language_model, experts), stamp
             return self._packed
 
 
 def _why_not_packable(language_model: Any, experts: LatentExperts) -> str | None:
     """What keeps the weights from being packed, in words; None where nothing does."""
-    linears = [module for module in language_model.layers.modules() if isinstance(module, nn.Linear)]
-    wrapped = [type(layer.mlp.down_proj).__name__ for layer in language_model.layers]
+    linears: list[Any] = [linear for layer in language_model.layers for linear in projections(layer)]
     dtypes = {weight.dtype for weight in (*language_model.layers.parameters(), *experts.parameters())}
-    if {name for name in wrapped if name != "Linear"} or any(type(module) is not nn.Linear for module in linears):
-        return f"the decoder's linear layers are replaced or wrapped ({sorted(set(wrapped))})"
+    if others := sorted({type(linear).__name__ for linear in linears if type(linear) is not nn.Linear}):
+        return f"linear layers of the decoder are replaced or wrapped ({others})"
+    if any(_watched(language_model, experts)):
+        return "hooks sit on linear layers of the decoder or on the experts, and packed products would pass them by"
     if len(dtypes) > 1 or not dtypes <= {torch.float32, torch.bfloat16}:
         return f"weights are packed in float32 or bfloat16, all alike, not in {sorted(map(str, dtypes))}"
     try:
@@ -85,8 +89,18 @@ def _why_not_packable(language_model: Any, experts: LatentExperts) -> str | None
     return None
 
 
+def _watched(language_model: Any, experts: LatentExperts) -> list[bool]:
+    modules = (linear for layer in language_model.layers for linear in projections(layer))
+    return [is_watched(module) for module in (*modules, experts)]
+
+
+def product_dtype(dtype: torch.dtype, rows: int) -> torch.dtype:
+    """The dtype in which a packed product of weights of ``dtype`` with so many rows of a batch is computed."""
+    return torch.float32 if dtype == torch.bfloat16 and rows >= _FLOAT32_ROWS and emulates_bfloat16() else dtype
+
+
 class _Product:
-    """x -> x W^T + b with W ``(out, in)`` packed for the dtype that is fastest for the rows of x.
+    """x -> x W^T + b with W ``(out, in)`` packed for the dtype that is fastest for the rows of x, ``(B, ..., in)``.
 
     Args:
         weight: Gives W; called when it is packed.
@@ -98,9 +112,7 @@ class _Product:
         self._packed: dict[torch.dtype, tuple[torch.Tensor, torch.Tensor | None]] = {}
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        dtype = x.dtype
-        if dtype == torch.bfloat16 and x.shape[:-1].numel() >= _FLOAT32_ROWS and emulates_bfloat16():
-            dtype = torch.float32
+        dtype = product_dtype(x.dtype, len(x))
         if dtype not in self._packed:
             weight = self._weight().to(dtype).contiguous()
             packed = torch.ops.mkldnn._reorder_linear_weight(weight, _ROWS_HINT)
@@ -151,4 +163,4 @@ def _pack_experts(experts: LatentExperts) -> Callable[[torch.Tensor, torch.Tenso
     return mix
 
 
-__all__ = ["Packed", "PackedWeights"]
+__all__ = ["Packed", "PackedWeights", "product_dtype"]

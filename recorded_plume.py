@@ -21,6 +21,7 @@ from torch import nn
 from transformers.utils import logging
 
 from .context_plume import CachedContext, Context
+from .decode_plume import is_watched, projections
 
 logger = logging.get_logger(__name__)
 
@@ -49,7 +50,7 @@ class RecordedRollouts:
     def run(
         self,
         rollout: Rollout,
-        model: nn.Module,
+        model: Any,
         context: Context,
         anchor_BD: torch.Tensor,
         suffix_BSD: torch.Tensor,
@@ -65,25 +66,42 @@ class RecordedRollouts:
             suffix_BSD: As in the rollout.
             num_latent_steps: K.
         """
-        plain = not _can_record(anchor_BD.device) or self._refused or torch.is_grad_enabled()
-        if plain or not isinstance(context, CachedContext) or context.decoder is None:
-            return rollout(context, anchor_BD, suffix_BSD, num_latent_steps)
+        can_record = _can_record(anchor_BD.device) and _calls_are_plain(model, anchor_BD.device)
+        if can_record and isinstance(context, CachedContext) and context.decoder is not None:
+            # Slots are shared by all calls: made and filled as plain tensors whatever mode the caller is in.
+            with self._lock, torch.inference_mode(False), torch.no_grad():
+                slot = self._slot(rollout, model, context, anchor_BD, suffix_BSD, num_latent_steps)
+                if slot is not None:
+                    return slot.replay(context, anchor_BD, suffix_BSD)
+        return rollout(context, anchor_BD, suffix_BSD, num_latent_steps)
+
+    def _slot(
+        self,
+        rollout: Rollout,
+        model: Any,
+        context: CachedContext,
+        anchor_BD: torch.Tensor,
+        suffix_BSD: torch.Tensor,
+        num_latent_steps: int,
+    ) -> "_Slot | None":
+        """The slot of these shapes, recorded where it is new; None, with a message, where recording failed once."""
+        if self._refused:
+            return None
         places = tuple(weight.data_ptr() for weight in model.parameters())
         columns = -(-context.hidden.shape[1] // _COLUMNS) * _COLUMNS
-        key = (columns, *suffix_BSD.shape, num_latent_steps, suffix_BSD.dtype, hash(places))
-        # Slots are shared by all calls: made and filled as plain tensors whatever mode the caller is in.
-        with self._lock, torch.inference_mode(False), torch.no_grad():
-            try:
-                slot = self._slots.get(key) or _Slot(rollout, context, anchor_BD, suffix_BSD, num_latent_steps, columns)
-            except RuntimeError as error:
-                self._refused = True
-                logger.warning(f"Latent steps run without a recording, which is slower: {str(error).splitlines()[0]}.")
-                return rollout(context, anchor_BD, suffix_BSD, num_latent_steps)
-            self._slots[key] = slot
-            self._slots.move_to_end(key)
-            while len(self._slots) > _MOST_SLOTS:
-                self._slots.popitem(last=False)
-            return slot.replay(context, anchor_BD, suffix_BSD)
+        choice = model.latent_transition.num_active_experts
+        key = (columns, *suffix_BSD.shape, num_latent_steps, choice, suffix_BSD.dtype, hash(places))
+        try:
+            slot = self._slots.get(key) or _Slot(rollout, context, anchor_BD, suffix_BSD, num_latent_steps, columns)
+        except RuntimeError as error:
+            self._refused = True
+            logger.warning(f"Latent steps run without a recording, which is slower: {str(error).splitlines()[0]}.")
+            return None
+        self._slots[key] = slot
+        self._slots.move_to_end(key)
+        while len(self._slots) > _MOST_SLOTS:
+            self._slots.popitem(last=False)
+        return slot
 
 
 class _Slot:
@@ -109,7 +127,7 @@ class _Slot:
             self._decoder.rewind()
             return rollout(self, self._anchor_BD, self._suffix_BSD, num_latent_steps)
 
-        self._replay, self._outputs = _record(run)
+        self._replay, self._outputs = _record(run, anchor_BD.device)
 
     def extend(self, inputs_embeds: torch.Tensor) -> torch.Tensor:
         """As :meth:`~plume.context_plume.Context.extend`."""
@@ -132,17 +150,36 @@ def _can_record(device: torch.device) -> bool:
     return device.type == "cuda"
 
 
-def _record(run: Callable[[], Outputs]) -> tuple[Callable[[], None], Outputs]:
+def _calls_are_plain(model: Any, device: torch.device) -> bool:
+    """Whether every later call would launch what a recording of this one holds.
+
+    Not with gradient, dropout, autocast (whose casts do not outlive the call), hooks, or layers that may change what
+    they do, as those of peft.
+    """
+    layers = model.model.language_model.layers
+    linears = (linear for layer in layers for linear in projections(layer))
+    return not (
+        torch.is_grad_enabled()
+        or model.training
+        or torch.is_autocast_enabled(device.type)
+        or any(type(linear) is not nn.Linear for linear in linears)
+        or any(is_watched(module) for module in (*layers.modules(), *model.latent_transition.modules()))
+    )
+
+
+def _record(run: Callable[[], Outputs], device: torch.device) -> tuple[Callable[[], None], Outputs]:
     """A function that runs again what ``run`` asked of the device, and the tensors that it fills."""
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        for _ in range(2):  # libraries set themselves up in their first calls
-            run()
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        outputs = run()
+    with torch.cuda.device(device):
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            for _ in range(2):  # libraries set themselves up in their first calls
+                run()
+        torch.cuda.current_stream().wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        # Other threads may go on reading prefixes, and so ask for memory.
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+            outputs = run()
     return graph.replay, outputs
 
 

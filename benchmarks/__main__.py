@@ -64,7 +64,7 @@ def run_compare(options: argparse.Namespace) -> None:
         torch.set_num_threads(options.threads)
     path = options.output or Path(f"benchmark-{options.device}.json")
     machine = compare.describe_machine(options.device)
-    rows = compare.read_rows(path, machine) if options.resume else []
+    rows = compare.read_rows(path, machine, options.quick) if options.resume else []
     minutes = options.minutes or (5.0 if options.quick else 16.0)
     effort = compare.Effort(minutes=minutes, longest=60 * minutes / 8)
     if options.quick:
@@ -109,11 +109,13 @@ def run_parts(options: argparse.Namespace) -> None:
             print(
                 f"{part:<32}{milliseconds:>12.2f} ms{milliseconds / found['ms']['single pass']:>10.3f} of a single pass"
             )
+        share = found["adapter_share"]
+        adapter = "not measured" if share is None else f"{100 * share:.1f} % of a step"
         print(
-            f"a step reads {found['weight_bytes'] / 1e6:.0f} MB of weights and {found['cache_bytes'] / 1e6:.1f} MB of "
-            f"cache and does {found['operations'] / 1e9:.1f} GFLOP; at {found['read_gb_s']} GB/s and "
-            f"{found['gflop_s']} GFLOP/s: {found['floor_ms']} ms; measured over floor {found['step_over_floor']}, "
-            f"adapter {100 * found['adapter_share']:.1f} % of a step; floor of K=8 over a single pass "
+            f"a step in {found['step_dtype']} reads {found['weight_bytes'] / 1e6:.0f} MB of weights and "
+            f"{found['cache_bytes'] / 1e6:.1f} MB of cache and does {found['operations'] / 1e9:.1f} GFLOP; at "
+            f"{found['read_gb_s']} GB/s and {found['gflop_s']} GFLOP/s: {found['floor_ms']} ms; measured over floor "
+            f"{found['step_over_floor']}, adapter {adapter}; floor of K=8 over a single pass "
             f"{found['floor_of_k8_over_single_pass']}"
         )
     if options.json:

@@ -1,7 +1,8 @@
 """The side-by-side comparison: systems x inputs x batches x sizes in one run, and its result file.
 
 1. The **plan** is a list of cells, the most telling first; what the time budget does not reach is left out by name.
-2. In a cell all systems run in turns, round after round, so that whatever slows the machine slows them alike.
+2. In a cell the quick systems run in turns, forth and back, so that whatever slows the machine slows them alike; the
+   slow ones, which cost minutes, follow in turns of their own.
 3. Rows are written as soon as they are known; a run that was cut off goes on from them with ``resume``.
 """
 
@@ -26,7 +27,7 @@ from plume.benchmarks.systems import LATENT_STEPS, SLOW, timer_of
 Row = dict[str, Any]
 COLUMNS = (
     *("system", "size", "device", "dtype", "batch", "input", "latent_steps"),
-    *("ms_median", "ms_iqr", "per_second"),
+    *("ms_median", "ms_iqr", "per_second", "turns"),
 )
 SYSTEMS = tuple(LATENT_STEPS)
 
@@ -47,7 +48,8 @@ class Effort:
     Attributes:
         rounds: Fewest and most rounds of a cell; the slow systems run a third as often.
         seconds: Time after which a cell that has its fewest rounds is done.
-        longest: Time after which it is done whatever its rounds: a turn of so many seconds needs no repetition.
+        longest: Time after which it is done whatever its rounds. Where a turn takes a tenth of it, only one system
+            has a turn to warm up, because the others gain nothing from theirs.
         minutes: Time after which no further cell starts.
     """
 
@@ -107,19 +109,20 @@ def describe_machine(device: str) -> dict[str, Any]:
     }
 
 
-def read_rows(path: Path, machine: dict[str, Any]) -> list[Row]:
+def read_rows(path: Path, machine: dict[str, Any], quick: bool) -> list[Row]:
     """Rows of an earlier run to go on from.
 
     Raises:
-        ValueError: If that run was made elsewhere or with other versions.
+        ValueError: If that run was made elsewhere, with other versions or with other effort.
     """
     if not path.exists():
         return []
     result = json.loads(path.read_text("utf-8"))
-    if result["header"]["machine"] != machine:
+    found, asked = ({**result["header"]["machine"], "quick": result["header"]["quick"]}, {**machine, "quick": quick})
+    if found != asked:
         raise ValueError(
-            f"{path} was measured on {result['header']['machine']}, this is {machine}: ratios across the two would "
-            "mean nothing. Run without --resume, or into another file."
+            f"{path} was measured under {found}, this is {asked}: ratios across the two would mean nothing. Run "
+            "without --resume, or into another file."
         )
     return result["rows"]
 
@@ -176,7 +179,7 @@ def run(
 
 
 def measure(model: PlumeForEmbedding, cell: Cell, systems: list[str], device: str, effort: Effort) -> list[Row]:
-    """Rows of some systems in one cell, measured in turns; the quick ones after a turn that packs the weights."""
+    """Rows of some systems in one cell, measured in turns."""
     inputs = build_inputs(model, cell.input, cell.batch)
     is_slow = systems[0] in SLOW
     fewest, most = ((count + 2) // 3 for count in effort.rounds) if is_slow else effort.rounds
@@ -184,13 +187,16 @@ def measure(model: PlumeForEmbedding, cell: Cell, systems: list[str], device: st
         timers = {system: timer_of(system, model, inputs) for system in systems}
         times: dict[str, list[float]] = {system: [] for system in systems}
         if not is_slow:
-            timers["plume_k8" if "plume_k8" in systems else systems[-1]]()
+            first = "plume_k8" if "plume_k8" in systems else systems[-1]  # packs the weights
+            for system in [first, *(other for other in systems if other != first)]:
+                if timers[system]() > 100 * effort.longest:  # milliseconds
+                    break
         start = time.monotonic()
         for turn in range(most):
             passed = time.monotonic() - start
             if turn and (passed > effort.longest or (turn >= fewest and passed > effort.seconds)):
                 break
-            for system in systems:
+            for system in systems if turn % 2 == 0 else reversed(systems):
                 times[system].append(timers[system]())
     return [_row(system, cell, device, values) for system, values in times.items()]
 
@@ -202,7 +208,7 @@ def _row(system: str, cell: Cell, device: str, times: list[float]) -> Row:
         low, _, high = quantiles(times, n=4, method="inclusive")
         spread = round(high - low, 3)
     values = (system, cell.size, device, cell.dtype, cell.batch, cell.input, LATENT_STEPS[system])
-    figures = (round(middle, 3), spread, round(1000 * cell.batch / middle, 3))
+    figures = (round(middle, 3), spread, round(1000 * cell.batch / middle, 3), len(times))
     return dict(zip(COLUMNS, (*values, *figures), strict=True))
 
 

@@ -59,8 +59,13 @@ def collect(folder: Path, results: Path) -> list[dict[str, Any]]:
                 f"Runs of seed {row['seed']} in {kept / ROWS} go on from other weights than {stages[row['seed']]}, so "
                 f"variants would differ in their start too. {_MEND}"
             )
-    for found in folder.glob("*-*.json"):
-        rows += [{**row, "explicit": starts[row["seed"]]} for row in json.loads(found.read_text("utf-8"))]
+    found = [row for file in folder.glob("*-*.json") for row in json.loads(file.read_text("utf-8"))]
+    if lost := sorted({row["seed"] for row in found} - set(starts)):
+        raise ValueError(
+            f"{folder} has runs of seeds {lost} but not the explicit stage that they went on from, so nothing tells "
+            "whether variants started alike. Restore its folder explicit-SEED, or remove these runs."
+        )
+    rows += [{**row, "explicit": starts[row["seed"]]} for row in found]
     newest = {(row["variant"], row["task"], row["seed"], row["hops"]): row for row in rows}
     order = [list(VARIANTS), list(TASKS)]
     return sorted(newest.values(), key=lambda r: (order[0].index(r["variant"]), order[1].index(r["task"]), r["seed"]))

@@ -14,7 +14,7 @@ from examples import train_demo
 from inputs import ROOT
 from plume import PlumeForEmbedding, PlumeProcessor
 from plume.playground import ablate
-from plume.playground.report import PAPER, compare
+from plume.playground.report import PAPER, collect, compare
 from plume.playground.variants import VARIANTS
 
 RECIPE = ROOT / "training/recipes/playground.yaml"
@@ -83,6 +83,13 @@ def test_results_behind_another_start_are_not_mixed(tmp_path):
     (tmp_path / "sweep/full-0.json").unlink()
     with pytest.raises(ValueError, match="other weights"):
         run(tmp_path, "--variants", "k4")
+
+
+def test_runs_without_their_explicit_stage_are_refused(tmp_path):
+    (tmp_path / "plan.json").write_text("{}")
+    (tmp_path / "full-0.json").write_text('[{"seed": 0}]')
+    with pytest.raises(ValueError, match=r"seeds \[0\] but not the explicit stage"):
+        collect(tmp_path, tmp_path / "docs")
 
 
 def test_a_sweep_whose_plan_lacks_a_newer_field_goes_on(tmp_path):

@@ -28,7 +28,7 @@ ARROWS = {
     "latent_plume": {"configuration_plume"},
     "packed_plume": {"checks_plume", "decode_plume", "latent_plume"},
     "patches_plume": {"decode_plume"},
-    "recorded_plume": {"context_plume"},
+    "recorded_plume": {"context_plume", "decode_plume"},
     "modeling_plume": {
         "checks_plume",
         "configuration_plume",

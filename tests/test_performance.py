@@ -3,6 +3,7 @@
 import copy
 import json
 import pickle
+import statistics
 
 import pytest
 import torch
@@ -57,14 +58,14 @@ def test_steps_equal_transformers_decoder_in_bfloat16(tmp_path, monkeypatch, fas
     monkeypatch.setattr(packed_plume, "emulates_bfloat16", lambda: emulated)
     _, processor = save_random_plume(tmp_path, "small", num_latent_steps=3)
     model = PlumeForEmbedding.from_pretrained(tmp_path, dtype=torch.bfloat16).eval().speed_up(fast)
-    inputs = mixed_inputs()[:12]
-    expected = reference(model, processor, inputs, monkeypatch)
-    found = embed(model, processor, inputs)
-    assert (1 - (found * expected).sum(-1)).max() <= 1e-3
+    copies = []
+    for inputs in (mixed_inputs()[:1], mixed_inputs()[:12]):
+        expected = reference(model, processor, inputs, monkeypatch)
+        found = embed(model, processor, inputs)
+        assert (1 - (found * expected).sum(-1)).max() <= 1e-3
+        copies.append(set(model._packed._packed.layers[0].down._packed) if fast else None)
     if fast:
-        embed(model, processor, inputs[:1])
-        dtypes = set(model._packed._packed.layers[0].down._packed)
-        assert dtypes == ({torch.bfloat16, torch.float32} if emulated else {torch.bfloat16})
+        assert copies == [{torch.bfloat16}, {torch.bfloat16, torch.float32} if emulated else {torch.bfloat16}]
 
 
 @pytest.mark.parametrize(
@@ -96,6 +97,12 @@ def test_packed_weights_follow_the_weights(model, processor, monkeypatch):
     after = embed(model, processor, ["a red bus"])
     assert (after - before).abs().max() > 1e-3
     assert (after - reference(model, processor, ["a red bus"], monkeypatch)).abs().max() <= 1e-5
+    for weight in model.model.language_model.parameters():
+        weight.data += 0.01  # as peft merges: neither address nor version changes
+    merged = embed(model, processor, ["a red bus"])
+    assert (merged - after).abs().max() > 1e-3
+    assert (merged - reference(model, processor, ["a red bus"], monkeypatch)).abs().max() <= 1e-5
+    after = merged
     model.bfloat16()
     in_half = embed(model, processor, ["a red bus"])
     assert 1e-6 < (in_half - after).abs().max() < 0.1
@@ -110,7 +117,8 @@ def test_copies_and_pickles_pack_for_themselves(model, processor):
         assert other._packed._packed is not None
 
 
-def test_a_decoder_that_cannot_be_packed_says_so_and_runs(model, processor, monkeypatch):
+@pytest.mark.parametrize("place", ["mlp.down_proj", "self_attn.q_proj"])
+def test_a_decoder_that_cannot_be_packed_says_so_and_runs(model, processor, monkeypatch, place):
     class Doubled(torch.nn.Module):
         def __init__(self, inner):
             super().__init__()
@@ -121,23 +129,49 @@ def test_a_decoder_that_cannot_be_packed_says_so_and_runs(model, processor, monk
 
     messages = []
     monkeypatch.setattr("plume.packed_plume.logger.warning", messages.append)
-    mlp = model.model.language_model.layers[0].mlp
+    layer = model.model.language_model.layers[0]
     plain = embed(model, processor, ["a red bus"])
-    mlp.down_proj = Doubled(mlp.down_proj)
+    layer.set_submodule(place, Doubled(layer.get_submodule(place)))
     doubled = embed(model, processor, ["a red bus"])
     assert (doubled - plain).abs().max() > 1e-3
     model.speed_up()
-    assert (embed(model, processor, ["a red bus"]) - doubled).abs().max() <= 1e-6
+    for _ in range(2):
+        assert (embed(model, processor, ["a red bus"]) - doubled).abs().max() <= 1e-6
     assert len(messages) == 1
     assert "Doubled" in messages[0]
 
 
-def test_a_hook_on_a_layer_is_called_at_every_step(model, processor):
+@pytest.mark.parametrize("place", ["", "self_attn", "mlp", "self_attn.q_proj", "mlp.down_proj"])
+def test_a_hook_in_a_layer_is_called_at_every_step(model, processor, place):
     calls = []
     model.speed_up()
-    model.model.language_model.layers[1].register_forward_hook(lambda *args: calls.append(1))
+    embed(model, processor, ["a red bus"], num_latent_steps=3)
+    model.model.language_model.layers[1].get_submodule(place).register_forward_hook(lambda *args: calls.append(1))
     embed(model, processor, ["a red bus"], num_latent_steps=3)
     assert len(calls) == 1 + 3
+
+
+def test_a_hook_on_the_experts_is_called_at_every_step(model, processor):
+    calls = []
+    model.speed_up()
+    model.latent_transition.experts.register_forward_hook(lambda *args: calls.append(1))
+    embed(model, processor, ["a red bus"], num_latent_steps=3)
+    assert len(calls) == 3
+
+
+def test_dropout_of_the_experts_is_kept_without_gradient(tmp_path, monkeypatch):
+    """The first pass of GradCache runs without gradient and draws what the second draws again."""
+    model, processor = save_random_plume(tmp_path, num_latent_steps=3, expert_dropout=0.5)
+    model.train()
+    graphs = Replayed(monkeypatch)
+    found = []
+    for fast in (False, True):
+        model.speed_up(fast)
+        torch.manual_seed(0)
+        found.append(embed(model, processor, ["a red bus"]))
+    assert graphs.recorded == 0
+    assert torch.equal(*found)
+    assert (embed(model, processor, ["a red bus"]) - found[0]).abs().max() > 1e-3
 
 
 def test_eager_attention_is_left_to_transformers(checkpoint, processor, monkeypatch):
@@ -229,7 +263,7 @@ class Replayed:
         monkeypatch.setattr("plume.recorded_plume._can_record", lambda device: True)
         monkeypatch.setattr("plume.recorded_plume._record", self.record)
 
-    def record(self, run):
+    def record(self, run, device):
         self.recorded += 1
         outputs = [tensor.clone() for tensor in run()]
 
@@ -274,29 +308,68 @@ def test_a_recording_is_dropped_with_its_weights(model, processor, monkeypatch):
     assert (found - reference(model, processor, ["a red bus"], monkeypatch)).abs().max() <= 1e-5
 
 
-def test_a_rollout_that_cannot_be_recorded_says_so_once_and_runs(model, processor, monkeypatch):
+def test_hooks_and_other_choices_are_not_replayed_over(model, processor, monkeypatch):
+    """Interventions on the transition hang on a hook, and a changed number of active experts is another rollout."""
+    graphs = Replayed(monkeypatch)
+    plain = embed(model, processor, ["a red bus"])
+    model.speed_up()
+    embed(model, processor, ["a red bus"])
+    handle = model.latent_transition.register_forward_hook(lambda module, args, output: (output[0] + 1, output[1]))
+    assert (embed(model, processor, ["a red bus"]) - plain).abs().max() > 1e-3
+    handle.remove()
+    assert (embed(model, processor, ["a red bus"]) - plain).abs().max() <= 1e-5
+    assert (graphs.recorded, graphs.replayed) == (1, 2)
+    model.latent_transition.num_active_experts = 1
+    expected = reference(model, processor, ["a red bus"], monkeypatch)
+    assert (expected - plain).abs().max() > 1e-4
+    assert (embed(model, processor, ["a red bus"]) - expected).abs().max() <= 1e-5
+
+
+def test_a_broken_batch_leaves_nothing_in_the_slot(model, processor, monkeypatch):
+    Replayed(monkeypatch)
+    model.speed_up()
+    expected = reference(model, processor, ["a bus"], monkeypatch)
+    embed(model, processor, ["a red bus and two dogs at a stop"])
+    (slot,) = model._recorded._slots.values()
+    for pair in slot._decoder._cache.buffers.values():
+        for states in pair:
+            states.fill_(torch.nan)
+    assert (embed(model, processor, ["a bus"]) - expected).abs().max() <= 1e-5
+    assert len(model._recorded._slots) == 1
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_a_rollout_that_cannot_be_recorded_says_so_once_and_runs(model, processor, monkeypatch, mode):
+    def fail(run, device):
+        run()
+        raise RuntimeError("out of memory")
+
     messages = []
     monkeypatch.setattr("plume.recorded_plume.logger.warning", messages.append)
     monkeypatch.setattr("plume.recorded_plume._can_record", lambda device: True)
-    expected = embed(model, processor, ["a red bus"])
-    model.speed_up()  # this device has no graphs, so that recording fails as it may on another
-    for _ in range(2):
-        assert (embed(model, processor, ["a red bus"]) - expected).abs().max() <= 1e-5
+    monkeypatch.setattr("plume.recorded_plume._record", fail)
+    features = processor.process_documents(["a red bus"])
+    with mode():
+        expected = model(**features).embeddings
+        model.speed_up()
+        for _ in range(2):
+            assert (model(**features).embeddings - expected).abs().max() <= 1e-5
     assert len(messages) == 1
-    assert "without a recording" in messages[0]
+    assert "without a recording, which is slower: out of memory." in messages[0]
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_recorded_rollouts_equal_plain_ones_on_cuda(checkpoint, processor):
     model = PlumeForEmbedding.from_pretrained(checkpoint).eval().cuda()
-    for inputs in (mixed_inputs()[:6], mixed_inputs()[6:12]):
-        features = {name: value.cuda() for name, value in processor.process_documents(inputs).items()}
-        with torch.no_grad():
-            expected = model.speed_up(False)(**features).embeddings
-            model.speed_up()
-            found = [model(**features).embeddings for _ in range(2)]
-        assert (torch.stack(found) - expected).abs().max() <= 1e-5
-        assert len(model._recorded._slots) == 1
+    texts = (["a bus", "two dogs"], ["a red bus at a stop", "a sofa"], ["a bus", "two dogs"])
+    batches = [{name: value.cuda() for name, value in processor.process_documents(list(t)).items()} for t in texts]
+    with torch.no_grad():
+        expected = [model(**features).embeddings for features in batches]
+        model.speed_up()
+        found = [model(**features).embeddings for features in batches]
+    assert (torch.stack(found) - torch.stack(expected)).abs().max() <= 1e-5
+    assert (expected[1] - expected[0]).abs().max() > 1e-3
+    assert len(model._recorded._slots) == 1  # so the second and third replay what the first recorded
 
 
 # The benchmarks
@@ -341,6 +414,34 @@ class _Once(compare.Effort):
         super().__init__(rounds=(3, 3), seconds=0.0, minutes=minutes)
 
 
+@pytest.mark.parametrize(
+    ("milliseconds", "longest", "warm", "turns"), [(1000, 100.0, 4, 5), (20_000, 100.0, 1, 2), (1000, 12.0, 4, 4)]
+)
+def test_turns_go_forth_and_back_until_the_time_is_over(monkeypatch, milliseconds, longest, warm, turns):
+    """Every system has a turn to warm up; of turns that take a tenth of the time, only the first system."""
+    now, calls = [0.0], []
+
+    def timer_of(system, model, inputs):
+        def timed():
+            now[0] += milliseconds / 1000
+            calls.append(system)
+            return milliseconds + 10.0 * len(calls)
+
+        return timed
+
+    monkeypatch.setattr(compare, "timer_of", timer_of)
+    monkeypatch.setattr(compare, "build_inputs", lambda *args: {})
+    monkeypatch.setattr(compare.time, "monotonic", lambda: now[0])
+    names = ["single_pass", "plume_k4", "plume_k8", "plume_k8_plain"]
+    effort = compare.Effort(rounds=(5, 15), seconds=10.0, longest=longest)
+    rows = compare.measure(None, CELLS[0], names, "cpu", effort)
+    first = ["plume_k8", "single_pass", "plume_k4", "plume_k8_plain"][:warm]
+    assert calls == first + [name for turn in range(turns) for name in names[:: 1 if turn % 2 == 0 else -1]]
+    assert [row["turns"] for row in rows] == [turns] * 4
+    measured = [milliseconds + 10.0 * (i + 1) for i, name in enumerate(calls) if i >= warm and name == "plume_k4"]
+    assert rows[1]["ms_median"] == pytest.approx(statistics.median(measured))
+
+
 def test_a_result_has_all_rows_and_columns(result):
     written = json.loads(result.read_text())
     assert set(written) == {"header", "rows"}
@@ -358,7 +459,7 @@ def test_a_result_has_all_rows_and_columns(result):
 
 def test_a_resumed_run_keeps_rows_and_measures_the_rest(result, tmp_path):
     machine = compare.describe_machine("cpu")
-    rows = compare.read_rows(result, machine)
+    rows = compare.read_rows(result, machine, quick=False)
     lost = [row for row in rows if row["system"] == "plume_k4"]
     kept = [row for row in rows if row not in lost]
     saved = []
@@ -367,7 +468,9 @@ def test_a_resumed_run_keeps_rows_and_measures_the_rest(result, tmp_path):
     assert [row["system"] for row in kept[-2:]] == ["plume_k4"] * 2
     assert compare.run(CELLS, lambda cell: compare.SYSTEMS, "cpu", _Once(minutes=-1), [], lambda: None) == CELLS
     with pytest.raises(ValueError, match="would mean nothing"):
-        compare.read_rows(result, {**machine, "threads": 99})
+        compare.read_rows(result, {**machine, "threads": 99}, quick=False)
+    with pytest.raises(ValueError, match="would mean nothing"):
+        compare.read_rows(result, machine, quick=True)
 
 
 def test_table_claims_and_chart_say_what_the_rows_say(result, tmp_path):
@@ -400,7 +503,7 @@ def test_quick_and_full_plans_begin_with_the_cells_of_the_claims():
 
 
 def test_a_step_demands_every_weight_once(random_model):
-    demand = parts.step_demand(random_model, batch=2, columns=10)
+    demand = parts.step_demand(random_model, batch=2, columns=10, dtype=torch.float32)
     width, inner, keys = 32, 64, 2 * 8  # two key-value heads of 8
     attention = 2 * width * width + width + 2 * (width * keys + keys)
     layer = attention + 3 * width * inner + 2 * width
@@ -411,9 +514,15 @@ def test_a_step_demands_every_weight_once(random_model):
     assert demand["operations"] == 2 * 2 * demand["weight_bytes"] / 4 + 4 * 2 * 10 * width * 2
 
 
+def pieces(num_latent_steps: int) -> list[int]:
+    return [4] if num_latent_steps == 0 else [*[1] * (num_latent_steps - 1), 5]
+
+
 def test_training_steps_are_compared_at_three_numbers_of_latent_steps(monkeypatch):
     monkeypatch.setattr(training, "_TURNS", 1)
+    reads = count_reads(monkeypatch)
     table = training.latent_steps_table("tiny", prefix=16, suffix=4, pairs=4, chunk=4)
     assert [row["latent_steps"] for row in table] == [0, 4, 8]
-    assert table[1]["over_k4"] == 1.0
+    # Two turns of both passes over two chunks; the last latent step is read with the suffix.
+    assert reads == [length for _ in range(2) for k in (0, 4, 8) for _ in range(4) for length in pieces(k)]
     assert all(row["ms"] > 0 for row in table)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 for module in ("lancedb", "gradio", "pypdfium2", "av"):
     pytest.importorskip(module, reason="the extra `search` is not installed: pip install '.[examples]'")
@@ -226,6 +227,11 @@ def test_the_command_line_searches(corpus, even, tmp_path, capsys):
     assert "skipped  cut.png: " in capsys.readouterr().out
     command("query", "--media", corpus / "deep" / "two.jpg", "--top", 1, *common)
     assert re.match(r"\s+1\s+1\.000\s+picture\s+\S+/deep/two\.jpg$", capsys.readouterr().out.rstrip())
+
+
+def test_weights_are_read_in_the_dtype_asked_for(even):
+    assert Encoder(str(even), "cpu").model.dtype == torch.float32
+    assert Encoder(str(even), "cpu", dtype="bfloat16").model.dtype == torch.bfloat16
 
 
 def test_media_from_strangers_are_bounded(tmp_path, encoder, index):

@@ -202,7 +202,8 @@ def test_after_all_of_that_the_server_is_well(server):
     assert post(server, {"model": "plume", "input": "a bus"}).status_code == 200
     assert httpx.get(server[0] + "/nowhere").status_code == 404
     assert httpx.get(server[0] + "/v1/embeddings").status_code == 405
-    assert 'plume_requests_total{status="400"}' in httpx.get(server[0] + "/metrics").text
+    shown = httpx.get(server[0] + "/metrics").text
+    assert all(f'plume_requests_total{{status="{status}"}}' in shown for status in (200, 400, 413))
 
 
 def test_no_address_is_ever_fetched(server):
@@ -324,11 +325,13 @@ def test_a_fault_of_ours_is_500_and_the_server_goes_on(small_encoder, monkeypatc
     async def scenario():
         async with in_process(small_encoder) as client:
             body = {"model": "plume", "input": "a"}
-            return [await client.post("/v1/embeddings", json=body) for _ in range(2)], await client.get("/health")
+            answers = [await client.post("/v1/embeddings", json=body) for _ in range(2)]
+            return answers, await client.get("/health"), await client.get("/metrics")
 
-    (failed, served), health = asyncio.run(scenario())
+    (failed, served), health, metrics = asyncio.run(scenario())
     assert failed.status_code == 500
     assert "out of memory" not in failed.text
+    assert 'plume_requests_total{status="500"} 1.0' in metrics.text
     assert served.status_code == 200
     assert health.json()["status"] == "ok"
 

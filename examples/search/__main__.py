@@ -29,6 +29,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     common.add_argument("--index", type=Path, default=Path("outputs/search-index"), help="folder of the index")
     common.add_argument("--model", default=DEFAULT_MODEL, help="PLUME checkpoint: folder or Hub id")
     common.add_argument("--device", help="torch device; CUDA where there is one")
+    common.add_argument("--dtype", default="auto", help="dtype of the weights, e.g. float32")
     parser = argparse.ArgumentParser(prog="python -m examples.search", description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(dest="command", required=True)
     index = commands.add_parser("index", parents=[common], help="bring the index up to date with folders")
@@ -56,7 +57,7 @@ def run(options: argparse.Namespace) -> None:
     if options.command == "world":
         print(f"{len(write_world(options.folder))} questions and their answers in {options.folder}")
         return
-    encoder = Encoder(options.model, options.device)
+    encoder = Encoder(options.model, options.device, dtype=options.dtype)
     index = Index(options.index, encoder.identity, encoder.dimension, encoder.model.config.num_latent_steps)
     if options.command == "index":
         report = index_folders(options.folders, index, encoder, batch=options.batch)

@@ -15,6 +15,7 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m examples.serving", description=__doc__.splitlines()[0])
     parser.add_argument("--model", default=DEFAULT_MODEL, help="PLUME checkpoint: folder or Hub id")
     parser.add_argument("--device", help="torch device; CUDA where there is one")
+    parser.add_argument("--dtype", default="auto", help="dtype of the weights, e.g. float32")
     parser.add_argument("--name", default="plume", help="name of the model for clients")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on")
     parser.add_argument("--port", type=int, default=8000, help="port to listen on")
@@ -36,7 +37,7 @@ def main() -> None:
         linger=options.linger_ms / 1000,
         media_root=options.media_root,
     )
-    app = build_app(Encoder(options.model, options.device), settings)
+    app = build_app(Encoder(options.model, options.device, dtype=options.dtype), settings)
     print(f"Serving {options.model} at http://{options.host}:{options.port}/v1", flush=True)
     uvicorn.run(app, host=options.host, port=options.port, log_level="warning", timeout_keep_alive=10)
 

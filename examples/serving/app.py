@@ -77,6 +77,10 @@ class Metrics:
         self.batches = Histogram("plume_batch_inputs", "Inputs per batch", registry=self.registry, buckets=_BATCHES)
         self.waiting = Gauge("plume_waiting_inputs", "Inputs in the queue", registry=self.registry)
 
+    def count(self, status: int) -> None:
+        """One more answered request."""
+        self.requests.labels(status).inc()
+
 
 def build_app(encoder: Encoder, settings: Settings | None = None) -> FastAPI:
     """The server.
@@ -97,7 +101,7 @@ def build_app(encoder: Encoder, settings: Settings | None = None) -> FastAPI:
         await batcher.stop()
 
     app = FastAPI(title="PLUME embeddings", lifespan=lifespan, openapi_url=None)
-    app.add_middleware(BodyGuard, max_body=settings.max_body, max_bodies=settings.max_bodies)
+    app.add_middleware(BodyGuard, max_body=settings.max_body, max_bodies=settings.max_bodies, on_refusal=metrics.count)
 
     @app.exception_handler(HTTPException)
     async def refuse_route(request: Request, error: HTTPException) -> JSONResponse:
@@ -105,6 +109,7 @@ def build_app(encoder: Encoder, settings: Settings | None = None) -> FastAPI:
 
     @app.exception_handler(Exception)
     async def confess(request: Request, error: Exception) -> JSONResponse:
+        metrics.count(500)
         return error_response(500, "The server failed on this request; its log says why.")
 
     @app.post("/v1/embeddings")
@@ -116,7 +121,7 @@ def build_app(encoder: Encoder, settings: Settings | None = None) -> FastAPI:
             response = refusal.response
         except QueueFullError:
             response = busy()
-        metrics.requests.labels(response.status_code).inc()
+        metrics.count(response.status_code)
         metrics.seconds.observe(time.monotonic() - started)
         return response
 

@@ -1,6 +1,7 @@
 """Bodies within bounds, before anything parses them: per request, and of all requests together."""
 
 import asyncio
+from collections.abc import Callable
 from typing import Any
 
 from starlette.responses import JSONResponse
@@ -25,11 +26,20 @@ class BodyGuard:
         app: What comes next.
         max_body: Bytes of one body.
         max_bodies: Bytes of all bodies that are being read or worked on.
+        on_refusal: Called with the status of every refusal.
         max_seconds: Time to send a body in.
     """
 
-    def __init__(self, app: ASGIApp, max_body: int, max_bodies: int, max_seconds: float = 30.0) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        max_body: int,
+        max_bodies: int,
+        on_refusal: Callable[[int], None],
+        max_seconds: float = 30.0,
+    ) -> None:
         self.app, self.max_body, self.max_bodies, self.max_seconds = app, max_body, max_bodies, max_seconds
+        self.on_refusal = on_refusal
         self.held = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -40,6 +50,8 @@ class BodyGuard:
         body = bytearray()
         try:
             refusal = await self._read_in_time(receive, body)
+            if refusal:
+                self.on_refusal(refusal.status_code)
             await (refusal or self.app)(scope, _replay(bytes(body), receive), send)
         finally:
             self.held -= len(body)

@@ -32,13 +32,18 @@ class Encoder:
         model_id: Folder or Hub id of a PLUME checkpoint.
         device: Torch device; CUDA where there is one.
         pixel_budget: Largest weight of a batch, in pixels.
+        dtype: Of the weights, e.g. ``"float32"``; the checkpoint's with ``"auto"``.
 
     Raises:
         ValueError: If the default checkpoint is asked for and absent, or the checkpoint is damaged.
     """
 
     def __init__(
-        self, model_id: str = DEFAULT_MODEL, device: str | None = None, pixel_budget: int = PIXEL_BUDGET
+        self,
+        model_id: str = DEFAULT_MODEL,
+        device: str | None = None,
+        pixel_budget: int = PIXEL_BUDGET,
+        dtype: str = "auto",
     ) -> None:
         if model_id == DEFAULT_MODEL and not Path(model_id).is_dir():
             raise ValueError(
@@ -47,7 +52,7 @@ class Encoder:
             )
         self.model_id, self.pixel_budget = model_id, pixel_budget
         self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        self.model = PlumeForEmbedding.from_pretrained(model_id).to(self.device).eval()
+        self.model = PlumeForEmbedding.from_pretrained(model_id, dtype=dtype).to(self.device).eval()
         self.processor = PlumeProcessor.from_pretrained(model_id)
 
     @property
