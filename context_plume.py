@@ -12,6 +12,7 @@ post-norm last-layer states. Three implementations that agree to rounding:
 
 import inspect
 from abc import ABC, abstractmethod
+from functools import partial
 from typing import Any
 
 import torch
@@ -164,3 +165,17 @@ class PassCache(Cache):
 TrainingContext = (
     CheckpointedContext if hasattr(Qwen2VLDecoderLayer, "_can_checkpoint_with_cache") else RecomputedContext
 )
+
+
+def context_class(language_model: Any) -> type[Context]:
+    """The context that a decoder can be read with as it is set.
+
+    Reentrant checkpointing runs a layer without gradient first, so that what it keeps for later passes has none: there
+    the whole sequence is read again.
+    """
+    layers = [layer for layer in language_model.layers if layer.training and layer.gradient_checkpointing]
+    if not layers:
+        return CachedContext
+    functions: list[partial] = [layer._gradient_checkpointing_func for layer in layers]
+    reentrant = any(function.keywords.get("use_reentrant", True) for function in functions)  # torch's default
+    return RecomputedContext if reentrant else TrainingContext

@@ -15,6 +15,9 @@ from huggingface_hub import CommitInfo, HfApi
 
 # Weights of an earlier upload in other pieces would be loaded instead of the new ones.
 WEIGHT_FILES = ["model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json"]
+# What says how sentence-transformers drives the model; a repository's own stay.
+ST_FILES = ("modules.json", "sentence_bert_config.json", "config_sentence_transformers.json")
+PUSH_OPTIONS = ("commit_message", "commit_description", "private", "token", "revision", "create_pr")
 HUB_OPTIONS = ("revision", "subfolder", "token", "cache_dir", "local_files_only", "force_download")
 
 _MODALITY = {"method": "forward", "method_output_name": "embeddings"}
@@ -38,7 +41,8 @@ _TRANSFORMER = {
         "message": {**_MODALITY, "format": "structured"},
     },
     "module_output_name": "sentence_embedding",
-    "processing_kwargs": {"chat_template": {"add_generation_prompt": True}},
+    # Where a text is cut, the processor keeps the ending: sentence-transformers shall not write its own over it.
+    "processing_kwargs": {"chat_template": {"add_generation_prompt": True, "restore_suffix": False}},
     "unpad_inputs": False,  # flattened inputs would lose the rows that the rollout needs
 }
 
@@ -129,7 +133,7 @@ def push_saved(
     revision: str | None = None,
     create_pr: bool = False,
 ) -> CommitInfo:
-    """Upload what ``save`` writes into a folder; the card of an existing repository is kept.
+    """Upload what ``save`` writes into a folder; card and settings of sentence-transformers of the repository are kept.
 
     Args:
         save: Saves into the folder it is given.
@@ -144,6 +148,9 @@ def push_saved(
     api = HfApi(token=token)
     repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
     with tempfile.TemporaryDirectory() as folder:
+        for name in ST_FILES:
+            if api.file_exists(repo_id, name, revision=revision):
+                api.hf_hub_download(repo_id, name, revision=revision, local_dir=folder)
         save(folder)
         has_weights = any(Path(folder).glob("model*.safetensors"))  # a processor has none
         return api.upload_folder(

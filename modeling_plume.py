@@ -29,9 +29,9 @@ from transformers.utils import ModelOutput
 
 from .checks_plume import check_prefix, check_suffix, warn_of_emulation
 from .configuration_plume import PlumeConfig
-from .context_plume import CachedContext, Context, TrainingContext
+from .context_plume import Context, context_class
 from .decode_plume import can_decode  # noqa: F401 (older loaders of remote code copy direct imports only)
-from .hub_files_plume import HUB_OPTIONS, push_saved, write_hub_files
+from .hub_files_plume import HUB_OPTIONS, PUSH_OPTIONS, push_saved, write_hub_files
 from .latent_plume import LatentExperts, LatentRouter, LatentTransition
 from .packed_plume import PackedWeights
 from .patches_plume import LinearPatchEmbed
@@ -221,6 +221,7 @@ class PlumeForEmbedding(Qwen2VLForConditionalGeneration):
 
     def _score(self, states_BSD: torch.Tensor, ids_BS: torch.Tensor, mask_BS: torch.Tensor) -> torch.Tensor:
         """Log-probability of the masked suffix tokens; only their states meet the LM head."""
+        mask_BS, ids_BS = mask_BS.to(states_BSD.device), ids_BS.to(states_BSD.device)
         logits_NV = self.lm_head(states_BSD[:, :-1][mask_BS]).float()
         scores_N = -nn.functional.cross_entropy(logits_NV, ids_BS[mask_BS], reduction="none")
         return torch.zeros(mask_BS.shape, device=mask_BS.device).masked_scatter(mask_BS, scores_N)
@@ -268,11 +269,10 @@ class PlumeForEmbedding(Qwen2VLForConditionalGeneration):
         )
         reserved = attention_mask.new_ones(len(input_ids), num_reserved)
         decoder = self.model.language_model
-        checkpointing = decoder.layers[0].training and decoder.layers[0].gradient_checkpointing
         experts = self.latent_transition.experts
         fast = not (torch.is_grad_enabled() or self.training)
         packed = self._packed.of(decoder, experts) if self._packed is not None and fast else None
-        return (TrainingContext if checkpointing else CachedContext)(
+        return context_class(decoder)(
             decoder, inputs_embeds, torch.cat([attention_mask, reserved], dim=-1), position_ids, packed
         )
 
@@ -365,12 +365,13 @@ class PlumeForEmbedding(Qwen2VLForConditionalGeneration):
         **kwargs: Any,
     ) -> None:
         """Save weights, configuration, code, model card and the sentence-transformers files."""
+        pushed = {name: kwargs.pop(name) for name in PUSH_OPTIONS if name in kwargs}
         # Tensors keep the names of our modules: Trainer restores a checkpoint by these names, and with the Hub's older
         # ones it would go on from fresh weights with no more than a warning.
         super().save_pretrained(save_directory, *args, **{"save_original_format": False, **kwargs})
         write_hub_files(save_directory)
         if push_to_hub:
-            self.push_to_hub(repo_id or os.path.basename(os.path.normpath(save_directory)))
+            self.push_to_hub(repo_id or os.path.basename(os.path.normpath(save_directory)), **pushed)
 
     def push_to_hub(self, repo_id: str, **kwargs: Any) -> CommitInfo:  # type: ignore[override]
         """Upload all that :meth:`save_pretrained` writes; options of :func:`~plume.hub_files_plume.push_saved`."""
@@ -380,8 +381,8 @@ class PlumeForEmbedding(Qwen2VLForConditionalGeneration):
 def _state_at(states_BTD: torch.Tensor, ids_BT: torch.Tensor, token_id: int) -> torch.Tensor:
     """The state at the last occurrence of ``token_id`` in each row, ``(B, D)``."""
     order_BT = torch.arange(1, ids_BT.shape[1] + 1, device=ids_BT.device) * (ids_BT == token_id)
-    index_B = order_BT.argmax(dim=-1)
-    return states_BTD[torch.arange(len(ids_BT), device=ids_BT.device), index_B]
+    index_B = order_BT.argmax(dim=-1).to(states_BTD.device)  # a split model has its last states elsewhere
+    return states_BTD[torch.arange(len(index_B), device=index_B.device), index_B]
 
 
 def _refuse_missing(source: str | os.PathLike, missing: set[str]) -> None:

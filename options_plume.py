@@ -8,7 +8,10 @@ _LIMITS = {"min_pixels", "max_pixels"}
 _KNOWN = {"text": set(_TEXT_OPTIONS), "image": _LIMITS, "video": {*_LIMITS, "num_frames"}}
 # The libraries send these to every processor. They mean nothing here unless they are set to something.
 _UNSET = ("audio", "audio_kwargs", "load_audio_from_video", "do_sample_frames", "tools", "documents",
-          "continue_final_message", "return_assistant_tokens_mask", "sanitize_control_tokens")  # fmt: skip
+          "continue_final_message", "return_assistant_tokens_mask", "sanitize_control_tokens",
+          "restore_suffix")  # fmt: skip
+# Media have one form each, and frames are evenly spaced by their number, whatever a clip says of itself.
+_WITHOUT_EFFECT = {"image": ("return_tensors", "padding"), "video": ("return_tensors", "padding", "video_metadata")}
 
 
 def split_options(kwargs: dict[str, Any]) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
@@ -30,11 +33,13 @@ def split_options(kwargs: dict[str, Any]) -> tuple[dict[str, dict[str, Any]], di
         for kind in ("image", "video") if name in _LIMITS else ("video",):
             options[kind].setdefault(name, left[name])
         del left[name]
+    if video.get("do_sample_frames") is False:
+        del video["do_sample_frames"]
     for name in _UNSET:
         if left.get(name) in (None, False, [], {}) or name == "audio_kwargs":
             left.pop(name, None)
     for kind, chosen in options.items():
-        for name in ("return_tensors", "padding") if kind != "text" else ():
+        for name in _WITHOUT_EFFECT.get(kind, ()):
             chosen.pop(name, None)
         _check(kind, chosen)
     return options, left

@@ -24,7 +24,7 @@ PACKAGES = {
 }
 EXTRAS = {
     "st": ["sentence-transformers>=5.4"],
-    "video": ["av>=12"],
+    "video": ["av>=14.1"],
     "train": [
         "transformers>=5.19,<6",
         "trl>=1.16,<2",
@@ -33,7 +33,7 @@ EXTRAS = {
         "accelerate",
         "peft",
     ],
-    "eval": ["mteb>=2.26,<2.27", "sentence-transformers>=5.4", "datasets", "matplotlib", "av>=12"],
+    "eval": ["mteb>=2.26,<2.27", "sentence-transformers>=5.4", "datasets", "matplotlib", "av>=14.1"],
 }
 EXTRAS["bench"] = [*EXTRAS["train"], "matplotlib"]
 # The core tests also run on the oldest supported libraries, which are too old for training.

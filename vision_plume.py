@@ -9,9 +9,13 @@ The values equal those of transformers' PIL image processor for Qwen2-VL bit for
 
 import math
 import os
+import struct
+from base64 import b64decode
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from io import BytesIO
 from typing import Any
+from urllib.request import Request, urlopen
 
 import numpy as np
 import torch
@@ -26,6 +30,10 @@ except ImportError:  # the extra `video`
 
 _MAX_ASPECT_RATIO = 200
 _MAX_16_BIT = 65535
+_TIMEOUT = 20.0  # seconds to wait for an answer
+_FORMATS_REFUSED = {"EPS"}  # a program, which Pillow would hand to Ghostscript
+# Formats of clips by name: a "clip" that is a playlist would make the decoder open other files and addresses.
+CLIP_FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpeg,mpegts,gif,ogg,flv,asf"
 
 
 @contextmanager
@@ -50,8 +58,9 @@ def load_image(source: Any) -> Image.Image:
         ValueError: If the source is unreadable, corrupt or of an unknown kind.
     """
     if isinstance(source, (str, os.PathLike)):
-        with _as_value_error(f"The image {str(source)[:200]!r}", (OSError, ValueError, SyntaxError)):
-            source = Image.open(source) if os.path.isfile(source) else image_utils.load_image(os.fspath(source))
+        unreadable = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
+        with _as_value_error(f"The image {str(source)[:200]!r}", unreadable):
+            source = _open_image(os.fspath(source))
     elif isinstance(source, (np.ndarray, torch.Tensor)):
         source = _array_to_image(_as_array(source))
     if not isinstance(source, Image.Image):
@@ -59,11 +68,33 @@ def load_image(source: Any) -> Image.Image:
             f"An image is given as {type(source).__name__}. Pass a PIL image, a path, a URL, or an array of shape "
             "(H, W, 3)."
         )
-    with _as_value_error("The image", (OSError, SyntaxError, UnidentifiedImageError)):
+    # Pillow raises the last three for EXIF data that are cut off.
+    with _as_value_error(
+        "The image", (OSError, SyntaxError, UnidentifiedImageError, struct.error, KeyError, TypeError)
+    ):
         source = ImageOps.exif_transpose(source)
-        if source.mode.startswith("I") or source.mode == "F":
+        if source.mode.startswith("I;16"):  # the range is known, however dark the picture
+            source = _array_to_image(np.asarray(source).astype(np.float32) / _MAX_16_BIT)
+        elif source.mode in ("I", "F"):
             source = _array_to_image(np.asarray(source))
         return source.convert("RGB")
+
+
+def _open_image(source: str) -> Image.Image:
+    """A picture from a path, a URL, a data URI or base64, not decoded yet."""
+    if os.path.isfile(source):
+        file: Any = source
+    elif source.startswith(("http://", "https://")):
+        with urlopen(Request(source, headers={"User-Agent": "plume-embedding"}), timeout=_TIMEOUT) as answer:
+            file = BytesIO(answer.read())
+    else:
+        encoded = source.partition(",")[2] if source.startswith("data:") else source
+        try:
+            file = BytesIO(b64decode("".join(encoded.split()), validate=True))
+        except ValueError as error:
+            raise FileNotFoundError("no such file, and neither URL nor base64") from error
+    Image.init()
+    return Image.open(file, formats=[name for name in Image.OPEN if name not in _FORMATS_REFUSED])
 
 
 def _as_array(values: np.ndarray | torch.Tensor) -> np.ndarray:
@@ -145,7 +176,7 @@ def _decode_video(path: str, num_frames: int) -> list[Image.Image]:
             "or pass the frames as a list of images."
         )
     with _as_value_error(f"The video {path!r}", (OSError, av.FFmpegError, IndexError)):
-        with av.open(path) as container:
+        with _open_video(path) as container:
             total = container.streams.video[0].frames
         frames = _decode_frames(path, _evenly_spaced(total, num_frames)) if total else []
         if len(frames) < min(total, num_frames) or not total:  # the header is silent or wrong: count by decoding
@@ -156,8 +187,13 @@ def _decode_video(path: str, num_frames: int) -> list[Image.Image]:
     return frames
 
 
+def _open_video(path: str) -> Any:
+    protocols = "http,https,tcp,tls" if path.startswith(("http://", "https://")) else "file"
+    return av.open(path, options={"format_whitelist": CLIP_FORMATS, "protocol_whitelist": protocols})
+
+
 def _iterate_frames(path: str) -> Iterator[Any]:
-    with av.open(path) as container:
+    with _open_video(path) as container:
         yield from container.decode(video=0)
 
 

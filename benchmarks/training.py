@@ -49,7 +49,7 @@ def build_rows(pairs: int, prefix: int, suffix: int, num_latent_steps: int = _NU
         "suffix_mask": torch.ones_like(tail, dtype=torch.bool),
         "num_latent_steps": num_latent_steps,
     }
-    return Rows(inputs, [""] * 2 * pairs, [(0, 0)] * 2 * pairs)
+    return Rows(inputs, [""] * 2 * pairs, [(0, 0)] * 2 * pairs, 2 * pairs)
 
 
 def train_step(model: PlumeForEmbedding, rows: Rows, chunks: Sequence[Rows]) -> None:

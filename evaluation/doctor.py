@@ -106,6 +106,8 @@ def _check_metric(result: Mapping[str, Any], row: Row) -> Iterator[Finding]:
     condition = result["condition"]
     if result["metric"] != row.metric:
         yield Finding("fault", "metric", f"{row.id}: {result['metric']} instead of {row.metric}")
+    if condition["definition"] != row.definition:
+        yield Finding("fault", "task", f"{row.id}: scored under another wording, pool or parser than the table has")
     if condition["num_frames"] != row.num_frames:
         yield Finding(
             "fault", "frames", f"{row.id}: {condition['num_frames']} per clip, the table has {row.num_frames}"

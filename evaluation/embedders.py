@@ -14,6 +14,8 @@ from transformers import AutoConfig
 
 from plume import PlumeForEmbedding, PlumeProcessor
 
+# Files beside the weights that change vectors.
+_SETTINGS = ("config.json", "processor_config.json", "tokenizer.json", "chat_template.jinja")
 _MANY_FRAMES = 1_000_000  # frames are chosen by the task: the processor keeps all that it is given
 
 
@@ -175,22 +177,31 @@ def processor_condition(processor: PlumeProcessor, latent_steps: int) -> dict[st
 
 
 def fingerprint(path: str | Path, revision: str | None = None) -> dict[str, Any]:
-    """What identifies a checkpoint: a hash over the weights of a folder, the commit of a Hub id."""
+    """What identifies a checkpoint: hashes over weights and settings of a folder, the commit of a Hub id."""
     folder = Path(path)
     if not folder.is_dir():
         config = AutoConfig.from_pretrained(path, revision=revision or "main")
         return {"name": str(path), "revision": config._commit_hash}
+    settings = [folder / name for name in _SETTINGS if (folder / name).is_file()]
+    return {
+        "name": folder.name,
+        "hash": _hash_files(sorted(folder.glob("*.safetensors"))),
+        "settings": _hash_files(settings),
+    }
+
+
+def _hash_files(files: Sequence[Path]) -> str:
     digest = hashlib.blake2b(digest_size=16)
-    for file in sorted(folder.glob("*.safetensors")):
+    for file in files:
         with file.open("rb") as opened:
             for block in iter(lambda: opened.read(1 << 24), b""):
                 digest.update(block)
-    return {"name": folder.name, "hash": digest.hexdigest()}
+    return digest.hexdigest()
 
 
-def weights_hash(model: torch.nn.Module) -> str:
-    """A hash over the weights of a model in memory."""
-    digest = hashlib.blake2b(digest_size=16)
+def weights_hash(model: PlumeForEmbedding) -> str:
+    """A hash over the weights and the configuration of a model in memory."""
+    digest = hashlib.blake2b(model.config.to_json_string().encode(), digest_size=16)
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)

@@ -10,12 +10,13 @@
 import hashlib
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from datasets import Dataset
+from datasets import Dataset, Image, List, Video
 from mteb import TaskMetadata
 from mteb.models.model_meta import ModelMeta, ScoringFunction
 from mteb.types import PromptType
@@ -224,9 +225,37 @@ def _flush(waiting: list[np.ndarray], parts: list[np.ndarray], keep: VectorStore
 
 
 def digest(dataset: Dataset) -> str:
-    """A hash over ids and texts of one side of a task: which data were embedded, whatever their revision is called."""
-    columns = {name: list(dataset[name]) for name in ("id", "text", "medium") if name in dataset.column_names}
-    return hashlib.blake2b(json.dumps(columns).encode(), digest_size=16).hexdigest()
+    """A hash over one side of a task: which data were embedded, whatever their revision is called.
+
+    Ids and texts count, the bytes of media that lie in the data, and of files their name, the name of their folder and
+    their size, which are the same on every machine.
+    """
+    columns = [name for name in ("id", "text", "medium", "image", "video") if name in dataset.column_names]
+    plain = dataset.select_columns(columns).with_format(None)
+    for name in {"image", "video"} & set(columns):
+        plain = plain.cast_column(name, _undecoded(plain.features[name]))
+    hashed = hashlib.blake2b(digest_size=16)
+    for row in plain:
+        hashed.update(json.dumps({name: _told(value) for name, value in row.items()}).encode())
+    return hashed.hexdigest()
+
+
+def _undecoded(feature: Any) -> Any:
+    if isinstance(feature, List):
+        return List(_undecoded(feature.feature))
+    return replace(feature, decode=False) if isinstance(feature, (Image, Video)) else feature
+
+
+def _told(value: Any) -> Any:
+    """What of a cell goes into the hash: a text as it is, a medium by its bytes or by its file."""
+    if isinstance(value, list):
+        return [_told(part) for part in value]
+    if not isinstance(value, dict):
+        return value
+    if value["bytes"] is not None:
+        return hashlib.blake2b(value["bytes"], digest_size=16).hexdigest()
+    file = Path(value["path"])
+    return [file.parent.name, file.name, file.stat().st_size]
 
 
 def describe(vectors: np.ndarray) -> dict[str, Any]:

@@ -30,8 +30,8 @@ def radar(columns: Sequence[Column], table: Table, file: str | Path) -> list[str
     """
     several = len({column.protocol for column in columns}) > 1
     without = table.meta.get("incomparable", ()) if several else ()
-    values = {column.model: means(column, table.rows, without) for column in columns}
-    groups = [group for group in table.groups() if all(v[group] is not None for v in values.values())]
+    values = [means(column, table.rows, without) for column in columns]
+    groups = [group for group in table.groups() if all(found[group] is not None for found in values)]
     sizes = [sum(row.id not in without for row in table.groups()[group]) for group in groups]
     if len(groups) < 3 or len(columns) > len(PALETTE):
         raise ValueError(
@@ -43,8 +43,8 @@ def radar(columns: Sequence[Column], table: Table, file: str | Path) -> list[str
     title = f"{table.meta.get('benchmark')}, mean per group (tasks), percent"
     figure.suptitle(title + (f"\nwithout {', '.join(without)}" if without else ""), fontsize=10)
     axes: Any = figure.add_subplot(projection="polar")
-    for column, color in zip(columns, PALETTE, strict=False):
-        heights = [values[column.model][group] or 0.0 for group in groups]
+    for column, found, color in zip(columns, values, PALETTE, strict=False):
+        heights = [found[group] or 0.0 for group in groups]
         axes.plot([*angles, angles[0]], [*heights, heights[0]], color=color, linewidth=1.8, label=column.model)
     axes.set_theta_offset(np.pi / 2)
     axes.set_theta_direction(-1)
@@ -63,17 +63,18 @@ def radar(columns: Sequence[Column], table: Table, file: str | Path) -> list[str
 def measured_points(
     columns: Sequence[Column], table: Table, costs: Sequence[Mapping[str, Any]]
 ) -> list[dict[str, Any]]:
-    """Points for :func:`tradeoff`: the mean over all tasks of each column with the latency of its system.
+    """Points for :func:`tradeoff`: the mean over all tasks of each column with the time per input of its system.
 
     Args:
         columns: Our results, whose condition says which system they are.
         table: The tasks.
-        costs: ``rows`` of the efficiency command: ``system``, ``modality``, ``latency_ms`` with a ``mean``.
+        costs: ``rows`` of the efficiency command: ``system``, ``modality``, ``throughput`` with a ``mean`` (inputs per
+            second).
 
     Raises:
         ValueError: If a column lacks a task or its system has no cost.
     """
-    latencies = {row["system"]: row["latency_ms"]["mean"] for row in costs if row["modality"] == "all"}
+    latencies = {row["system"]: 1000 / row["throughput"]["mean"] for row in costs if row["modality"] == "all"}
     points = []
     for column in columns:
         steps = column.condition.get("latent_steps")

@@ -139,6 +139,7 @@ def condition_of(encoder: PlumeEncoder, task: TableTask) -> dict[str, Any]:
     return {
         "benchmark": row.benchmark,
         "version": row.version,
+        "definition": row.definition,
         "page_labels": row.page_labels,
         "metric": row.metric,
         "prompt_set": task.prompt_set,

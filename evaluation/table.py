@@ -17,9 +17,10 @@ other file with the same schema runs through the same path. ``meta`` names ``ben
 Keys that are not listed here are kept in ``extras`` and end up beside the score.
 """
 
+import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +74,13 @@ class Row:
     mteb: Sequence[str] = ()
     note: str | None = None
     extras: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def definition(self) -> str:
+        """A hash over what of the row shapes a score, beside what a result names itself."""
+        aside = ("group", "modality", "archive", "num_queries", "mteb", "note", "extras")
+        kept = {name: value for name, value in asdict(self).items() if name not in aside}
+        return hashlib.blake2b(json.dumps(kept, sort_keys=True).encode(), digest_size=8).hexdigest()
 
     def instruction(self, side: str, prompt_set: str = "clean") -> Any:
         """Instruction of a side (``"query"`` or ``"candidate"``) in a prompt set."""

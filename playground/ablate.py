@@ -107,10 +107,9 @@ class Sweep:
         self.settings = _settings(recipe)
         folder.mkdir(parents=True, exist_ok=True)
         file, described = folder / PLAN, json.loads(json.dumps({**asdict(plan), "settings": self.settings}))
-        if not file.exists():
-            write_json(file, described)
-        elif {**asdict(Plan()), **json.loads(file.read_text("utf-8"))} != described:
+        if file.exists() and {**asdict(Plan()), **json.loads(file.read_text("utf-8"))} != described:
             raise ValueError(f"{file} was written for another plan: its runs would mix. Give another --output.")
+        write_json(file, described)  # an older file lacks newer fields
 
     def write_world(self) -> None:
         """Write training pairs and evaluation tasks where they are missing."""

@@ -49,7 +49,7 @@ def collect(folder: Path, results: Path) -> list[dict[str, Any]]:
     """
     kept, plan = results / "results", json.loads((folder / PLAN).read_text("utf-8"))
     rows = json.loads((kept / ROWS).read_text("utf-8")) if (kept / ROWS).exists() else []
-    if rows and {**plan, **json.loads((kept / PLAN).read_text("utf-8"))} != plan:
+    if rows and json.loads((kept / PLAN).read_text("utf-8")) != plan:
         raise ValueError(f"{kept / PLAN} is another plan than that of {folder}: one table cannot hold both. {_MEND}")
     stages = {int(stage.name.partition("-")[2]): stage for stage in folder.glob("explicit-*[0-9]")}
     starts = {seed: fingerprint(stage)["hash"] for seed, stage in stages.items()}

@@ -85,6 +85,15 @@ def test_results_behind_another_start_are_not_mixed(tmp_path):
         run(tmp_path, "--variants", "k4")
 
 
+def test_results_of_a_plan_that_lacks_a_newer_field_are_not_taken_for_any(tmp_path):
+    (tmp_path / "plan.json").write_text('{"explicit_rate": 0.4}')
+    (tmp_path / "docs/results").mkdir(parents=True)
+    (tmp_path / "docs/results/plan.json").write_text("{}")
+    (tmp_path / "docs/results/ablations.json").write_text('[{"seed": 0}]')
+    with pytest.raises(ValueError, match="another plan"):
+        collect(tmp_path, tmp_path / "docs")
+
+
 def test_runs_without_their_explicit_stage_are_refused(tmp_path):
     (tmp_path / "plan.json").write_text("{}")
     (tmp_path / "full-0.json").write_text('[{"seed": 0}]')

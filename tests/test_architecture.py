@@ -94,13 +94,14 @@ TRAINING_ARROWS = {
     "grad_cache": {"losses"},
     "config": {"curriculum", "losses"},
     "collator": {"config", "curriculum", "data"},
+    "card": {"config"},
     "dry_run": {"collator", "config"},
     "callbacks": {"sampler"},
     "learning_rate": {"curriculum"},
     "trainer": {
-        "callbacks", "learning_rate", "collator", "config", "curriculum", "diagnostics", "distributed", "grad_cache", "losses", "sampler"
+        "callbacks", "card", "learning_rate", "collator", "config", "curriculum", "diagnostics", "distributed", "grad_cache", "losses", "sampler"
     },
-    "train": {"config", "data", "dry_run", "trainer"},
+    "train": {"collator", "config", "data", "dry_run", "trainer"},
 }  # fmt: skip
 
 

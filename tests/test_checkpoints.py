@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -152,35 +153,48 @@ def test_saving_keeps_an_existing_card(model, tmp_path):
     assert (tmp_path / "README.md").read_text() == "mine"
 
 
-@pytest.fixture
-def hub(monkeypatch) -> dict[str, str]:
-    """A hub that records what arrives: path in the repository -> text, or "" for binary files."""
-    from pathlib import Path
+class Hub(dict):
+    """What arrives at a hub: path in the repository -> text, or "" for binary files; and the options of the calls."""
 
+    def __init__(self):
+        super().__init__()
+        self.options = {}
+
+
+@pytest.fixture
+def hub(monkeypatch) -> Hub:
     from huggingface_hub import HfApi, RepoUrl
     from huggingface_hub.utils import filter_repo_objects
 
-    received: dict[str, str] = {}
+    received = Hub()
 
     def upload_folder(self, *, repo_id, folder_path, ignore_patterns=None, delete_patterns=None, **kwargs):
         assert repo_id == "org/plume"
+        received.options |= kwargs
         for name in list(filter_repo_objects(received, allow_patterns=delete_patterns or [])):
             del received[name]
         for path in Path(folder_path).iterdir():
             if path.name not in (ignore_patterns or ()):
                 received[path.name] = "" if path.suffix == ".safetensors" else path.read_text()
 
-    monkeypatch.setattr(
-        HfApi, "create_repo", lambda self, repo_id, **kwargs: RepoUrl(f"https://huggingface.co/{repo_id}")
-    )
+    def create_repo(self, repo_id, **kwargs):
+        received.options |= kwargs
+        return RepoUrl(f"https://huggingface.co/{repo_id}")
+
+    def hf_hub_download(self, repo_id, filename, *, local_dir, **kwargs):
+        Path(local_dir, filename).write_text(received[filename])
+
+    monkeypatch.setattr(HfApi, "create_repo", create_repo)
+    monkeypatch.setattr(HfApi, "hf_hub_download", hf_hub_download)
     monkeypatch.setattr(HfApi, "file_exists", lambda self, repo_id, filename, **kwargs: filename in received)
     monkeypatch.setattr(HfApi, "upload_folder", upload_folder)
     return received
 
 
 @pytest.mark.parametrize("while_saving", [False, True])
-def test_pushing_sends_code_st_files_processor_and_card(model, processor, hub, tmp_path, while_saving):
-    for part in (model, processor):
+@pytest.mark.parametrize("order", [1, -1])
+def test_pushing_sends_code_st_files_processor_and_card(model, processor, hub, tmp_path, while_saving, order):
+    for part in (model, processor)[::order]:
         if while_saving:
             part.save_pretrained(tmp_path, push_to_hub=True, repo_id="org/plume")
         else:
@@ -201,6 +215,32 @@ def test_pushing_replaces_weights_in_other_pieces_and_nothing_else(model, proces
     assert "model-00001-of-00002.safetensors" in hub
     model.push_to_hub("org/plume")
     assert sorted(name for name in hub if "safetensors" in name) == ["lora/adapter.safetensors", "model.safetensors"]
+
+
+def test_pushing_keeps_how_sentence_transformers_drives_the_model(model, processor, hub):
+    """Of a repository that sentence-transformers wrote, with prompts and a module of its own."""
+    theirs = {"__version__": {}, "prompts": {"query": "Theirs: ", "document": ""}, "similarity_fn_name": "dot"}
+    hub |= {
+        "modules.json": '[{"path": ""}, {"path": "1_Dense"}]',
+        "config_sentence_transformers.json": json.dumps(theirs),
+    }
+    for part in (model, processor):
+        part.push_to_hub("org/plume")
+        assert len(json.loads(hub["modules.json"])) == 2
+        settings = json.loads(hub["config_sentence_transformers.json"])
+        assert (settings["prompts"], settings["similarity_fn_name"]) == (theirs["prompts"], "dot")
+
+
+@pytest.mark.parametrize("while_saving", [False, True])
+def test_a_private_upload_stays_private(model, processor, hub, tmp_path, while_saving):
+    chosen = {"private": True, "create_pr": True, "commit_message": "Mine"}
+    for part in (model, processor):
+        hub.options.clear()
+        if while_saving:
+            part.save_pretrained(tmp_path, push_to_hub=True, repo_id="org/plume", **chosen)
+        else:
+            part.push_to_hub("org/plume", **chosen)
+        assert chosen.items() <= hub.options.items()
 
 
 def test_pushing_keeps_the_card_of_the_repository(model, hub):

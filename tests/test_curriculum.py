@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from plume.training import curriculum as module
-from plume.training.curriculum import Curriculum, Stage, split_segments
+from plume.training.curriculum import Curriculum, split_segments
 from plume.training.learning_rate import stage_factor
 from plume.training.sampler import SubBatchSampler
 
@@ -110,10 +110,6 @@ def test_latent_steps_are_left_out_of_the_final_stage_only():
     final = [stage.num_latent_steps for stage in stages if stage.is_final]
     assert set(final) == {0, 8}
     assert 0.1 < final.count(0) / len(final) < 0.5
-
-
-def test_stages_know_only_numbers():
-    assert Stage(1, 4, 2) == Stage(1, 4, 2)
 
 
 def test_the_learning_rate_is_scaled_per_stage_and_rises_anew():

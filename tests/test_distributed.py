@@ -9,8 +9,10 @@ for module in ("ray", "pyarrow", "pypdfium2"):
 import pyarrow as pa
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
+from PIL import Image
 
 from examples.distributed.chunks import embed_chunk, unfinished
+from examples.distributed.one_machine import run_processes
 from examples.distributed.plan import make_plan
 from examples.shared.encoder import Encoder
 from examples.shared.lock import locked
@@ -138,6 +140,32 @@ def test_a_parquet_corpus_and_documents_that_fail(encoder, tmp_path):
     pq.write_table(pa.Table.from_pylist([rows[0]] * 2, schema=schema), tmp_path / "twice.parquet")
     with pytest.raises(ValueError, match="occurs twice"):
         make_plan(tmp_path / "twice.parquet", tmp_path / "other", encoder, 4)
+
+
+def test_one_machine_goes_on_behind_a_document_that_fails(checkpoint, encoder, tmp_path):
+    (tmp_path / "corpus").mkdir()
+    noise_image(1).save(tmp_path / "corpus" / "a.png")
+    Image.new("RGB", (9000, 30)).save(tmp_path / "corpus" / "banner.png")
+    (tmp_path / "corpus" / "c.txt").write_text("a red bus")
+    make_plan(tmp_path / "corpus", tmp_path / "job", encoder, 4)
+    run_processes(tmp_path / "job", encoder, ["cpu"])
+    found = {row["path"]: row for row in results(tmp_path / "job").values()}
+    assert {path for path, row in found.items() if row["error"]} == {"banner.png"}
+    assert "longer than wide" in found["banner.png"]["error"]
+    assert np.abs(found["c.txt"]["vector"] - encoder.encode(["a red bus"])[0]).max() <= 1e-5
+
+
+def test_a_plan_removes_nothing_that_is_not_its_own(corpus, encoder, tmp_path):
+    (tmp_path / "plan").mkdir()
+    (tmp_path / "plan" / "notes.md").write_text("mine")
+    (tmp_path / "writing").mkdir()
+    (tmp_path / "writing" / "chapter.md").write_text("mine")
+    with pytest.raises(ValueError, match=r"holds notes\.md, which is no part of a job"):
+        make_plan(corpus, tmp_path, encoder, 4)
+    (tmp_path / "plan" / "notes.md").rename(tmp_path / "notes.md")
+    make_plan(corpus, tmp_path, encoder, 4)
+    assert unfinished(tmp_path)
+    assert (tmp_path / "writing" / "chapter.md").read_text() == "mine"
 
 
 def test_a_folder_holds_one_job(corpus, encoder, tmp_path):

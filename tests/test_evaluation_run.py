@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import mteb
 import numpy as np
@@ -240,6 +241,42 @@ def test_results_and_vectors_of_another_condition_are_refused(world, checkpoint,
         model.latent_transition.experts.down_bias.add_(1.0)
     with pytest.raises(ValueError, match="vectors of another checkpoint"):  # weights in memory are told apart
         evaluate(ModelEmbedder(model, processor), ROWS[:1], world, tmp_path, progress=False)
+
+
+def test_vectors_of_other_frames_or_media_are_not_reused(world, embedder, tmp_path):
+    """The texts of a task of clips may all be the same."""
+    rows, moved = select(TABLE, ["MSVD"]), tmp_path / "media"
+    evaluate(embedder, rows, world, tmp_path / "eight", progress=False)
+    vectors, seen = tmp_path / "eight" / "vectors", embedder.seen
+    [four] = evaluate(embedder, rows, world, tmp_path / "four", num_frames=4, vectors=vectors, progress=False)
+    assert embedder.seen > seen
+    [alone] = evaluate(embedder, rows, world, num_frames=4, progress=False)
+    assert four["scores"] == alone["scores"]
+    assert four["vectors"] == alone["vectors"]
+    shutil.copytree(world, moved)
+    seen = embedder.seen
+    evaluate(embedder, rows, world, tmp_path / "moved", vectors=vectors, media_root=moved, progress=False)
+    assert embedder.seen == seen  # the same files elsewhere
+    for frame in moved.rglob("frame_1.jpg"):
+        noise_image(7, 32, 32).save(frame, format="PNG")
+    evaluate(embedder, rows, world, tmp_path / "other", vectors=vectors, media_root=moved, progress=False)
+    assert embedder.seen > seen
+
+
+def test_settings_of_a_checkpoint_and_the_wording_of_a_task_are_part_of_the_condition(world, checkpoint, tmp_path):
+    other = tmp_path / "checkpoint"
+    shutil.copytree(checkpoint, other)
+    evaluate(other, ROWS[:1], world, tmp_path / "out", progress=False)
+    reworded = replace(ROWS[0], query=replace(ROWS[0].query, instruction="Look at it."))
+    with pytest.raises(ValueError, match="definition: "):
+        evaluate(other, [reworded], world, tmp_path / "out", progress=False)
+    settings = json.loads((other / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps({**settings, "num_active_experts": 1}))
+    with pytest.raises(ValueError, match="checkpoint: "):
+        evaluate(other, ROWS[:1], world, tmp_path / "out", progress=False)
+    (tmp_path / "out" / "ImageNet-1K.json").unlink()
+    with pytest.raises(ValueError, match="vectors of another checkpoint"):
+        evaluate(other, ROWS[:1], world, tmp_path / "out", progress=False)
 
 
 def test_fewer_dimensions_reuse_the_vectors(world, embedder, tmp_path):

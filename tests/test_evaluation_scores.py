@@ -3,8 +3,10 @@
 import copy
 import json
 import random
+from dataclasses import replace
 
 import pytest
+from matplotlib.projections.polar import PolarAxes
 from PIL import Image
 
 from plume.evaluation.__main__ import main
@@ -44,7 +46,7 @@ def write_results(folder, scores=None, **changes):
         condition = {
             "benchmark": "MMEB-v2", "version": "v2.1", "page_labels": "fixed", "metric": row.metric,
             "prompt_set": "clean", "num_frames": row.num_frames, "dim": None, "dataset": dict(row.dataset),
-            "latent_steps": 8, "checkpoint": {"hash": "1"},
+            "latent_steps": 8, "checkpoint": {"hash": "1"}, "definition": row.definition,
         }  # fmt: skip
         seen = {"count": 100, "distinct": 100, "mean_cosine": 0.3, "dim": 8}
         result = {
@@ -226,6 +228,7 @@ def test_a_clean_folder_has_no_fault(tmp_path, capsys):
         (["condition", "prompt_set"], "official", "prompt_set"),
         (["condition", "checkpoint"], {"hash": "2"}, "checkpoint"),
         (["condition", "num_frames"], 4, "frames"),
+        (["condition", "definition"], "other", "task"),
         (["condition", "dataset", "repo"], "VLM2Vec/ViDoSeek-page", "data"),
         (["n"], 1141, "queries"),
         (["num_candidates"], 5000, "candidates"),
@@ -326,6 +329,20 @@ def test_the_radar_leaves_out_the_changed_tasks_where_versions_differ(tmp_path, 
     assert seen == [(), CHANGED, CHANGED]
 
 
+def test_the_radar_draws_each_column_whatever_its_name(tmp_path, monkeypatch):
+    drawn, plot = [], PolarAxes.plot
+
+    def recorded(self, angles, heights, **options):
+        drawn.append(heights)
+        return plot(self, angles, heights, **options)
+
+    monkeypatch.setattr(PolarAxes, "plot", recorded)
+    half = replace(UME, scores={task: score / 2 for task, score in UME.scores.items()})
+    radar([UME, half], TABLE, tmp_path / "radar.png")
+    assert len(drawn) == 2
+    assert drawn[1] == pytest.approx([height / 2 for height in drawn[0]])
+
+
 def test_the_radar_leaves_out_incomplete_groups_and_says_so(tmp_path):
     holed = Column("holed", "v", "wrong", {**UME.scores, "GQA": None})
     assert radar([UME, holed], TABLE, tmp_path / "radar.png") == ["I-QA"]
@@ -340,14 +357,14 @@ def test_the_tradeoff_joins_scores_and_latencies(tmp_path, capsys):
     for row in TABLE.rows:
         change(single, row.id, ["condition", "latent_steps"], 0)
     costs = [
-        {"system": system, "modality": modality, "latency_ms": {"mean": latency, "std": 1.0}}
+        {"system": system, "modality": modality, "throughput": {"mean": 1000 / latency, "std": 1.0}}
         for system, latency in (("plume-k8", 14.0), ("single-pass", 9.0))
         for modality in ("image", "all")
     ]
     (tmp_path / "efficiency.json").write_text(json.dumps({"rows": costs}))
     columns = [results_column(folder, TABLE) for folder in (ours, single)]
     points = measured_points(columns, TABLE, costs)
-    assert [(p["name"], p["latency_ms"], round(p["score"], 2)) for p in points] == [
+    assert [(p["name"], round(p["latency_ms"], 6), round(p["score"], 2)) for p in points] == [
         ("plume-k8", 14.0, 60.12),
         ("single-pass", 9.0, 58.02),
     ]

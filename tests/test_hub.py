@@ -422,6 +422,11 @@ def test_publishing_sends_everything_with_a_card_of_its_own(converted, tmp_path,
         (tmp_path / "folder" / private).write_text("{}")
     (tmp_path / "folder" / "checkpoint-5").mkdir()
     (tmp_path / "folder" / "checkpoint-5" / "optimizer.pt").write_text("x")
+    (tmp_path / "folder" / "1_Dense").mkdir()
+    (tmp_path / "folder" / "1_Dense" / "model.safetensors").write_text("x")
+    modules = json.loads((tmp_path / "folder" / "modules.json").read_text())
+    dense = {"idx": 1, "name": "1", "path": "1_Dense", "type": "sentence_transformers.base.modules.dense.Dense"}
+    (tmp_path / "folder" / "modules.json").write_text(json.dumps([*modules, dense]))
     scores = {"data_version": "fixed pages", "condition": "K = 4, fp32", "tasks": {"toy": 12.5}}
     (tmp_path / "folder" / "scores.json").write_text(json.dumps(scores))
     sent: dict[str, str] = {}
@@ -446,6 +451,7 @@ def test_publishing_sends_everything_with_a_card_of_its_own(converted, tmp_path,
         name for name in sent if "checkpoint-5" in name or name in ("id_rsa", "token.txt", "trainer_state.json")
     ]
     assert "train_pairs.jsonl" not in sent
+    assert "1_Dense/model.safetensors" in sent
     assert sent["pr"] == "True"
     assert "| toy | 12.5 |" in sent["card"]
     assert "Data version: fixed pages. Condition: K = 4, fp32." in sent["card"]

@@ -1,6 +1,11 @@
 """The processor: pixels, videos, padding, truncation, and errors that name cause and fix."""
 
+import base64
 import importlib
+import threading
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from io import BytesIO
 
 import numpy as np
 import pytest
@@ -53,14 +58,68 @@ def test_an_odd_clip_repeats_its_last_frame():
     assert np.array_equal(odd, even)
 
 
+@pytest.mark.parametrize("mode", ["I;16", "RGB"])
+def test_an_address_gives_the_pixels_of_the_file(mode, tmp_path):
+    """16-bit pictures too, which transformers' loader would clip to white."""
+    image = noise_image(2)
+    if mode == "I;16":
+        image = Image.fromarray(np.asarray(image.convert("L")).astype(np.uint16) * 257)
+    image.save(tmp_path / "picture.png")
+    handler = partial(QuietHandler, directory=tmp_path)
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_port}"
+        found = load_image(f"{address}/picture.png")
+        with pytest.raises(ValueError, match="404"):
+            load_image(f"{address}/none.png")
+        server.shutdown()
+    encoded = base64.b64encode((tmp_path / "picture.png").read_bytes()).decode()
+    for other in (tmp_path / "picture.png", encoded, f"data:image/png;base64,{encoded}"):
+        assert np.array_equal(np.asarray(found), np.asarray(load_image(other)))
+    assert np.asarray(found).std() > 10
+
+
+class QuietHandler(SimpleHTTPRequestHandler):
+    def log_message(self, *args):
+        pass
+
+
+@pytest.mark.parametrize("given", ["no/such/file.png", "data:image/png", "bad.eps", "http://127.0.0.1:9/a.png"])
+def test_what_is_no_picture_is_a_clear_error(given, tmp_path):
+    noise_image(1).save(tmp_path / "bad.eps")
+    with pytest.raises(ValueError, match="could not be read"):
+        load_image(tmp_path / given if given == "bad.eps" else given)
+
+
+def test_a_clip_that_is_a_playlist_is_refused(tmp_path):
+    (tmp_path / "clip.mp4").write_text(f"ffconcat version 1.0\nfile '{MEDIA / 'rolling_ball.mp4'}'\n")
+    with pytest.raises(ValueError, match="could not be read"):
+        load_video(tmp_path / "clip.mp4", num_frames=2)
+
+
+def test_dark_16_bit_pictures_stay_dark():
+    dark = Image.fromarray(np.full((56, 84), 200, dtype=np.uint16))
+    assert dark.mode == "I;16"
+    assert np.asarray(load_image(dark)).max() == 1
+
+
+def test_what_sentence_transformers_says_of_a_clip_is_no_option(processor):
+    video, metadata = noise_video(1, 4), {"fps": 2.0, "total_num_frames": 4}
+    conversation = [{"role": "user", "content": [{"type": "video", "video": video}]}]
+    render = partial(processor.apply_chat_template, tokenize=True, return_dict=True, return_tensors="pt")
+    plain = render(conversation)
+    told = render(conversation, videos_kwargs={"video_metadata": [metadata], "do_sample_frames": False})
+    assert torch.equal(told["pixel_values_videos"], plain["pixel_values_videos"])
+    with pytest.raises(ValueError, match="do_sample_frames"):
+        render(conversation, videos_kwargs={"do_sample_frames": True})
+
+
 @pytest.mark.parametrize("source", ["path", "pathlib", "array", "tensor", "channels first", "float", "data URI"])
 def test_every_source_of_an_image_gives_the_same_pixels(source, tmp_path):
     image = noise_image(2)
     path = tmp_path / "noise.png"
     image.save(path)
     array = np.asarray(image)
-    import base64
-
     given = {
         "path": str(path),
         "pathlib": path,
@@ -71,6 +130,13 @@ def test_every_source_of_an_image_gives_the_same_pixels(source, tmp_path):
         "data URI": "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode(),
     }[source]
     assert np.array_equal(np.asarray(load_image(given)), array)
+
+
+def test_exif_data_that_are_cut_off_are_a_clear_error():
+    file = BytesIO()
+    noise_image(3).save(file, format="PNG", exif=b"II*\0")
+    with pytest.raises(ValueError, match="The image"):
+        load_image(Image.open(file))
 
 
 def test_exif_orientation_is_applied(tmp_path):
@@ -146,7 +212,7 @@ def test_a_file_whose_header_lies_about_its_frames_is_counted(monkeypatch):
 
     real_open = vision_plume.av.open
     expected = load_video(MEDIA / "rolling_ball.mp4", num_frames=4)
-    monkeypatch.setattr(vision_plume.av, "open", lambda path: Liar(real_open(path)))
+    monkeypatch.setattr(vision_plume.av, "open", lambda path, **options: Liar(real_open(path)))
     frames = load_video(MEDIA / "rolling_ball.mp4", num_frames=4)
     assert [frame.tobytes() for frame in frames] == [frame.tobytes() for frame in expected]
 

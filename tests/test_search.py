@@ -91,6 +91,7 @@ def places(index: Index) -> set[tuple[str, int]]:
 
 def test_a_folder_becomes_documents_and_reasons(corpus, index, encoder):
     os.symlink(ROOT / "LICENSE", corpus / "outside.txt")
+    (corpus / os.fsdecode(b"\xdcbung.txt")).write_text("a bus")
     report = index_folders([corpus], index, encoder)
     count = len(passages(LONG))
     assert count > 1
@@ -105,7 +106,9 @@ def test_a_folder_becomes_documents_and_reasons(corpus, index, encoder):
     assert places(index) == expected | {("long.md", part) for part in range(1, count + 1)}
     assert report.embedded == len(index)
     reasons = {skipped.path: skipped.reason for skipped in report.skipped}
-    assert reasons.keys() == {"table.csv", "cut.png", "empty.txt", "latin.txt", "no.pdf", "no.mp4", "outside.txt"}
+    named = {"table.csv", "cut.png", "empty.txt", "latin.txt", "no.pdf", "no.mp4", "outside.txt"}
+    assert reasons.keys() == named | {"\\udcdcbung.txt"}
+    assert "not UTF-8" in reasons["\\udcdcbung.txt"]
     assert "unknown ending" in reasons["table.csv"]
     assert "cut off" in reasons["cut.png"]
     assert "leads out" in reasons["outside.txt"]
@@ -230,8 +233,9 @@ def test_the_command_line_searches(corpus, even, tmp_path, capsys):
 
 
 def test_weights_are_read_in_the_dtype_asked_for(even):
-    assert Encoder(str(even), "cpu").model.dtype == torch.float32
-    assert Encoder(str(even), "cpu", dtype="bfloat16").model.dtype == torch.bfloat16
+    full, half = (Encoder(str(even), "cpu", dtype=dtype) for dtype in ("auto", "bfloat16"))
+    assert (full.model.dtype, half.model.dtype) == (torch.float32, torch.bfloat16)
+    assert full.identity != half.identity  # an index does not mix the two
 
 
 def test_media_from_strangers_are_bounded(tmp_path, encoder, index):

@@ -25,7 +25,7 @@ from PIL import Image
 from sentence_transformers import SentenceTransformer
 
 from examples.serving.app import Settings, build_app
-from examples.serving.batcher import Batcher, QueueFullError
+from examples.serving.batcher import Batcher, Job, QueueFullError, embed_batch
 from examples.shared.encoder import Encoder, pack
 from inputs import MEDIA, noise_image
 from servers import serving
@@ -407,6 +407,18 @@ def test_large_pictures_are_not_decoded_all_at_once(small_encoder):
     batcher = Batcher(small_encoder)
     assert batcher._weigh({"image": Image.new("1", (4000, 4000))}) == 4_000_000
     assert batcher._weigh({"image": Image.new("1", (56, 56))}) < 100_000
+
+
+def test_pictures_do_not_stay_decoded(small_encoder):
+    """A request with many pictures waits for its last batch; those of its first are closed by then."""
+    file = io.BytesIO()
+    noise_image(1).save(file, format="PNG")
+    jobs = [Job({"image": Image.open(io.BytesIO(file.getvalue()))}, "document", 1, 1, None) for _ in range(2)]
+    answers = embed_batch(small_encoder, jobs)
+    assert np.abs(answers[0].vector - answers[1].vector).max() <= 1e-6
+    for job in jobs:
+        with pytest.raises(ValueError, match="closed"):
+            job.content["image"].load()
 
 
 def test_batches_keep_to_the_budget_and_lose_nothing():

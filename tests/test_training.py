@@ -11,7 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 from corpus import write_corpus
+from PIL import Image
 from transformers.testing_utils import CaptureLogger
 from transformers.utils import logging
 
@@ -90,12 +92,83 @@ def test_chunked_gradients_equal_the_whole_step_s(corpus, tmp_path, stage, chunk
     """CE, both InfoNCE, balance, duplicates, hard negatives; 6 pairs and 6 negatives are 18 rows."""
     trainer = make_trainer(corpus, tmp_path, expert_dropout=0.0, balance_weight=10.0, temperature=0.05)
     batch = prepare(trainer, stage)
+    trainer.current_gradient_accumulation_steps = 2
     whole_loss = trainer.training_step(trainer.model, batch)
     whole = gradients(trainer.model)
     trainer.args.chunk_size = chunk_size
     chunked_loss = trainer.training_step(trainer.model, batch)
     assert chunked_loss.item() == pytest.approx(whole_loss.item(), rel=1e-5)
     assert difference(whole, gradients(trainer.model)) <= 1e-5
+    for name, (in_one, in_chunks) in trainer._metrics["train"].items():  # health is that of the batch, not of a chunk
+        assert in_one == pytest.approx(in_chunks, rel=1e-4, abs=1e-6), name
+
+
+def test_chunked_gradients_equal_the_whole_step_s_under_autocast(corpus, tmp_path):
+    trainer = make_trainer(corpus, tmp_path, expert_dropout=0.0, temperature=0.2)
+    batch = prepare(trainer, 2)
+    found = []
+    for chunk_size in (None, 5):
+        trainer.args.chunk_size = chunk_size
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            trainer.training_step(trainer.model, batch)
+        found.append(gradients(trainer.model))
+    whole, chunked = found
+    assert all(gradient.dtype == torch.float32 for gradient in whole.values())
+    assert difference(whole, chunked) <= 0.05
+
+
+def test_the_pool_is_differentiated_before_any_weight(corpus, tmp_path, monkeypatch):
+    """Ranks that chunk differently gather, and exchange gradients of weights, in one order: whole or in chunks."""
+    events = []
+
+    class Gather(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, rows):
+            events.append("gather")
+            return rows.clone()
+
+        @staticmethod
+        def backward(ctx, gradient):
+            events.append("gathered")
+            return gradient
+
+    monkeypatch.setattr("plume.training.trainer.gather_rows", lambda rows: Gather.apply(rows))
+    trainer = make_trainer(corpus, tmp_path, expert_dropout=0.0)
+    batch = prepare(trainer, 0)  # the adapter is touched only
+    for parameter in trainer.model.parameters():
+        parameter.register_hook(lambda gradient: events.append("weight"))
+    orders = []
+    for chunk_size in (None, 5):
+        trainer.args.chunk_size = chunk_size
+        events.clear()
+        trainer.training_step(trainer.model, batch)
+        assert "weight" not in events[: max(i for i, event in enumerate(events) if event == "gathered")]
+        orders.append([event for event in events if event != "weight"])
+    assert orders[0] == orders[1]
+
+
+def test_hard_negatives_count_in_the_contrast_only(corpus, tmp_path):
+    """Cross entropy is that of queries and targets, in one pass and in chunks."""
+    trainer = make_trainer(corpus, tmp_path, expert_dropout=0.0)
+    batch = prepare(trainer, 0)
+    terms = []
+    for num_negatives, chunk_size in ((1, None), (1, 7), (0, None)):
+        trainer.data_collator.num_negatives, trainer.args.chunk_size = num_negatives, chunk_size
+        batch = trainer.data_collator([trainer.train_dataset[index] for index in (0, 1, 2, 3)])
+        trainer.training_step(trainer.model, batch)
+        terms.append((trainer._metrics["train"]["loss_ce"][-1], trainer._metrics["train"]["loss_embedding"][-1]))
+    assert terms[0] == pytest.approx(terms[1], rel=1e-5)
+    assert terms[0][0] == pytest.approx(terms[2][0], rel=1e-5)
+    assert terms[0][1] != pytest.approx(terms[2][1], rel=1e-3)
+
+
+def test_an_optimizer_that_must_be_told_is_told_in_chunks_too(corpus, tmp_path):
+    trainer = make_trainer(corpus, tmp_path, chunk_size=5)
+    batch, told = prepare(trainer, 1), []
+    trainer.optimizer.train = lambda: told.append(True)
+    trainer.optimizer = trainer.accelerator.prepare(trainer.optimizer)
+    trainer.training_step(trainer.model, batch)
+    assert told
 
 
 @pytest.mark.parametrize("chunk_size", [1, 2, 18])
@@ -353,6 +426,7 @@ def test_lora_trains_adapter_and_token_rows_and_saves_a_whole_checkpoint(long_co
     }  # fmt: skip
     assert len(rows) >= 3
     assert (output / "lora" / "adapter_model.safetensors").exists()
+    assert not list(output.glob("adapter_*"))  # loaders would take the folder for LoRA weights alone
     assert torch.isfinite(embed(after.eval(), PlumeProcessor.from_pretrained(output), ["a red box"])).all()
 
 
@@ -385,6 +459,9 @@ def test_dry_run_prints_stages_and_rewritten_samples_and_trains_nothing(long_cor
         (["--layout", "other"], "layout 'other' is unknown"),
         (["--temperature", "0"], "temperature must be above 0"),
         (["--num_negatives", "2"], "num_negatives=2"),
+        (["--streaming", "--skip_bad_rows"], "Drop one of the two"),
+        (["--per_device_train_batch_size", "256"], "200 training rows but a batch takes 256"),
+        (["--per_device_train_batch_size", "256", "--dry_run"], "200 training rows but a batch takes 256"),
     ],
 )
 def test_impossible_runs_are_refused_with_the_cause(long_corpus, tmp_path, flags, message):
@@ -447,6 +524,13 @@ def test_settings_without_effect_are_refused(tmp_path):
         PlumeTrainingConfig(output_dir=str(tmp_path), use_cpu=True, packing=True, completion_only_loss=True)
 
 
+def test_settings_that_evaluation_cannot_take_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="batch_eval_metrics, include_for_metrics: Hit@1"):
+        PlumeTrainingConfig(
+            output_dir=str(tmp_path), use_cpu=True, batch_eval_metrics=True, include_for_metrics=["inputs"]
+        )
+
+
 def test_the_data_seed_orders_the_pairs(corpus, tmp_path):
     orders = [
         list(make_trainer(corpus, tmp_path, seed=seed, data_seed=data_seed)._get_train_sampler())
@@ -480,14 +564,19 @@ def test_the_revision_of_the_model_reaches_every_file(start, long_corpus, backbo
 def test_bad_rows_are_left_out_only_when_asked(long_corpus, tmp_path):
     lines = (long_corpus / "pairs.jsonl").read_text().splitlines()[:24]
     spoilt = [line.replace(".png", ".gone") if index == 5 else line for index, line in enumerate(lines)]
+    Image.new("RGB", (9000, 30)).save(
+        long_corpus / "media" / "banner.png"
+    )  # can be opened, but not be cut into patches
+    picture = json.loads(lines[0])["qry"]["image"]
+    spoilt[0] = lines[0].replace(picture, "banner.png")
     (tmp_path / "spoilt.jsonl").write_text("\n".join(spoilt))
     flags = ["--train_files", str(tmp_path / "spoilt.jsonl"), "--max_steps", "3"]
     done = command(long_corpus, tmp_path / "out", *flags)
     assert done.returncode != 0
-    assert "spoilt.jsonl:6 cannot be trained on" in done.stderr
+    assert "spoilt.jsonl:6 cannot be trained on" in done.stderr or "spoilt.jsonl:1 cannot be encoded" in done.stderr
     done = command(long_corpus, tmp_path / "out", *flags, "--skip_bad_rows")
     assert done.returncode == 0, done.stderr[-2000:]
-    assert "1 of 24 rows are left out: {'missing media': 1}" in done.stderr
+    assert "2 of 24 rows are left out: {'cannot be encoded': 1, 'missing media': 1}" in done.stderr
 
 
 def test_a_streamed_corpus_is_trained_on(long_corpus, tmp_path):
@@ -503,9 +592,12 @@ def test_recipes_are_valid(recipe, tmp_path):
     script, args, model = parse(
         ["--config", str(recipe), "--train_files", "x.jsonl", "--use_cpu", "--output_dir", str(tmp_path)]
     )
-    assert script.train_files == ["x.jsonl"]
-    assert args.curriculum(args.num_latent_steps).stages[-1].num_latent_steps == args.num_latent_steps
-    assert model is not None
+    written = yaml.safe_load(recipe.read_text())
+    found = {**vars(model), **vars(args), **vars(script), "max_length": args.prefix_max_length}
+    for name in written.keys() - {"output_dir", "train_files", "use_cpu", "report_to"}:
+        kind = type(written[name])
+        assert (kind(found[name]) if kind in (int, float) else found[name]) == written[name], name
+    assert args.curriculum(args.num_latent_steps or 8).stages[-1].is_final
 
 
 def test_evaluation_counts_every_row(corpus, tmp_path):

@@ -77,21 +77,22 @@ def test_cached_rollout_equals_recomputation(model, processor, monkeypatch, sche
     features = processor.process_queries(mixed_inputs()[:6])
     with torch.no_grad():
         cached = model(**features, num_latent_steps=num_latent_steps)
-        monkeypatch.setattr("plume.modeling_plume.CachedContext", RecomputedContext)
+        monkeypatch.setattr("plume.context_plume.CachedContext", RecomputedContext)
         recomputed = model(**features, num_latent_steps=num_latent_steps)
     for name in ("embeddings", "anchor_embeddings", "router_probs"):
         assert torch.allclose(cached[name], recomputed[name], atol=1e-5)
 
 
 @pytest.mark.parametrize("context", [TrainingContext, RecomputedContext])
-def test_gradient_checkpointing_changes_no_vector_and_no_gradient(checkpoint, processor, monkeypatch, context):
-    monkeypatch.setattr("plume.modeling_plume.TrainingContext", context)
+@pytest.mark.parametrize("options", [None, {}, {"use_reentrant": True}])
+def test_gradient_checkpointing_changes_no_vector_and_no_gradient(checkpoint, processor, monkeypatch, context, options):
+    monkeypatch.setattr("plume.context_plume.TrainingContext", context)
     features = processor.process_queries(mixed_inputs()[:6])
     results = []
     for checkpointing in (False, True):
         model = PlumeForEmbedding.from_pretrained(checkpoint, expert_dropout=0.0).train()
         if checkpointing:
-            model.gradient_checkpointing_enable()
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options)
         output = model(**features)
         output.embeddings[:, 0].sum().backward()
         results.append((output.embeddings.detach(), model.model.language_model.layers[0].mlp.up_proj.weight.grad))

@@ -41,11 +41,13 @@ class Rows:
         inputs: Keyword arguments of the model.
         places: Where each row comes from, for messages.
         num_media: Images and videos of each row.
+        num_scored: The first rows, whose suffix counts in the cross entropy: queries and targets, not hard negatives.
     """
 
     inputs: dict[str, Any]
     places: list[str]
     num_media: list[tuple[int, int]]
+    num_scored: int
 
     def tensors(self) -> list[torch.Tensor]:
         """Its tensors."""
@@ -131,7 +133,11 @@ class PairCollator:
             contents = [side.content() for side in sides]
             return dict(self.processor.process_documents(contents, prompt="", max_length=self.max_length))
         except ValueError as error:
-            raise ValueError(f"One of the rows {sorted(set(places))} cannot be encoded: {error}") from error
+            if len(sides) == 1:
+                raise ValueError(f"{places[0]} cannot be encoded: {error}") from error
+            for side, place in zip(sides, places, strict=True):
+                self._encode([side], [place])  # raises at the row at fault
+            raise
 
     def _tokenize(self, side: Side) -> Text:
         """Rationale and answer as ids; the pieces around the answer are those of the suffix."""
@@ -173,7 +179,7 @@ def rewrite(batch: dict[str, Any], stage: Stage, suffix: list[int]) -> Rows:
         "suffix_input_ids": ids.to(device),
         "suffix_mask": mask.to(device),
     }
-    return Rows(inputs, batch["texts"].places, batch["texts"].num_media)
+    return Rows(inputs, batch["texts"].places, batch["texts"].num_media, 2 * batch["num_pairs"])
 
 
 def split_rows(rows: Rows, sizes: Sequence[int]) -> list[Rows]:
@@ -192,13 +198,14 @@ def split_rows(rows: Rows, sizes: Sequence[int]) -> list[Rows]:
         chunk["input_ids"], chunk["attention_mask"] = inputs["input_ids"][start:stop, first:], mask[:, first:]
         chunk["suffix_input_ids"] = inputs["suffix_input_ids"][start:stop]
         if "suffix_mask" in inputs:
-            scored = inputs["suffix_mask"][start:stop]
-            width = scored.sum(dim=1).max().item()
-            chunk["suffix_mask"] = scored[:, :width]
+            tokens = inputs["suffix_mask"][start:stop]
+            width = tokens.sum(dim=1).max().item()
+            chunk["suffix_mask"] = tokens[:, :width]
             chunk["suffix_input_ids"] = chunk["suffix_input_ids"][:, :width]
         for names, counts in zip(_MEDIA, zip(*rows.num_media, strict=True), strict=True):
             chunk.update(_slice_media(inputs, *names, sum(counts[:start]), sum(counts[:stop])))
-        chunks.append(Rows(chunk, rows.places[start:stop], rows.num_media[start:stop]))
+        scored = min(max(rows.num_scored - start, 0), size)
+        chunks.append(Rows(chunk, rows.places[start:stop], rows.num_media[start:stop], scored))
         start = stop
     return chunks
 

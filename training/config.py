@@ -1,6 +1,7 @@
 """Configuration of a training run, in trl's idiom: one dataclass, flags or YAML."""
 
-from dataclasses import dataclass, field, fields
+from collections.abc import Sized
+from dataclasses import MISSING, dataclass, field, fields
 from typing import Any
 
 from trl import SFTConfig
@@ -10,9 +11,12 @@ from plume.training.losses import Weights
 
 # Settings of trl's text pipeline, which PLUME replaces.
 _WITHOUT_EFFECT = (
-    "assistant_only_loss", "chat_template_path", "completion_only_loss", "dataset_text_field", "eos_token",
-    "eval_packing", "loss_type", "packing", "pad_token", "padding_free", "shuffle_dataset", "truncation_mode",
+    "assistant_only_loss", "chat_template_path", "completion_only_loss", "dataset_num_proc", "dataset_text_field",
+    "eos_token", "eval_packing", "label_smoothing_factor", "loss_type", "packing", "packing_strategy", "pad_token",
+    "padding_free", "shuffle_dataset", "train_sampling_strategy", "truncation_mode",
 )  # fmt: skip
+# What retrieval over the whole evaluation set cannot take.
+_UNSUPPORTED = ("batch_eval_metrics", "include_for_metrics")
 
 
 @dataclass
@@ -86,11 +90,17 @@ class PlumeTrainingConfig(SFTConfig):
 
     def __post_init__(self) -> None:
         """Check the fields and switch off the parts of trl's data pipeline that PLUME replaces."""
-        changed = {f.name for f in fields(self) if vars(self)[f.name] != f.default}
+        defaults = {f.name: f.default if f.default_factory is MISSING else f.default_factory() for f in fields(self)}
+        changed = {name for name, default in defaults.items() if vars(self)[name] != default}
         if given := [name for name in _WITHOUT_EFFECT if name in changed]:
             raise ValueError(
                 f"{', '.join(given)}: of trl's text pipeline, which PLUME replaces by its own, so this would have no "
                 "effect. Leave it out."
+            )
+        if given := [name for name in _UNSUPPORTED if name in changed]:
+            raise ValueError(
+                f"{', '.join(given)}: Hit@1 and Hit@5 are computed over the whole evaluation set, from its embeddings "
+                "alone, so evaluation would fail in the middle of the run. Leave it out."
             )
         self.prefix_max_length, self.max_length = self.max_length, None
         self.dataset_kwargs: dict[str, Any] = {**(self.dataset_kwargs or {}), "skip_prepare_dataset": True}
@@ -98,6 +108,9 @@ class PlumeTrainingConfig(SFTConfig):
         if self.ddp_find_unused_parameters is None:
             self.ddp_find_unused_parameters = False
         super().__post_init__()
+        accelerator_config: Any = self.accelerator_config
+        if accelerator_config.dispatch_batches is None:
+            accelerator_config.dispatch_batches = False  # of a stream too, every rank reads its own batches
         if self.temperature <= 0:
             raise ValueError(f"temperature must be above 0, got {self.temperature}.")
         if self.stage_lr_scales is not None and len(self.stage_lr_scales) != len(self.stage_weights):
@@ -118,3 +131,22 @@ class PlumeTrainingConfig(SFTConfig):
     def weights(self) -> Weights:
         """Coefficients of the objective."""
         return Weights(self.ce_weight, self.embedding_weight, self.anchor_weight, self.balance_weight, self.temperature)
+
+
+def refuse_too_few_rows(rows: Any, args: PlumeTrainingConfig) -> None:
+    """Refuse a run that could not fill one batch, because it would train nothing and look as if it had.
+
+    Args:
+        rows: The training rows; streamed ones, which have no length, pass.
+        args: The run.
+
+    Raises:
+        ValueError: If incomplete batches are dropped and no other is left.
+    """
+    needed = args.per_device_train_batch_size * args.world_size
+    if isinstance(rows, Sized) and args.dataloader_drop_last and len(rows) < needed:
+        raise ValueError(
+            f"There are {len(rows)} training rows but a batch takes {needed} ({args.per_device_train_batch_size} on "
+            f"each of {args.world_size} devices), so nothing would be trained. Lower per_device_train_batch_size, or "
+            "pass --dataloader_drop_last false."
+        )

@@ -1,8 +1,12 @@
 """Is the thinking alive? Numbers that fall or rise when latent states or routing collapse, and Hit@1."""
 
+from collections.abc import Sequence
+
 import torch
 from transformers import EvalPrediction
 from transformers.utils import logging
+
+from plume import PlumeOutput
 
 logger = logging.get_logger(__name__)
 
@@ -49,6 +53,29 @@ def warn_of_collapse(health: dict[str, float], num_experts: int) -> None:
         logger.warning(
             f"The routing has collapsed: one expert gets {health['expert_mass']:.2f} of the mass. Raise balance_weight."
         )
+
+
+def refuse_nan(loss: torch.Tensor, output: PlumeOutput, places: Sequence[str], step: int) -> None:
+    """Stop where the loss of a pass is not finite.
+
+    Args:
+        loss: Scalar.
+        output: Of the pass, with ``suffix_log_probs``.
+        places: Where its rows come from.
+        step: Optimizer steps made so far.
+
+    Raises:
+        ValueError: If it is not; the message names the rows that are to blame.
+    """
+    if torch.isfinite(loss):
+        return
+    parts = zip(places, output.embeddings, output.suffix_log_probs, strict=True)
+    bad = [place for place, vector, scores in parts if not (vector.isfinite().all() and scores.isfinite().all())]
+    raise ValueError(
+        f"The loss is not finite at step {step}, in the rows {bad or 'of this batch'}: training on would destroy the "
+        "weights. Look at these rows, lower the learning rate, or train in bfloat16 instead of float16. The last "
+        "checkpoint is intact."
+    )
 
 
 def retrieval_metrics(prediction: EvalPrediction) -> dict[str, float]:

@@ -1,6 +1,10 @@
-"""Gathering representations over ranks, with gradient."""
+"""What ranks share: representations, gathered with gradient, and the moment at which gradients are exchanged."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
+from accelerate import Accelerator
 from torch import distributed
 from torch.distributed.nn.functional import all_gather
 
@@ -17,3 +21,21 @@ def gather_rows(rows: torch.Tensor) -> torch.Tensor:
     gathered rows, that is ``world_size`` times the gradient of one loss, and the averaging of DDP makes it exact.
     """
     return rows if world_size() == 1 else torch.cat(all_gather(rows.contiguous()))
+
+
+def touch(model: torch.nn.Module) -> torch.Tensor:
+    """Zero that depends on every trainable parameter: DDP waits for all of them, text-only batches included."""
+    return 0.0 * torch.stack([p.flatten()[:1].sum() for p in model.parameters() if p.requires_grad]).sum()
+
+
+@contextmanager
+def hold_sync(accelerator: Accelerator, model: torch.nn.Module) -> Iterator[None]:
+    """Gradients stay on their rank, and DeepSpeed, which steps at every backward pass that syncs, takes no step."""
+    state = accelerator.gradient_state
+    synced = state.sync_gradients
+    state._set_sync_gradients(False)
+    try:
+        with accelerator.no_sync(model):
+            yield
+    finally:
+        state._set_sync_gradients(synced)

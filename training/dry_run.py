@@ -5,7 +5,7 @@ from typing import Any
 
 from plume import PlumeConfig, PlumeProcessor
 from plume.training.collator import PairCollator
-from plume.training.config import PlumeTrainingConfig
+from plume.training.config import PlumeTrainingConfig, refuse_too_few_rows
 
 
 def stage_table(args: PlumeTrainingConfig, num_latent_steps: int, max_steps: int) -> list[str]:
@@ -41,6 +41,7 @@ def describe_run(args: PlumeTrainingConfig, config: PlumeConfig, processor: Plum
     """The stage table and the first pair's query at every stage."""
     num_latent_steps = config.num_latent_steps if args.num_latent_steps is None else args.num_latent_steps
     num_rows = len(rows) if hasattr(rows, "__len__") else None  # a streamed dataset has no length
+    refuse_too_few_rows(rows, args)
     steps = estimate_steps(args, num_rows)
     pool = args.per_device_train_batch_size * args.world_size
     lines = [f"{num_rows or 'streamed'} pairs, {steps} optimizer steps, {pool} pairs in a contrastive pool", ""]

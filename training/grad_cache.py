@@ -6,7 +6,8 @@
 3. **Replay** each chunk with gradient from the same random state (so that dropout draws the same masks), add its own
    share of the cross entropy, which *is* a sum over rows, and back through.
 
-Exact: the gradients equal those of the step without chunks.
+Exact: the gradients equal those of the step without chunks, which differentiates its pool loss by the same function: on
+every rank the gathering of the pool is behind it, forward and backward, before gradients of weights are exchanged.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,6 +19,8 @@ from sentence_transformers.base.losses.gradcache import RandContext
 
 from plume.training.losses import Representations
 
+PoolLoss = Callable[[Representations], tuple[torch.Tensor, dict[str, torch.Tensor]]]
+
 
 class Chunk(Protocol):
     """Some rows of a pool."""
@@ -27,11 +30,27 @@ class Chunk(Protocol):
         ...
 
 
+def differentiate(
+    local: Representations, pool_loss: PoolLoss
+) -> tuple[torch.Tensor, dict[str, torch.Tensor], list[torch.Tensor]]:
+    """The pool loss, detached, its parts, and its gradients with respect to the representations of this rank."""
+    leaves = [column.detach().requires_grad_() for column in local.tensors()]
+    loss, parts = pool_loss(Representations(*leaves))
+    used = [leaf for leaf in leaves if leaf.shape[1]]
+    gradients = iter(torch.autograd.grad(loss, used))
+    return loss.detach(), parts, [next(gradients) if leaf.shape[1] else torch.zeros_like(leaf) for leaf in leaves]
+
+
+def surrogate(local: Representations, gradients: Sequence[torch.Tensor]) -> torch.Tensor:
+    """A scalar whose gradient is that of the pool loss through these representations."""
+    return sum((r * g).sum() for r, g in zip(local.tensors(), gradients, strict=True))
+
+
 def cached_backward(
     chunks: Sequence[Chunk],
     represent: Callable[[Chunk], Representations],
     replay: Callable[[Chunk], tuple[Representations, torch.Tensor]],
-    pool_loss: Callable[[Representations], tuple[torch.Tensor, dict[str, torch.Tensor]]],
+    pool_loss: PoolLoss,
     backward: Callable[[torch.Tensor], None],
     hold_sync: Callable[[], AbstractContextManager],
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
@@ -55,20 +74,16 @@ def cached_backward(
             states.append(RandContext(*chunk.tensors()))
             pieces.append(represent(chunk))
     # 2. Differentiate.
-    leaves = [torch.cat(column).requires_grad_() for column in zip(*(piece.tensors() for piece in pieces), strict=True)]
-    loss, parts = pool_loss(Representations(*leaves))
-    used = [leaf for leaf in leaves if leaf.shape[1]]
-    gradients = iter(torch.autograd.grad(loss, used))
-    columns = [next(gradients) if leaf.shape[1] else torch.zeros_like(leaf) for leaf in leaves]
+    whole = Representations(*map(torch.cat, zip(*(piece.tensors() for piece in pieces), strict=True)))
+    loss, parts, columns = differentiate(whole, pool_loss)
     sizes = [len(piece.embeddings) for piece in pieces]
     shares = zip(*(column.split(sizes) for column in columns), strict=True)
     # 3. Replay.
-    total, own_total = loss.detach(), torch.zeros_like(loss)
+    own_total = torch.zeros_like(loss)
     for index, (chunk, state, share) in enumerate(zip(chunks, states, shares, strict=True)):
         is_last = index == len(chunks) - 1
         with state, nullcontext() if is_last else hold_sync():
             again, own = replay(chunk)
-            surrogate = own + sum((r * g).sum() for r, g in zip(again.tensors(), share, strict=True))
-            backward(surrogate)
+            backward(own + surrogate(again, share))
         own_total = own_total + own.detach()
-    return total + own_total, {**parts, "rows": own_total}
+    return loss + own_total, {**parts, "rows": own_total}

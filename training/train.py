@@ -15,6 +15,7 @@ from transformers.utils import logging
 from trl import ModelConfig, TrlParser, get_peft_config, get_quantization_config
 
 from plume import PAPER_LAYOUT, RELEASED_LAYOUT, PlumeForEmbedding, PlumeProcessor
+from plume.training.collator import PairCollator
 from plume.training.config import PlumeTrainingConfig
 from plume.training.data import check, load_rows
 from plume.training.dry_run import describe_run
@@ -112,12 +113,17 @@ def main() -> None:
     if not script.train_files:
         raise ValueError("There is nothing to train on: give --train_files.")
     set_seed(args.seed)
+    if script.skip_bad_rows and script.streaming:
+        raise ValueError(
+            "skip_bad_rows reads every row before training, streaming none of them. Drop one of the two, or write the "
+            "usable rows into a file first."
+        )
     rows = load_rows(script.train_files, script.streaming)
+    model, processor = load_model(model_arguments, script.layout)
     if script.skip_bad_rows:
-        report, usable = check(rows, args.media_root, decode=True)
+        report, usable = check(rows, args.media_root, collate=PairCollator.from_config(processor, args))
         logger.warning(f"{report.rows - report.usable} of {report.rows} rows are left out: {report.problems}")
         rows = rows.select(usable)
-    model, processor = load_model(model_arguments, script.layout)
     if script.dry_run:
         print(describe_run(args, model.config, processor, rows))
         return
@@ -146,6 +152,8 @@ def save(trainer: PlumeTrainer, processor: PlumeProcessor, args: PlumeTrainingCo
     if trainer.is_world_process_zero() and hasattr(trainer.model, "merge_and_unload"):  # a peft model
         trainer.model.save_pretrained(output / "lora")
         merged = trainer.model.merge_and_unload()
+        for unmerged in output.glob("adapter_*"):  # loaders would take the folder for LoRA weights alone
+            unmerged.unlink()
         merged.save_pretrained(output)
         trainer.model = merged  # what a push would save again
     else:

@@ -13,19 +13,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.optimizer import AcceleratedOptimizer
+from accelerate.utils import DistributedType
 from torch.utils.data import Sampler
+from transformers.trainer_utils import HubStrategy
 from transformers.utils import logging
 from trl import SFTTrainer
 
 from plume import PlumeForEmbedding, PlumeOutput, PlumeProcessor
-from plume.hub_files_plume import MODEL_CARD
 from plume.training.callbacks import EpochCallback
+from plume.training.card import run_card
 from plume.training.collator import PairCollator, Rows, chunk_sizes, rewrite, split_rows
-from plume.training.config import PlumeTrainingConfig
+from plume.training.config import PlumeTrainingConfig, refuse_too_few_rows
 from plume.training.curriculum import Stage, refuse_other_curriculum
-from plume.training.diagnostics import describe_latents, retrieval_metrics, warn_of_collapse
-from plume.training.distributed import gather_rows
-from plume.training.grad_cache import cached_backward
+from plume.training.diagnostics import describe_latents, refuse_nan, retrieval_metrics, warn_of_collapse
+from plume.training.distributed import gather_rows, hold_sync, touch
+from plume.training.grad_cache import cached_backward, differentiate, surrogate
 from plume.training.learning_rate import scale_by_stage
 from plume.training.losses import Representations, Weights, pool_loss, suffix_ce
 from plume.training.sampler import SubBatchSampler
@@ -70,6 +73,10 @@ class PlumeTrainer(SFTTrainer):
         self._resumed_steps: int | None = None
         self._suffix, self._num_experts = list(model.config.suffix_token_ids), model.config.num_experts
         self._started_from = model.config.name_or_path
+        refuse_too_few_rows(train_dataset, args)
+        if kwargs.get("peft_config") is not None:
+            # Pushed on the way, LoRA weights would lie beside the merged ones of the end and be loaded on top of them.
+            args.hub_strategy = HubStrategy.END
         if args.freeze_vision:
             model.model.visual.requires_grad_(False)
         super().__init__(
@@ -156,14 +163,9 @@ class PlumeTrainer(SFTTrainer):
         return pool_loss(queries, candidates, candidate_ids, self.objective)
 
     def _own_loss(self, output: PlumeOutput, rows: Rows, batch: dict[str, Any]) -> torch.Tensor:
-        """Cross entropy of some rows as their share of the batch's: mean over pairs, sum over the sides."""
-        per_row = suffix_ce(output.suffix_log_probs, rows.inputs["suffix_mask"])
+        """Cross entropy of some rows as their share of the batch's: mean over pairs, sum over the two sides."""
+        per_row = suffix_ce(output.suffix_log_probs, rows.inputs["suffix_mask"])[: rows.num_scored]
         return self.objective.ce * per_row.sum() / batch["num_pairs"]
-
-    def _touch(self) -> torch.Tensor:
-        """Zero that depends on every trainable parameter: DDP waits for all of them, text-only batches included."""
-        touched = [p.flatten()[:1].sum() for p in self.model.parameters() if p.requires_grad]
-        return 0.0 * torch.stack(touched).sum()
 
     def compute_loss(
         self,
@@ -175,13 +177,18 @@ class PlumeTrainer(SFTTrainer):
         """Loss of a batch in one forward pass."""
         rows = rewrite(inputs, self.stage(), self._suffix)
         output = self.forward_rows(model, rows)
-        loss, parts = self._pool_loss(self.represent(output), inputs)
-        own = self._own_loss(output, rows, inputs)
+        local, own = self.represent(output), self._own_loss(output, rows, inputs)
+        if torch.is_grad_enabled():
+            loss, parts, gradients = differentiate(local, lambda pool: self._pool_loss(pool, inputs))
+            through = own + surrogate(local, gradients) + touch(self.model)
+            total = (loss + own).detach() + (through - through.detach())  # the value of one, the gradient of the other
+        else:
+            loss, parts = self._pool_loss(local, inputs)
+            total = loss + own
         self._pending = ({**parts, "rows": own.detach()}, output)
         if not self.model.training:
-            self._report(*self._pending)
-        total = loss + own + self._touch()
-        self._refuse_nan(total, [(output, rows)])
+            self._report(self._pending[0], output.latent_states, output.router_probs)
+        refuse_nan(total, output, rows.places, self.state.global_step)
         return (total, output) if return_outputs else total
 
     def training_step(
@@ -193,24 +200,28 @@ class PlumeTrainer(SFTTrainer):
         if len(sizes) == 1:
             whole = super().training_step(model, inputs, num_items_in_batch)
             # Behind the backward pass, as below: ranks that chunk differently must gather in the same order.
-            self._report(*self._pending)
+            parts, output = self._pending
+            self._report(parts, output.latent_states, output.router_probs)
             return whole
         model.train()
+        if isinstance(self.optimizer, AcceleratedOptimizer):
+            self.optimizer.train()  # schedule-free ones must be told
         inputs = self._prepare_inputs(inputs)
         chunks = split_rows(rewrite(inputs, self.stage(), self._suffix), sizes)
         accumulation = self.current_gradient_accumulation_steps
-        health: dict[str, float] = {}
+        options = {"scale_wrt_gas": False} if self.accelerator.distributed_type == DistributedType.DEEPSPEED else {}
+        thoughts: list[tuple[torch.Tensor, torch.Tensor]] = []
 
         def represent(chunk: Rows) -> Representations:
             unscored = replace(chunk, inputs={**chunk.inputs, "suffix_mask": None})
             output = self.forward_rows(model, unscored)
-            health.update(describe_latents(output.latent_states, output.router_probs))
+            thoughts.append((output.latent_states, output.router_probs))
             return self.represent(output)
 
         def replay(chunk: Rows) -> tuple[Representations, torch.Tensor]:
             output = self.forward_rows(model, chunk)
-            own = self._own_loss(output, chunk, inputs) + self._touch()
-            self._refuse_nan(own + output.embeddings.sum(), [(output, chunk)])
+            own = self._own_loss(output, chunk, inputs) + touch(self.model)
+            refuse_nan(own + output.embeddings.sum(), output, chunk.places, self.state.global_step)
             return self.represent(output), own
 
         with self.compute_loss_context_manager():
@@ -219,37 +230,19 @@ class PlumeTrainer(SFTTrainer):
                 represent,
                 replay,
                 lambda local: self._pool_loss(local, inputs),
-                lambda scalar: self.accelerator.backward(scalar / accumulation),
-                lambda: self.accelerator.no_sync(model),
+                lambda scalar: self.accelerator.backward(scalar / accumulation, **options),
+                lambda: hold_sync(self.accelerator, model),
             )
-        self._report(parts, None, health)
+        self._report(parts, *map(torch.cat, zip(*thoughts, strict=True)))
         return loss.detach() / accumulation
 
-    def _refuse_nan(self, loss: torch.Tensor, passes: list[tuple[PlumeOutput, Rows]]) -> None:
-        if torch.isfinite(loss):
-            return
-        places = [
-            rows.places[row]
-            for output, rows in passes
-            for row in range(len(rows))
-            if not (output.embeddings[row].isfinite().all() and output.suffix_log_probs[row].isfinite().all())
-        ]
-        raise ValueError(
-            f"The loss is not finite at step {self.state.global_step}, in the rows {places or 'of this batch'}: "
-            "training on would destroy the weights. Look at these rows, lower the learning rate, or train in bfloat16 "
-            "instead of float16. The last checkpoint is intact."
-        )
-
-    def _report(
-        self, parts: dict[str, torch.Tensor], output: PlumeOutput | None, health: dict[str, float] | None = None
-    ) -> None:
-        """Collect the terms of the loss and the health of the rollout for the next log."""
+    def _report(self, parts: dict[str, torch.Tensor], latents_BKD: torch.Tensor, probs_BKE: torch.Tensor) -> None:
+        """Collect the terms of the loss and the health of the rollout of a whole batch for the next log."""
         stage, metrics = self.stage(), self._metrics["train" if self.model.training else "eval"]
-        if output is not None:
-            health = describe_latents(output.latent_states.detach(), output.router_probs.detach())
+        health = describe_latents(latents_BKD.detach(), probs_BKE.detach())
         # Terms are logged without their coefficients.
         ce = self.accelerator.gather(parts["rows"].detach().reshape(1)).mean().item() / (self.objective.ce or 1.0)
-        values = {"stage": stage.index, "num_latent_steps": stage.num_latent_steps, "loss_ce": ce, **(health or {})}
+        values = {"stage": stage.index, "num_latent_steps": stage.num_latent_steps, "loss_ce": ce, **health}
         values |= {f"loss_{name}": part.item() for name, part in parts.items() if name != "rows"}
         for name, value in values.items():
             metrics[name].append(float(value))
@@ -279,6 +272,8 @@ class PlumeTrainer(SFTTrainer):
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         super()._save(output_dir, state_dict)
+        if not self.args.should_save:  # the folder is made by the rank that saves
+            return
         folder = Path(output_dir or self.args.output_dir)
         scheduled = self.curriculum.scheduled_at(self.state.global_step, max(self.state.max_steps, 1))
         state = {**self._curriculum_state(), "step": self.state.global_step, "stage": scheduled.index}
@@ -303,16 +298,9 @@ class PlumeTrainer(SFTTrainer):
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """Write the package's card into the output folder, with a section on this run."""
-        if not self.is_world_process_zero():
-            return
-        pool = self.args.per_device_train_batch_size * self.args.world_size
-        (Path(self.args.output_dir) / "README.md").write_text(
-            f"{MODEL_CARD}\n## Training\n\nStarted from `{self._started_from}`, {self.state.global_step} "
-            f"steps with a contrastive pool of {pool} pairs, temperature {self.args.temperature}, learning rate "
-            f"{self.args.learning_rate}, shares of the stages 0..{len(self.args.stage_weights) - 1}: "
-            f"{[round(weight, 4) for weight in self.args.stage_weights]}, seed {self.args.seed}.\n",
-            encoding="utf-8",
-        )
+        if self.is_world_process_zero():
+            card = run_card(self.args, self._started_from, self.state.global_step)
+            (Path(self.args.output_dir) / "README.md").write_text(card, encoding="utf-8")
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         """Not estimated: the nested inputs hide the tokens."""

@@ -83,7 +83,8 @@ def audit(
     results = []
     for row in tqdm(rows, desc="audit", unit="task"):
         file = folder / "tasks" / f"{row.id}.json"
-        asked = {**condition, "benchmark": row.benchmark, "version": row.version, "dataset": dict(row.dataset)}
+        task_condition = {"benchmark": row.benchmark, "version": row.version, "definition": row.definition}
+        asked = {**condition, **task_condition, "dataset": dict(row.dataset)}
         if file.is_file():
             results.append(_read_finished(file, asked))
             continue

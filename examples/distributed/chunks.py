@@ -25,7 +25,7 @@ def unfinished(output: Path) -> list[str]:
     """Names of the chunks without a result; what a killed job left half written is removed."""
     for name in ("vectors", "writing"):
         (output / name).mkdir(exist_ok=True)
-    for abandoned in (output / "writing").iterdir():
+    for abandoned in (output / "writing").glob("*-*.parquet"):
         abandoned.unlink(missing_ok=True)
     chunks = sorted(path.name for path in (output / "plan").glob("*.parquet"))
     return [name for name in chunks if not (output / "vectors" / name).exists()]

@@ -30,7 +30,10 @@ def run_processes(output: Path, encoder: Encoder, devices: list[str]) -> None:
     pool = model.start_multi_process_pool(devices)
 
     def embed(contents: list) -> Vectors:
-        vectors = model.encode_document(contents, pool=pool, chunk_size=_PER_TASK, batch_size=_BATCH)
+        try:
+            vectors = model.encode_document(contents, pool=pool, chunk_size=_PER_TASK, batch_size=_BATCH)
+        except ValueError as error:  # one of them cannot be embedded: the others shall not wait for it
+            return [error] if len(contents) == 1 else [vector for one in contents for vector in embed([one])]
         return list(np.asarray(vectors, dtype=np.float32))
 
     try:

@@ -11,7 +11,7 @@ Folder of a job::
 
 import hashlib
 import json
-import shutil
+import re
 from collections.abc import Iterator
 from dataclasses import asdict
 from itertools import islice
@@ -59,8 +59,7 @@ def make_plan(corpus: Path, output: Path, encoder: Encoder, chunk: int) -> int:
     if (output / JOB_FILE).is_file():
         _check_same(job, json.loads((output / JOB_FILE).read_text(encoding="utf-8")), output)
         return ds.dataset(output / "plan", format="parquet").count_rows()
-    shutil.rmtree(output / "plan", ignore_errors=True)  # of a run that died while planning
-    (output / "plan").mkdir(parents=True)
+    _clear_plan(output / "plan")
     skipped: list[Skipped] = []
     parquet = corpus.suffix == ".parquet" or any(corpus.glob("*.parquet"))
     documents = _rows_of_parquet(corpus) if parquet else _rows_of_folder(corpus, skipped)
@@ -75,6 +74,19 @@ def make_plan(corpus: Path, output: Path, encoder: Encoder, chunk: int) -> int:
     _write_json(output / "skipped.json", [asdict(skip) for skip in skipped])
     _write_json(output / JOB_FILE, job)  # last: a plan without it is not complete
     return len(seen)
+
+
+def _clear_plan(folder: Path) -> None:
+    """Remove the chunks of a run that died while planning, and nothing else."""
+    folder.mkdir(parents=True, exist_ok=True)
+    found = sorted(folder.iterdir())
+    if foreign := [path for path in found if not re.fullmatch(r"\d{6}\.parquet", path.name)]:
+        raise ValueError(
+            f"{folder} holds {foreign[0].name}, which is no part of a job, so planning there would mix the two. Give "
+            "an --output of its own."
+        )
+    for chunk in found:
+        chunk.unlink()
 
 
 def _rows_of_folder(corpus: Path, skipped: list[Skipped]) -> Iterator[dict[str, Any]]:

@@ -163,7 +163,16 @@ class Batcher:
 
 
 def embed_batch(encoder: Encoder, batch: Sequence[Job]) -> list[Embedded | ValueError]:
-    """Decode and embed inputs of one role and K: per input its vector, or why there is none."""
+    """Decode and embed inputs of one role and K, once: per input its vector, or why there is none."""
+    try:
+        return _embed_batch(encoder, batch)
+    finally:  # a request may wait for other batches, and its pictures shall not do so decoded
+        for job in batch:
+            for picture in pictures(job.content):
+                picture.close()
+
+
+def _embed_batch(encoder: Encoder, batch: Sequence[Job]) -> list[Embedded | ValueError]:
     answers: dict[int, Embedded | ValueError] = {}
     for place, job in enumerate(batch):
         try:

@@ -100,17 +100,24 @@ def list_files(folder: Path) -> Iterator[File | Skipped]:
     if not root.is_dir():
         raise ValueError(f"{folder} is no folder, so there is nothing to index. Check the path.")
     for location in sorted(path for path in root.rglob("*") if not path.is_dir()):
-        path = location.relative_to(root).as_posix()
-        kind = _KIND_OF.get(location.suffix.lower())
-        if kind is None:
-            yield Skipped(path, f"unknown ending {location.suffix or '(none)'}")
-        elif not location.is_file():
-            yield Skipped(path, "a link that leads nowhere, or no regular file")
-        elif not location.resolve().is_relative_to(root):
-            yield Skipped(path, "a link that leads out of the folder")
+        path, reason = location.relative_to(root).as_posix(), _why_skipped(location, root)
+        if reason:
+            yield Skipped(path.encode("utf-8", "backslashreplace").decode(), reason)
         else:
-            file = File(str(root), path, kind, "")
+            file = File(str(root), path, _KIND_OF[location.suffix.lower()], "")
             yield replace(file, stamp=file.current_stamp())
+
+
+def _why_skipped(location: Path, root: Path) -> str | None:
+    try:
+        str(location).encode("utf-8")
+    except UnicodeEncodeError:
+        return "its name is not UTF-8"
+    if location.suffix.lower() not in _KIND_OF:
+        return f"unknown ending {location.suffix or '(none)'}"
+    if not location.is_file():
+        return "a link that leads nowhere, or no regular file"
+    return None if location.resolve().is_relative_to(root) else "a link that leads out of the folder"
 
 
 def split(file: File, limits: Limits) -> list[Document]:

@@ -62,11 +62,11 @@ class Encoder:
 
     @cached_property
     def identity(self) -> str:
-        """What tells vectors of two checkpoints apart: a hash of weights, configuration, tokenizer and prompt."""
+        """What tells vectors of two checkpoints apart: a hash of weights, their dtype, settings and prompt."""
         folder = Path(self.model_id)
         if not folder.is_dir():
             folder = Path(snapshot_download(self.model_id, local_files_only=True))
-        digest = hashlib.blake2b(digest_size=12)
+        digest = hashlib.blake2b(str(self.model.dtype).encode(), digest_size=12)
         for path in sorted([*folder.glob("*.safetensors"), *(folder / name for name in _SETTINGS)]):
             if path.is_file():
                 digest.update(path.name.encode())

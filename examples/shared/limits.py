@@ -15,8 +15,9 @@ from pathlib import Path
 import av
 from PIL import Image
 
+from plume.vision_plume import CLIP_FORMATS
+
 PICTURE_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")
-CLIP_FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpeg,mpegts,gif,ogg,flv,asf"
 _MEGABYTE = 1024 * 1024
 
 

@@ -1,6 +1,7 @@
 """A checkpoint folder on the Hub: a card written from its own files, then one upload."""
 
 import json
+import shutil
 import tempfile
 from fnmatch import fnmatch
 from pathlib import Path
@@ -88,7 +89,9 @@ def files_to_publish(folder: Path) -> list[Path]:
     absent = [name for name in needed if not (folder / name).is_file()]
     if absent:
         raise ValueError(f"{folder} lacks {', '.join(absent)}: save model and processor there first.")
-    return sorted(path for path in folder.iterdir() if path.is_file() and _is_published(path.name))
+    modules = json.loads((folder / "modules.json").read_text("utf-8"))
+    inside = [path for module in modules if module["path"] for path in (folder / module["path"]).rglob("*")]
+    return sorted(path for path in [*folder.iterdir(), *inside] if path.is_file() and _is_published(path.name))
 
 
 def _is_published(name: str) -> bool:
@@ -114,8 +117,10 @@ def publish(
         for path in files:
             copy = Path(scratch) / path.relative_to(folder)
             copy.parent.mkdir(parents=True, exist_ok=True)
-            # A link, not a copy: weights can be large.
-            copy.symlink_to(path.absolute())
+            try:
+                copy.symlink_to(path.absolute())  # not a copy: weights can be large
+            except OSError:  # Windows wants a privilege for links
+                shutil.copyfile(path, copy)
         card = Path(scratch) / "README.md"
         card.unlink(missing_ok=True)
         card.write_text(build_card(folder, repo_id, license_id), encoding="utf-8")

@@ -11,7 +11,7 @@ import hashlib
 import json
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -97,14 +97,15 @@ def load_rows(sources: Sequence[str], streaming: bool = False, split: str = "tra
         if source.endswith((".json", ".jsonl")) and not Path(source).is_file():
             raise ValueError(f"The training file {source!r} does not exist. Check --train_files.")
     if streaming:
-        return IterableDataset.from_generator(_generate, gen_kwargs={"sources": list(sources), "split": split})
+        # A tuple, not a list, which would make every file a shard: ranks must read equally many rows.
+        return IterableDataset.from_generator(_generate, gen_kwargs={"sources": tuple(sources), "split": split})
     rows = list(_generate(list(sources), split))
     if not rows:
         raise ValueError(f"The training files {list(sources)} hold no rows, so there is nothing to train on.")
     return Dataset.from_list(rows)
 
 
-def _generate(sources: list[str], split: str) -> Iterator[dict[str, str]]:
+def _generate(sources: Sequence[str], split: str) -> Iterator[dict[str, str]]:
     for source in sources:
         for number, row in enumerate(_iterate(source, split), start=1):
             query = row.get("qry") if isinstance(row, Mapping) else None
@@ -162,12 +163,10 @@ def _parse_pair(fields: Any, root: Path) -> Pair:
 
 
 def _parse_side(fields: Mapping[str, Any], root: Path) -> Side:
-    turns = {
-        {"human": "user", "gpt": "assistant"}.get(turn.get("from") or turn.get("role"), turn.get("role")): (
-            turn.get("value") or turn.get("content") or ""
-        )
-        for turn in fields.get("conversations") or fields.get("messages") or ()
-    }
+    turns = {}
+    for turn in fields.get("conversations") or fields.get("messages") or ():
+        role = turn.get("from") or turn.get("role")
+        turns[{"human": "user", "gpt": "assistant"}.get(role, role)] = turn.get("value") or turn.get("content") or ""
     question, reply = turns.get("user", ""), turns.get("assistant", "")
     images = tuple(_resolve(path, root) for path in _media(fields, "image"))
     videos = tuple(_resolve_video(video, root) for video in _videos(fields))
@@ -227,7 +226,10 @@ class Report:
 
 
 def check(
-    rows: Dataset | IterableDataset, media_root: str | None = None, decode: bool = False
+    rows: Dataset | IterableDataset,
+    media_root: str | None = None,
+    decode: bool = False,
+    collate: Callable[[list[dict[str, str]]], Any] | None = None,
 ) -> tuple[Report, list[int]]:
     """Read every row; count per dataset and per problem.
 
@@ -235,6 +237,7 @@ def check(
         rows: From :func:`load_rows`.
         media_root: As in :func:`parse_row`.
         decode: Open every picture and clip too, instead of only finding them.
+        collate: What a run makes of its rows; tried on every row alone.
 
     Returns:
         The report, and the indices of the usable rows.
@@ -249,8 +252,10 @@ def check(
             pair = parse_row(row["row"], media_root)
             if decode:
                 _decode(pair)
+            if collate is not None:
+                collate([row])
         except (RowError, ValueError) as error:
-            kind = error.kind if isinstance(error, RowError) else "unreadable media"
+            kind = error.kind if isinstance(error, RowError) else "unreadable media" if decode else "cannot be encoded"
             problems[kind] += 1
             examples[kind] = [*examples[kind], f"{row['place']}: {error}"][:3]
             continue
@@ -258,6 +263,8 @@ def check(
         usable.append(index)
         if not (pair.query.rationale and pair.target.rationale):
             problems["no rationale (usable)"] += 1
+        elif not all(side.rationale for side in pair.negatives):
+            problems["hard negative without a rationale, told apart by that (usable)"] += 1
     report.usable, report.datasets, report.problems = len(usable), dict(datasets), dict(problems)
     report.examples = dict(examples)
     return report, usable

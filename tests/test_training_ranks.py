@@ -1,0 +1,86 @@
+"""Training on several ranks: saving and resuming, and streams that are cut evenly."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+
+import pytest
+from accelerate.data_loader import prepare_data_loader
+from corpus import write_corpus
+from torch.utils.data import DataLoader
+
+from inputs import ROOT
+from plume import PlumeProcessor
+from plume.hub.random_checkpoint import save_random_plume
+
+pytest.importorskip("trl", reason="training needs the extra `train`")
+
+from plume.training.collator import PairCollator
+from plume.training.config import PlumeTrainingConfig
+from plume.training.data import load_rows
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    """40 pairs, media, and a tiny model."""
+    folder = tmp_path_factory.mktemp("corpus")
+    write_corpus(folder, rows=40)
+    save_random_plume(folder / "model", num_latent_steps=4, max_latent_steps=8)
+    return folder
+
+
+def train_on_two_ranks(corpus, output, *flags) -> list[float]:
+    """Losses of `accelerate launch training/train.py` on two processes."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    launcher = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1",
+                "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", str(port)]  # fmt: skip
+    arguments = {
+        "--model_name_or_path": corpus / "model", "--train_files": corpus / "pairs.jsonl", "--media_root": corpus / "media",
+        "--output_dir": output, "--per_device_train_batch_size": 4, "--sub_batch_size": 4, "--report_to": "none", "--bf16": False,
+        "--use_cpu": True, "--logging_steps": 1, "--save_strategy": "steps", "--save_steps": 2, "--max_steps": 4,
+        "--chunk_tokens": 200, "--learning_rate": 1e-3,
+    }  # fmt: skip
+    flat = [str(part) for item in arguments.items() for part in item]
+    done = subprocess.run(
+        [sys.executable, *launcher, str(ROOT / "training" / "train.py"), *flat, *flags],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "CI": "1"}, capture_output=True, text=True, check=False, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    state = json.loads((output / "checkpoint-4" / "trainer_state.json").read_text())
+    return [entry["loss"] for entry in state["log_history"] if "loss" in entry]
+
+
+def test_two_ranks_save_and_resume_to_the_same_losses(corpus, tmp_path):
+    """Chunks by tokens, so that the ranks cut their batches differently."""
+    whole = train_on_two_ranks(corpus, tmp_path / "whole")
+    assert len(whole) == 4
+    assert json.loads((tmp_path / "whole" / "checkpoint-2" / "curriculum.json").read_text())["step"] == 2
+    checkpoint = tmp_path / "whole" / "checkpoint-2"
+    resumed = train_on_two_ranks(corpus, tmp_path / "resumed", "--resume_from_checkpoint", str(checkpoint))
+    assert resumed == whole
+
+
+def test_ranks_read_equally_many_pairs_of_a_stream(corpus, tmp_path):
+    """Of two files of unequal length: every batch of every rank is full, and each row is read."""
+    lines = (corpus / "pairs.jsonl").read_text().splitlines()
+    files = [tmp_path / "a.jsonl", tmp_path / "b.jsonl"]
+    for file, some in zip(files, (lines[:13], lines[13:35]), strict=True):
+        file.write_text("\n".join(some))
+    config = PlumeTrainingConfig(output_dir=str(tmp_path / "out"), use_cpu=True, bf16=False)
+    collator = PairCollator(PlumeProcessor.from_pretrained(corpus / "model"), str(corpus / "media"))
+    places, sizes = set(), []
+    for rank in range(2):
+        rows = load_rows([str(file) for file in files], streaming=True)
+        loader = prepare_data_loader(
+            DataLoader(rows, batch_size=4, collate_fn=collator),
+            num_processes=2, process_index=rank, dispatch_batches=config.accelerator_config.dispatch_batches,
+        )  # fmt: skip
+        batches = list(loader)
+        sizes.append([batch["num_pairs"] for batch in batches])
+        places |= {place for batch in batches for place in batch["texts"].places}
+    assert sizes == [[4] * 5] * 2
+    assert len(places) == 35
