@@ -27,7 +27,7 @@ from plume.training.grad_cache import cached_backward
 from plume.training.losses import Representations, Weights, pool_loss, suffix_ce
 
 _NUM_LATENT_STEPS = 8
-_TURNS = 3
+_TURNS = 5
 
 
 def build_training_model(size: str) -> PlumeForEmbedding:
