@@ -17,6 +17,8 @@ from huggingface_hub import CommitInfo, HfApi
 WEIGHT_FILES = ["model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json"]
 # What says how sentence-transformers drives the model; a repository's own stay.
 ST_FILES = ("modules.json", "sentence_bert_config.json", "config_sentence_transformers.json")
+# Beside the weights, what changes vectors.
+SETTINGS_FILES = ("config.json", "processor_config.json", "tokenizer.json", "chat_template.jinja")
 PUSH_OPTIONS = ("commit_message", "commit_description", "private", "token", "revision", "create_pr")
 HUB_OPTIONS = ("revision", "subfolder", "token", "cache_dir", "local_files_only", "force_download")
 

@@ -13,9 +13,8 @@ import torch
 from transformers import AutoConfig
 
 from plume import PlumeForEmbedding, PlumeProcessor
+from plume.hub_files_plume import SETTINGS_FILES
 
-# Files beside the weights that change vectors.
-_SETTINGS = ("config.json", "processor_config.json", "tokenizer.json", "chat_template.jinja")
 _MANY_FRAMES = 1_000_000  # frames are chosen by the task: the processor keeps all that it is given
 
 
@@ -182,7 +181,7 @@ def fingerprint(path: str | Path, revision: str | None = None) -> dict[str, Any]
     if not folder.is_dir():
         config = AutoConfig.from_pretrained(path, revision=revision or "main")
         return {"name": str(path), "revision": config._commit_hash}
-    settings = [folder / name for name in _SETTINGS if (folder / name).is_file()]
+    settings = [folder / name for name in SETTINGS_FILES if (folder / name).is_file()]
     return {
         "name": folder.name,
         "hash": _hash_files(sorted(folder.glob("*.safetensors"))),

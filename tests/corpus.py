@@ -6,6 +6,8 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw
 
+from inputs import free_port
+
 COLORS = {"red": "#d33", "blue": "#36c", "green": "#393", "black": "#222", "white": "#eee", "orange": "#e80"}
 DIRECTIVE = "Represent the above input text, images, videos, or any combination of the three as embeddings."
 
@@ -51,3 +53,10 @@ def write_corpus(folder: Path, rows: int = 200, negatives: int = 0, seed: int = 
     file = folder / "pairs.jsonl"
     file.write_text("\n".join(lines) + "\n")
     return file
+
+
+def launcher_of_two() -> list[str]:
+    """Arguments of Python in front of a script that two processes run on the CPU."""
+    options = ["--multi_gpu", "--num_machines", "1", "--num_processes", "2", "--mixed_precision", "no"]
+    port = ["--dynamo_backend", "no", "--main_process_port", str(free_port())]
+    return ["-m", "accelerate.commands.launch", *options, *port]

@@ -1,5 +1,6 @@
 """Inputs that tests share."""
 
+import socket
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,12 @@ from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[1]
 MEDIA = ROOT / "examples" / "media"
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
 
 
 def noise_image(seed: int, width: int = 84, height: int = 56) -> Image.Image:

@@ -2,7 +2,6 @@
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -13,7 +12,7 @@ from contextlib import contextmanager
 
 import psutil
 
-from inputs import ROOT
+from inputs import ROOT, free_port
 
 
 def example_environment() -> dict[str, str]:
@@ -58,9 +57,7 @@ def kill_example_when(ready: Callable[[], bool], *arguments) -> None:
 @contextmanager
 def serving(*arguments, path: str) -> Iterator[tuple[str, int]]:
     """A server while the block runs: its address and its process id."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     command = [sys.executable, "-m", *map(str, arguments), "--port", str(port)]
     process = subprocess.Popen(
         command, cwd=ROOT, env=example_environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True

@@ -361,6 +361,19 @@ def test_a_rollout_that_cannot_be_recorded_says_so_once_and_runs(model, processo
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_recorded_rollouts_equal_plain_ones_on_cuda(checkpoint, processor):
     model = PlumeForEmbedding.from_pretrained(checkpoint).eval().cuda()
+    for inputs in (mixed_inputs()[:6], mixed_inputs()[6:12]):
+        features = {name: value.cuda() for name, value in processor.process_documents(inputs).items()}
+        with torch.no_grad():
+            expected = model.speed_up(False)(**features).embeddings
+            model.speed_up()
+            found = [model(**features).embeddings for _ in range(2)]
+        assert (torch.stack(found) - expected).abs().max() <= 1e-5
+        assert len(model._recorded._slots) == 1
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_recording_serves_other_batches_on_cuda(checkpoint, processor):
+    model = PlumeForEmbedding.from_pretrained(checkpoint).eval().cuda()
     texts = (["a bus", "two dogs"], ["a red bus at a stop", "a sofa"], ["a bus", "two dogs"])
     batches = [{name: value.cuda() for name, value in processor.process_documents(list(t)).items()} for t in texts]
     with torch.no_grad():

@@ -2,13 +2,12 @@
 
 import json
 import os
-import socket
 import subprocess
 import sys
 
 import pytest
 from accelerate.data_loader import prepare_data_loader
-from corpus import write_corpus
+from corpus import launcher_of_two, write_corpus
 from torch.utils.data import DataLoader
 
 from inputs import ROOT
@@ -33,11 +32,6 @@ def corpus(tmp_path_factory):
 
 def train_on_two_ranks(corpus, output, *flags) -> list[float]:
     """Losses of `accelerate launch training/train.py` on two processes."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    launcher = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1",
-                "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", str(port)]  # fmt: skip
     arguments = {
         "--model_name_or_path": corpus / "model", "--train_files": corpus / "pairs.jsonl", "--media_root": corpus / "media",
         "--output_dir": output, "--per_device_train_batch_size": 4, "--sub_batch_size": 4, "--report_to": "none", "--bf16": False,
@@ -46,7 +40,7 @@ def train_on_two_ranks(corpus, output, *flags) -> list[float]:
     }  # fmt: skip
     flat = [str(part) for item in arguments.items() for part in item]
     done = subprocess.run(
-        [sys.executable, *launcher, str(ROOT / "training" / "train.py"), *flat, *flags],
+        [sys.executable, *launcher_of_two(), str(ROOT / "training" / "train.py"), *flat, *flags],
         env={**os.environ, "OMP_NUM_THREADS": "1", "CI": "1"}, capture_output=True, text=True, check=False, timeout=300,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]

@@ -185,9 +185,9 @@ class PlumeTrainer(SFTTrainer):
         else:
             loss, parts = self._pool_loss(local, inputs)
             total = loss + own
-        self._pending = ({**parts, "rows": own.detach()}, output)
+        self._pending = ({**parts, "rows": own.detach()}, output.latent_states, output.router_probs)
         if not self.model.training:
-            self._report(self._pending[0], output.latent_states, output.router_probs)
+            self._report(*self._pending)
         refuse_nan(total, output, rows.places, self.state.global_step)
         return (total, output) if return_outputs else total
 
@@ -200,8 +200,7 @@ class PlumeTrainer(SFTTrainer):
         if len(sizes) == 1:
             whole = super().training_step(model, inputs, num_items_in_batch)
             # Behind the backward pass, as below: ranks that chunk differently must gather in the same order.
-            parts, output = self._pending
-            self._report(parts, output.latent_states, output.router_probs)
+            self._report(*self._pending)
             return whole
         model.train()
         if isinstance(self.optimizer, AcceleratedOptimizer):

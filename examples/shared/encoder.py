@@ -17,11 +17,11 @@ from huggingface_hub import snapshot_download
 from transformers import BatchFeature
 
 from plume import PlumeForEmbedding, PlumeOutput, PlumeProcessor
+from plume.hub_files_plume import SETTINGS_FILES
 from plume.vision_plume import load_video
 
 DEFAULT_MODEL = "checkpoints/plume-tiny"
 PIXEL_BUDGET = 16 * 1024 * 1024  # pixels per batch: about 21000 visual tokens of 28 x 28
-_SETTINGS = ("config.json", "processor_config.json", "tokenizer.json", "chat_template.jinja")
 _PIXELS_PER_TOKEN, _CHARACTERS_PER_TOKEN, _PROMPT_TOKENS = 28 * 28, 3, 64
 
 
@@ -67,7 +67,7 @@ class Encoder:
         if not folder.is_dir():
             folder = Path(snapshot_download(self.model_id, local_files_only=True))
         digest = hashlib.blake2b(str(self.model.dtype).encode(), digest_size=12)
-        for path in sorted([*folder.glob("*.safetensors"), *(folder / name for name in _SETTINGS)]):
+        for path in sorted([*folder.glob("*.safetensors"), *(folder / name for name in SETTINGS_FILES)]):
             if path.is_file():
                 digest.update(path.name.encode())
                 with path.open("rb") as file:
