@@ -28,7 +28,12 @@ if __name__ == "plume":
         "RELEASED_LAYOUT",
         "PlumeConfig",
         "PlumeForEmbedding",
+        "PlumeModel",
         "PlumeOutput",
         "PlumeProcessor",
+        "PlumeQwen2_5_VLConfig",
+        "PlumeQwen2_5_VLForEmbedding",
+        "PlumeQwen3VLConfig",
+        "PlumeQwen3VLForEmbedding",
         "PromptLayout",
     ]

@@ -12,15 +12,14 @@ For k = 1..K:
 The usual call reads out once, after step K. K = 0 reads the suffix right after ``<slt>``.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 import torch
 from transformers.utils import ModelOutput
 
-# (z(k-1) (B, D), k, c(x) (B, D)) -> z~(k-1) (B, D), pi(k) (B, E)
-Transition = Callable[[torch.Tensor, int, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
+from .latent_plume import LatentTransition
 
 
 class Context(Protocol):
@@ -78,7 +77,7 @@ class PlumeOutput(ModelOutput):
 
 def rollout(
     context: Context,
-    transition: Transition,
+    transition: LatentTransition,
     anchor_BD: torch.Tensor,
     suffix_BSD: torch.Tensor,
     num_latent_steps: int,
@@ -110,8 +109,9 @@ def rollout(
         if k in readout_steps:
             readouts.append(states_BSD)
     if num_latent_steps == 0:
-        empty = z_BD.new_empty(len(z_BD), 0, z_BD.shape[-1])
-        return Rollout(empty, empty.float(), torch.stack(readouts, dim=1))
+        nothing = z_BD.new_empty(len(z_BD), 0, z_BD.shape[-1])
+        no_probs = torch.empty(len(z_BD), 0, transition.num_experts, device=z_BD.device)
+        return Rollout(nothing, no_probs, torch.stack(readouts, dim=1))
     return Rollout(torch.stack(latents_KBD, 1), torch.stack(probs_KBE, 1), torch.stack(readouts, 1))
 
 
