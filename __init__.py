@@ -15,6 +15,7 @@ if __name__ == "plume":
     from .modeling_plume_qwen3_vl import PlumeQwen3VLForEmbedding
     from .processing_plume import PlumeProcessor
     from .prompt_plume import PAPER_LAYOUT, RELEASED_LAYOUT, PromptLayout
+    from .start import from_backbone
 
     for _model in (PlumeForEmbedding, PlumeQwen2_5_VLForEmbedding, PlumeQwen3VLForEmbedding):
         AutoConfig.register(_model.config_class.model_type, _model.config_class, exist_ok=True)
@@ -36,4 +37,5 @@ if __name__ == "plume":
         "PlumeQwen3VLConfig",
         "PlumeQwen3VLForEmbedding",
         "PromptLayout",
+        "from_backbone",
     ]
