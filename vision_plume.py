@@ -324,11 +324,10 @@ def _stream(file: IO[bytes]) -> Iterator[tuple[Any, Any]]:
     # No protocol is allowed: a file that refers to others must not have them opened.
     options = {"format_whitelist": CLIP_FORMATS, "protocol_whitelist": "none"}
     with av.open(file, options=options, metadata_errors="ignore") as container:
-        streams = [s for s in container.streams.video if not s.disposition & av.stream.Disposition.attached_pic]
-        if not streams:
-            kinds = "a cover picture and sound" if container.streams.video else "sound"
-            raise ValueError(f"it holds {kinds} but no moving pictures")
-        yield container, streams[0]
+        stream = container.streams.best("video")  # its guess is a stream of many frames
+        if stream is None or stream.disposition & av.stream.Disposition.attached_pic:
+            raise ValueError("it holds sound or a cover picture but no moving pictures")
+        yield container, stream
 
 
 def _pick(file: IO[bytes], wanted: set[int], background: Sequence[int]) -> tuple[list[Image.Image], int]:

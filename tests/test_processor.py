@@ -3,6 +3,7 @@
 import base64
 import importlib
 import json
+import shutil
 import threading
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -11,7 +12,10 @@ from io import BytesIO
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from PIL import Image
+from transformers import AutoProcessor
 
 from inputs import MEDIA, embed, mixed_inputs, noise_image, noise_video
 from plume import PlumeProcessor, vision_plume
@@ -340,12 +344,98 @@ def test_options_without_effect_are_refused(processor, options):
         processor.process_documents([noise_image(0)], **options)
 
 
-@pytest.mark.parametrize("setting", [{"max_pixels": -5}, {"num_frames": 0}, {"suffix": "<elt>"}])
-def test_impossible_settings_are_refused(checkpoint, setting):
-    from plume import PlumeProcessor
+@pytest.fixture
+def saved(processor, tmp_path):
+    """A saved processor, with settings changed or (None) left out."""
 
-    with pytest.raises(ValueError, match="positive integer|end of the suffix"):
-        PlumeProcessor.from_pretrained(checkpoint, **setting)
+    def change(**settings):
+        processor.save_pretrained(tmp_path)
+        path = tmp_path / "processor_config.json"
+        content = {**json.loads(path.read_text()), **settings}
+        path.write_text(json.dumps({name: value for name, value in content.items() if value != "absent"}))
+        return tmp_path
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"max_pixels": -5}, "max_pixels must be a positive integer, got -5"),
+        ({"num_frames": 0}, "num_frames must be a positive integer"),
+        ({"merge_size": 0}, "merge_size must be a positive integer"),
+        ({"patch_size": "14"}, "patch_size must be a positive integer, got '14'"),
+        ({"patch_size": 14.0}, "patch_size must be a positive integer"),
+        ({"temporal_patch_size": True}, "temporal_patch_size must be a positive integer"),
+        ({"min_pixels": None}, "min_pixels must be a positive integer"),
+        ({"min_pixels": 10**7}, "min_pixels=10000000 exceeds max_pixels"),
+        ({"video_min_pixels": 10**7}, "exceeds video_max_pixels"),
+        ({"blank_image_size": -1}, "0 or a positive integer"),
+        ({"blank_image_size": False}, "0 or a positive integer"),
+        ({"image_mean": [0.5, 0.5]}, "three numbers"),
+        ({"image_mean": [0.5, 0.5, float("nan")]}, "three numbers"),
+        ({"image_std": [0.5, 0.5, 0]}, "three positive numbers"),
+        ({"background_color": [255, 255, 256]}, "three integers"),
+        ({"background_color": "white"}, "three integers"),
+        ({"resize": "twice"}, "'once' or 'released'"),
+        ({"video_limits": 1}, "'frame' or 'clip'"),
+        ({"fps": float("inf")}, "positive number or none"),
+        ({"timestamps": 1, "fps": 1.0}, "true or false"),
+        ({"timestamps": True}, "timestamps need fps"),
+        ({"query_prompt": 5}, "query_prompt must be a text"),
+        ({"suffix": "<elt>"}, "end of the suffix"),
+        ({"anchor_token": "two words"}, "does not know .'two words'"),
+        ({"max_pixel": 5}, "unknown ones .'max_pixel'"),
+        ({"max_pixels": "absent"}, "lacks the settings .'max_pixels'"),
+        ({"image_mean": "absent"}, "lacks the settings .'image_mean'"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused_by_name(saved, setting, message):
+    with pytest.raises(ValueError, match=message):
+        PlumeProcessor.from_pretrained(saved(**setting))
+
+
+def test_a_setting_given_by_the_caller_need_not_be_in_the_file(saved):
+    assert PlumeProcessor.from_pretrained(saved(max_pixels="absent"), max_pixels=9999).max_pixels == 9999
+
+
+LATER = ("image_mean", "image_std", "background_color", "resize", "video_limits", "fps", "min_frames", "timestamps",
+         "time_positions")  # fmt: skip
+
+
+def test_files_from_before_there_were_several_backbones_load(processor, saved):
+    again = PlumeProcessor.from_pretrained(saved(**dict.fromkeys(LATER, "absent")))
+    assert again.to_dict() == {name: value for name, value in processor.to_dict().items() if name != "auto_map"}
+
+
+@pytest.mark.parametrize("name", ["processor_config.json", "chat_template.jinja"])
+@pytest.mark.parametrize("load", [PlumeProcessor.from_pretrained, AutoProcessor.from_pretrained])
+def test_without_its_files_a_processor_is_refused_by_name(checkpoint, tmp_path, name, load):
+    shutil.copytree(checkpoint, tmp_path / "copy")
+    (tmp_path / "copy" / name).unlink()
+    with pytest.raises(ValueError, match=name):
+        load(tmp_path / "copy")
+
+
+VALUES = st.one_of(
+    st.none(), st.booleans(), st.integers(-2, 300), st.integers(), st.floats(), st.text(max_size=6),
+    st.lists(st.one_of(st.integers(-1, 260), st.floats(-1, 2), st.text(max_size=2)), max_size=4),
+    st.sampled_from(["once", "clip", "<gen>", "<elt><gen>", {}]),
+)  # fmt: skip
+
+
+@settings(max_examples=150, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
+@given(data=st.data())
+def test_a_changed_settings_file_is_used_as_it_is_or_refused(processor, saved, data):
+    """No other error, and no default in place of what the file says."""
+    names = sorted(processor.to_dict().keys() - {"processor_class", "auto_map"})
+    changed = data.draw(st.dictionaries(st.sampled_from([*names, "other"]), VALUES, min_size=1, max_size=3))
+    try:
+        loaded = PlumeProcessor.from_pretrained(saved(**changed))
+    except ValueError:
+        return
+    settings = loaded.to_dict()
+    assert {name: settings[name] for name in changed} == changed
 
 
 def test_padding_to_a_fixed_length(processor):
