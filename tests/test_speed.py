@@ -62,7 +62,7 @@ def hook_layer_input(model):
 
 
 def hook_linear(model):
-    layer_of(model).self_attn.q_proj.register_forward_hook(lambda module, args, output: 1.5 * output)
+    layer_of(model).self_attn.v_proj.register_forward_hook(lambda module, args, output: 1.5 * output)
 
 
 def replace_linear(model):

@@ -42,7 +42,7 @@ def test_embedding_equals_the_paper_read_literally(model, processor, scheme):
 
 
 def test_position_schemes_differ_where_media_are_and_agree_on_text(model, processor):
-    inputs = ["a red bus", noise_image(0), {"video": noise_video(1)}]
+    inputs = ["a red bus", noise_image(0, 128, 128), {"video": [noise_image(seed, 256, 256) for seed in range(4)]}]
     mrope = embed(model, processor, inputs)
     model.config.position_scheme = "kv_length"
     kv_length = embed(model, processor, inputs)

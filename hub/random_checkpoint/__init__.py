@@ -118,6 +118,8 @@ def build_tokenizer(corpus: Sequence[str] = _CORPUS, model_type: str = "qwen2_vl
         ]
     )
     alphabet = pre_tokenizers.ByteLevel.alphabet()
+    if model_type == "qwen3_vl":  # its embedder reads a vector after the role, one piece in the real vocabulary
+        corpus = [*corpus, *["assistant"] * 16]
     trained.train_from_iterator(
         corpus, trainers.BpeTrainer(vocab_size=500, show_progress=False, initial_alphabet=alphabet)
     )
