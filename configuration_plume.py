@@ -42,7 +42,7 @@ class LatentConfig:
         latent_end_token_id: ``<elt>``, closes the latent block.
         latent_token_id: ``<ct>``, a latent position in serialized text: counted, never embedded.
         embedding_token_id: ``<gen>``, whose state is the embedding (Eq. 7).
-        suffix_token_ids: Tokens after the latent block, ``<elt> ... <gen>``.
+        suffix_token_ids: Tokens after the latent block, ``<elt> ... <gen>``. Defaults to these two.
         **kwargs: Fields of the backbone's configuration.
 
     Raises:
@@ -90,7 +90,8 @@ class LatentConfig:
         self.latent_end_token_id = latent_end_token_id
         self.latent_token_id = latent_token_id
         self.embedding_token_id = embedding_token_id
-        self.suffix_token_ids = suffix_token_ids or [latent_end_token_id, embedding_token_id]
+        closing = [latent_end_token_id, embedding_token_id]
+        self.suffix_token_ids = closing if suffix_token_ids is None else suffix_token_ids
         self._check_latent_fields()
         super().__init__(**kwargs)
 
