@@ -1,0 +1,1 @@
+../../patches_plume.py
