@@ -31,7 +31,14 @@ from .checks_plume import check_prefix, check_suffix, warn_of_emulation
 from .configuration_plume import PlumeConfig
 from .context_plume import Context, context_class
 from .decode_plume import can_decode  # noqa: F401 (older loaders of remote code copy direct imports only)
-from .hub_files_plume import HUB_OPTIONS, PUSH_OPTIONS, push_saved, write_hub_files
+from .hub_files_plume import (
+    HUB_OPTIONS,
+    PUSH_OPTIONS,
+    check_folder,
+    push_saved,
+    replacing_weights,
+    write_hub_files,
+)
 from .latent_plume import LatentExperts, LatentRouter, LatentTransition
 from .packed_plume import PackedWeights
 from .patches_plume import LinearPatchEmbed
@@ -309,6 +316,7 @@ class PlumeForEmbedding(Qwen2VLForConditionalGeneration):
         Raises:
             ValueError: If the checkpoint lacks weights, which would otherwise be random.
         """
+        check_folder(pretrained_model_name_or_path, kwargs)
         wants_info = kwargs.pop("output_loading_info", False)
         loaded: Any = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
         model, info = loaded
@@ -368,7 +376,8 @@ class PlumeForEmbedding(Qwen2VLForConditionalGeneration):
         pushed = {name: kwargs.pop(name) for name in PUSH_OPTIONS if name in kwargs}
         # Tensors keep the names of our modules: Trainer restores a checkpoint by these names, and with the Hub's older
         # ones it would go on from fresh weights with no more than a warning.
-        super().save_pretrained(save_directory, *args, **{"save_original_format": False, **kwargs})
+        with replacing_weights(save_directory):
+            super().save_pretrained(save_directory, *args, **{"save_original_format": False, **kwargs})
         write_hub_files(save_directory)
         if push_to_hub:
             self.push_to_hub(repo_id or os.path.basename(os.path.normpath(save_directory)), **pushed)

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from PIL import Image
 from sentence_transformers import SentenceTransformer
+from transformers import AutoModel, AutoProcessor
 
 from plume import PlumeForEmbedding, PlumeProcessor
 from plume.hub.layout import open_source
@@ -64,15 +65,15 @@ def verify(folder: Path) -> list[Finding]:
     Returns:
         The findings; the last is the fingerprint.
     """
-    model = PlumeForEmbedding.from_pretrained(folder, dtype=torch.float32).eval()
-    processor = PlumeProcessor.from_pretrained(folder)
+    model = AutoModel.from_pretrained(folder, dtype=torch.float32).eval()
+    processor = AutoProcessor.from_pretrained(folder)
     checks: list[Callable[[], Finding]] = [
         lambda: _weights(folder, model),
         lambda: _adapter(model),
         lambda: _token_ids(model, processor),
         lambda: _golden_ids(model, processor),
         lambda: _golden_positions(model),
-        lambda: _doors(folder, model, processor),
+        lambda: _entry_points(folder, model, processor),
         lambda: _batches(model, processor),
         lambda: _fingerprint(model, processor),
     ]
@@ -127,7 +128,7 @@ def _golden_positions(model: PlumeForEmbedding) -> Finding:
     )
 
 
-def _doors(folder: Path, model: PlumeForEmbedding, processor: PlumeProcessor) -> Finding:
+def _entry_points(folder: Path, model: PlumeForEmbedding, processor: PlumeProcessor) -> Finding:
     texts = ["a red bus at a stop", "the total of the second row"]
     ours = _embed(model, processor, texts)
     encoder = SentenceTransformer(str(folder), model_kwargs={"dtype": torch.float32})
@@ -136,9 +137,11 @@ def _doors(folder: Path, model: PlumeForEmbedding, processor: PlumeProcessor) ->
     with tempfile.TemporaryDirectory() as elsewhere:
         done = subprocess.run(command, cwd=elsewhere, capture_output=True, text=True, check=False)
     if done.returncode:
-        return Finding("doors agree", False, f"remote code fails: {done.stderr.strip().splitlines()[-1]}")
+        return Finding("entry points agree", False, f"remote code fails: {done.stderr.strip().splitlines()[-1]}")
     apart = max(apart, (torch.tensor(json.loads(done.stdout.splitlines()[-1])) - ours).abs().max().item())
-    return Finding("doors agree", apart <= 1e-5, f"package, sentence-transformers and remote code within {apart:.0e}")
+    return Finding(
+        "entry points agree", apart <= 1e-5, f"package, sentence-transformers and remote code within {apart:.0e}"
+    )
 
 
 def _batches(model: PlumeForEmbedding, processor: PlumeProcessor) -> Finding:
