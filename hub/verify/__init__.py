@@ -64,7 +64,12 @@ def verify(folder: Path) -> list[Finding]:
 
     Returns:
         The findings; the last is the fingerprint.
+
+    Raises:
+        ValueError: If there is no such folder.
     """
+    if not folder.is_dir():
+        raise ValueError(f"{folder} is no folder. Download the checkpoint first, or check the path.")
     model = AutoModel.from_pretrained(folder, dtype=torch.float32).eval()
     processor = AutoProcessor.from_pretrained(folder)
     checks: list[Callable[[], Finding]] = [
