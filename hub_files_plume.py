@@ -172,9 +172,17 @@ def push_saved(
 
 
 @contextmanager
-def replacing_weights(folder: str | os.PathLike) -> Iterator[None]:
-    """Around a save: afterwards the folder holds the new weights and no older ones in other pieces."""
+def replacing_weights(folder: str | os.PathLike, is_main_process: bool = True) -> Iterator[None]:
+    """Around a save: afterwards the folder holds the new weights and no older ones in other pieces.
+
+    Args:
+        folder: Where the model is saved.
+        is_main_process: Whether this process writes; the others touch nothing.
+    """
     root = Path(folder)
+    if not is_main_process:
+        yield
+        return
     (root / _INDEX).unlink(missing_ok=True)  # so that the one that is there afterwards is new
     yield
     kept = {_INDEX, *_read_index(root).values()} if (root / _INDEX).is_file() else {_WEIGHTS}

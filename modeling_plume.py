@@ -376,7 +376,7 @@ class PlumeForEmbedding(Qwen2VLForConditionalGeneration):
         pushed = {name: kwargs.pop(name) for name in PUSH_OPTIONS if name in kwargs}
         # Tensors keep the names of our modules: Trainer restores a checkpoint by these names, and with the Hub's older
         # ones it would go on from fresh weights with no more than a warning.
-        with replacing_weights(save_directory):
+        with replacing_weights(save_directory, args[0] if args else kwargs.get("is_main_process", True)):
             super().save_pretrained(save_directory, *args, **{"save_original_format": False, **kwargs})
         write_hub_files(save_directory)
         if push_to_hub:
