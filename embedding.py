@@ -21,7 +21,7 @@ from tqdm import tqdm
 from transformers import AutoConfig, AutoModel, AutoProcessor, BatchFeature
 
 from .checkpoints import locate
-from .modeling_plume import PlumeForEmbedding
+from .modeling_plume import PlumeModel
 from .pages import count_pages, render_page
 from .processing_plume import PlumeProcessor
 from .resume import Embeddings, Failure, Parts, Unit, condition_of
@@ -46,7 +46,7 @@ class Prepared(NamedTuple):
 
 def load(
     model: str | os.PathLike = "tiny", *, device: str | None = None, dtype: str = "auto", **options: Any
-) -> tuple[PlumeForEmbedding, PlumeProcessor]:
+) -> tuple[PlumeModel, PlumeProcessor]:
     """Load a model and its processor.
 
     Args:
@@ -75,7 +75,7 @@ def load(
 
 def embed(
     items: Iterable[Any],
-    model: str | os.PathLike | tuple[PlumeForEmbedding, PlumeProcessor] = "tiny",
+    model: str | os.PathLike | tuple[PlumeModel, PlumeProcessor] = "tiny",
     *,
     task: Literal["document", "query"] = "document",
     on_error: Literal["raise", "skip", "nan"] = "raise",
@@ -150,7 +150,7 @@ def _read(items: Iterable[Any]) -> Iterator[Unit]:
 class _Encoder:
     """Steps 2 to 4 for one call of :func:`embed`."""
 
-    model: PlumeForEmbedding
+    model: PlumeModel
     processor: PlumeProcessor
     settings: dict[str, Any]
     on_error: str

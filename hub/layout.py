@@ -7,9 +7,7 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
-from transformers import CONFIG_MAPPING
 
-from plume import PlumeConfig
 from plume.hub_files_plume import check_weights
 
 ADAPTER = "latent_moe_transition."
@@ -55,21 +53,6 @@ class Source:
                 if rename(name) == target:
                     return entry["shape"][0]
         raise ValueError(f"{self.folder} lacks {target}: it is no Qwen-VL checkpoint, or a shard is missing.")
-
-
-def plume_config_class(model_type: str) -> type[PlumeConfig]:
-    """The configuration class of PLUME around a backbone.
-
-    Args:
-        model_type: Of the backbone's configuration, e.g. ``"qwen2_vl"``.
-
-    Raises:
-        ValueError: If PLUME does not know the backbone.
-    """
-    name = "plume" if model_type == "qwen2_vl" else f"plume_{model_type}"
-    if name not in CONFIG_MAPPING:
-        raise ValueError(f"{model_type!r} is not a backbone of PLUME. Start from a Qwen2-VL checkpoint.")
-    return CONFIG_MAPPING[name]
 
 
 def open_source(folder: Path) -> Source:

@@ -24,24 +24,19 @@ from filelock import FileLock, Timeout
 from huggingface_hub import snapshot_download
 from safetensors.torch import save_file
 from tqdm import tqdm
-from transformers import AutoConfig, AutoModel, AutoTokenizer
+from transformers import AutoConfig, AutoTokenizer
 from transformers.dynamic_module_utils import custom_object_save
 
-from plume import PAPER_LAYOUT, RELEASED_LAYOUT, PlumeConfig, PlumeProcessor
-from plume.hub.layout import (
-    ADAPTER,
-    Source,
-    adapter_fields,
-    convert_adapter,
-    open_source,
-    plume_config_class,
-    rename,
-)
+from plume import PAPER_LAYOUT, RELEASED_LAYOUT, PlumeModel, PlumeProcessor
+from plume.hub.layout import ADAPTER, Source, adapter_fields, convert_adapter, open_source, rename
 from plume.hub_files_plume import write_hub_files
+from plume.prompt_plume import EMBEDDER_LAYOUT
+from plume.start import model_class_of
 
 # Plain backbones by their model_type; UME-R1 and the released PLUME stand on the first.
 BACKBONES = {"qwen2_vl": "qwen2-vl", "qwen2_5_vl": "qwen2.5-vl", "qwen3_vl": "qwen3-vl"}
 KINDS = (*BACKBONES.values(), "ume-r1", "plume")
+LAYOUTS = {"paper": PAPER_LAYOUT, "released": RELEASED_LAYOUT, "embedder": EMBEDDER_LAYOUT}
 AUTHORS_LATENT_STEPS = 8  # K of the authors' evaluation script, whatever the training
 # How the released checkpoint was evaluated: task texts come with the data, text-only inputs get a white image.
 _RELEASED_PROCESSOR: dict[str, Any] = {
@@ -95,6 +90,7 @@ def convert(
     num_active_experts: int = 2,
     ignore: str | None = None,
     seed: int = 0,
+    layout: str = "paper",
 ) -> Report:
     """Convert a checkpoint.
 
@@ -106,6 +102,8 @@ def convert(
         num_active_experts: K_r; not stored either, 2 in the paper.
         ignore: Regular expression of tensors to leave out.
         seed: Seed of a fresh adapter.
+        layout: Prompt and tokens of a plain backbone, a key of :data:`LAYOUTS`; ``"embedder"`` is the prompt of
+            Qwen3-VL-Embedding, with which K = 0 gives its own vectors.
 
     Raises:
         ValueError: If the source is unusable, K is unknown, the target exists or the disk is full.
@@ -115,9 +113,7 @@ def convert(
     local = Path(source)
     folder = local if local.is_dir() else Path(snapshot_download(source, ignore_patterns=["*.bin", "*.pt", "*.pth"]))
     backbone = AutoConfig.from_pretrained(folder)
-    if backbone.model_type not in BACKBONES:
-        raise ValueError(f"{source} is a {backbone.model_type!r} model; PLUME's backbones are {', '.join(BACKBONES)}.")
-    config_class = plume_config_class(backbone.model_type)
+    model_class = model_class_of(backbone.model_type)
     opened = open_source(folder)
     found = recognise(opened, backbone.model_type)
     if kind not in ("auto", found):
@@ -127,7 +123,7 @@ def convert(
         local.name if local.is_dir() else source,
         [f"recognised as {found}: {len(opened.names)} tensors in {len(opened.shards)} shards"],
     )
-    processor = _processor(folder, found)
+    processor = _processor(folder, found, layout)
     existing = next(parent for parent in target.absolute().parents if parent.is_dir())
     free = shutil.disk_usage(existing).free
     if free < 1.1 * opened.num_bytes:
@@ -141,17 +137,21 @@ def convert(
     # The configuration can be stale (4.52 saves do not update it): the tensor is right.
     wanted = max([*processor.row_sources, fields["latent_token_id"]]) + 1
     backbone.text_config.vocab_size = max(opened.num_rows(_EMBEDDING), wanted)
-    config = config_class.from_backbone(backbone, **fields)
+    with torch.device("meta"):
+        model = model_class(model_class.config_class.from_backbone(backbone, **fields))
     with _all_or_nothing(target) as partial:
-        _stream(opened, partial, config, processor, adapter, report, ignore, seed)
-        _finish(partial, config, processor, report)
+        _stream(opened, partial, model, processor, adapter, report, ignore, seed)
+        _finish(partial, model, processor, report)
     return report
 
 
-def _processor(folder: Path, kind: str) -> PlumeProcessor:
+def _processor(folder: Path, kind: str, layout: str) -> PlumeProcessor:
+    if layout not in LAYOUTS:
+        raise ValueError(f"The layout {layout!r} is unknown. Use one of {', '.join(LAYOUTS)}.")
     if kind in BACKBONES.values():
-        return PlumeProcessor.from_backbone(folder, PAPER_LAYOUT)
-    return PlumeProcessor.from_backbone(folder, RELEASED_LAYOUT, **_RELEASED_PROCESSOR)
+        return PlumeProcessor.from_backbone(folder, LAYOUTS[layout])
+    resize = {"resize": "released"} if kind == "plume" else {}  # pictures as its authors' pipeline resizes them
+    return PlumeProcessor.from_backbone(folder, RELEASED_LAYOUT, **_RELEASED_PROCESSOR, **resize)
 
 
 def _read_adapter(source: Source) -> dict[str, torch.Tensor]:
@@ -239,17 +239,16 @@ def _all_or_nothing(target: Path) -> Iterator[Path]:
 def _stream(
     source: Source,
     partial: Path,
-    config: PlumeConfig,
+    model: PlumeModel,
     processor: PlumeProcessor,
     adapter: dict[str, torch.Tensor],
     report: Report,
     ignore: str | None,
     seed: int,
 ) -> None:
-    """3.-4. Write shard by shard, then the adapter; check names and shapes."""
-    with torch.device("meta"):
-        state = AutoModel.from_config(config).state_dict()
-    expected = {name: tuple(weight.shape) for name, weight in state.items()}
+    """3.-4. Write shard by shard, then the adapter; check names and shapes. The model has no memory, only shapes."""
+    expected = {name: tuple(weight.shape) for name, weight in model.state_dict().items()}
+    config = model.config
     tied = config.tie_word_embeddings
     placed: dict[str, str] = {}
     sizes: Counter[torch.dtype] = Counter()
@@ -277,7 +276,7 @@ def _stream(
     dtype = sizes.most_common(1)[0][0]
     if len(sizes) > 1:
         report.notes.append(f"the source mixes {sorted(map(str, sizes))}; from_pretrained gives {dtype}")
-    transition = adapter or _fresh_adapter(config, dtype, seed)
+    transition = adapter or _fresh_adapter(model, dtype, seed)
     for name, tensor in transition.items():
         _check(name, tensor, expected)
         report.tensors[name] = "copied" if adapter else "created"
@@ -339,10 +338,8 @@ def _check(name: str, tensor: torch.Tensor, expected: dict[str, tuple[int, ...]]
         )
 
 
-def _fresh_adapter(config: PlumeConfig, dtype: torch.dtype, seed: int) -> dict[str, torch.Tensor]:
+def _fresh_adapter(model: PlumeModel, dtype: torch.dtype, seed: int) -> dict[str, torch.Tensor]:
     """The adapter of a new model, initialised as the model initialises it; the backbone stays without memory."""
-    with torch.device("meta"):
-        model = AutoModel.from_config(config)
     adapter = model.latent_transition.to_empty(device="cpu")
     torch.manual_seed(seed)
     for module in adapter.modules():
@@ -351,10 +348,9 @@ def _fresh_adapter(config: PlumeConfig, dtype: torch.dtype, seed: int) -> dict[s
     return {f"latent_transition.{name}": tensor.to(dtype).contiguous() for name, tensor in state.items()}
 
 
-def _finish(partial: Path, config: PlumeConfig, processor: PlumeProcessor, report: Report) -> None:
+def _finish(partial: Path, model: PlumeModel, processor: PlumeProcessor, report: Report) -> None:
     """5. Everything beside the weights."""
-    with torch.device("meta"):
-        model = AutoModel.from_config(config)
+    config = model.config
     config.architectures = [type(model).__name__]
     custom_object_save(model, partial, config=config)
     config.save_pretrained(partial)

@@ -4,7 +4,7 @@ from collections import Counter
 from pathlib import Path
 
 from plume.arguments import ArgumentParser
-from plume.hub.convert import KINDS, convert
+from plume.hub.convert import KINDS, LAYOUTS, convert
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -21,6 +21,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--num-active-experts", type=int, default=2, help="K_r; not stored either")
     parser.add_argument("--ignore", help="regular expression of tensors to leave out")
     parser.add_argument("--seed", type=int, default=0, help="seed of a fresh adapter")
+    parser.add_argument("--layout", choices=LAYOUTS, default="paper", help="prompt of a plain backbone")
     options = parser.parse_args(arguments)
     report = convert(**vars(options))
     for note in report.notes:

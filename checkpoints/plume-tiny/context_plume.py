@@ -1,1 +1,0 @@
-../../context_plume.py

@@ -1,1 +1,0 @@
-../../decode_plume.py

@@ -1,1 +1,0 @@
-../../packed_plume.py

@@ -1,1 +1,0 @@
-../../patches_plume.py

@@ -1,1 +1,0 @@
-../../recorded_plume.py
