@@ -32,7 +32,7 @@ from transformers.utils import logging
 from .cache_plume import Context, context_class
 from .checks_plume import check_finite, check_prefix, check_readout_steps, check_suffix, left_aligned, warn_of_emulation
 from .configuration_plume import PlumeConfig
-from .hub_files_plume import PUSH_OPTIONS, push_saved, write_hub_files
+from .hub_files_plume import PUSH_OPTIONS, check_folder, push_saved, replacing_weights, write_hub_files
 from .latent_plume import LatentExperts, LatentRouter, LatentTransition
 from .positions_plume import Media, media_of, mrope_index, rollout_positions
 from .rollout_plume import PlumeOutput, rollout, state_at
@@ -315,6 +315,7 @@ class PlumeModel(nn.Module):
         Raises:
             ValueError: If the checkpoint lacks weights, which would otherwise be random.
         """
+        check_folder(pretrained_model_name_or_path, kwargs)
         wants_info = kwargs.pop("output_loading_info", False)
         loaded: Any = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
         model, info = loaded
@@ -338,7 +339,8 @@ class PlumeModel(nn.Module):
         pushed = {name: kwargs.pop(name) for name in PUSH_OPTIONS if name in kwargs}
         # Tensors keep the names of our modules: Trainer restores a checkpoint by these names, and with the Hub's older
         # ones it would go on from fresh weights with no more than a warning.
-        super().save_pretrained(save_directory, *args, **{"save_original_format": False, **kwargs})
+        with replacing_weights(save_directory, args[0] if args else kwargs.get("is_main_process", True)):
+            super().save_pretrained(save_directory, *args, **{"save_original_format": False, **kwargs})
         write_hub_files(save_directory)
         if push_to_hub:
             self.push_to_hub(repo_id or os.path.basename(os.path.normpath(save_directory)), **pushed)

@@ -10,11 +10,13 @@ ROOT = Path(__file__).parent
 PACKAGES = {
     "plume": ".",
     "plume.benchmarks": "benchmarks",
+    "plume.checkpoints": "checkpoints",
     "plume.evaluation": "evaluation",
     "plume.evaluation.audit": "evaluation/audit",
     "plume.evaluation.efficiency": "evaluation/efficiency",
     "plume.evaluation.parsers": "evaluation/parsers",
     "plume.hub": "hub",
+    "plume.hub.closure": "hub/closure",
     "plume.hub.convert": "hub/convert",
     "plume.hub.publish": "hub/publish",
     "plume.hub.random_checkpoint": "hub/random_checkpoint",
@@ -26,6 +28,7 @@ PACKAGES = {
 EXTRAS = {
     "st": ["sentence-transformers>=5.4"],
     "video": ["av>=14.1"],
+    "pdf": ["pypdfium2>=5"],
     "train": [
         "transformers>=5.19,<6",
         "trl>=1.16,<2",
@@ -38,10 +41,11 @@ EXTRAS = {
 }
 EXTRAS["bench"] = [*EXTRAS["train"], "matplotlib"]
 # The core tests also run on the oldest supported libraries, which are too old for training.
-EXTRAS["test"] = [*EXTRAS["st"], *EXTRAS["video"], "accelerate", "hypothesis", "pytest", "setuptools>=77"]
+EXTRAS["test"] = [*EXTRAS["st"], *EXTRAS["video"], *EXTRAS["pdf"], "accelerate", "hypothesis", "pytest"]
+EXTRAS["test"] += ["setuptools>=77"]
 # What examples/ stands on; never needed by the package itself.
-EXTRAS["search"] = [*EXTRAS["video"], "lancedb>=0.40", "gradio>=6", "pypdfium2>=5"]
-EXTRAS["distributed"] = [*EXTRAS["st"], *EXTRAS["video"], "pypdfium2>=5", "pyarrow", "ray[data]>=2.60"]
+EXTRAS["search"] = [*EXTRAS["video"], *EXTRAS["pdf"], "lancedb>=0.40", "gradio>=6"]
+EXTRAS["distributed"] = [*EXTRAS["st"], *EXTRAS["video"], *EXTRAS["pdf"], "pyarrow", "ray[data]>=2.60"]
 EXTRAS["serving"] = [*EXTRAS["video"], "fastapi>=0.115", "uvicorn", "prometheus-client"]
 EXTRAS["examples"] = [*EXTRAS["search"], *EXTRAS["distributed"], *EXTRAS["serving"], *EXTRAS["test"]]
 EXTRAS["examples"] += ["datasets", "httpx", "openai", "playwright", "psutil"]
@@ -69,6 +73,7 @@ setup(
     packages=list(PACKAGES),
     package_data={
         "plume": ["py.typed"],
+        "plume.checkpoints": ["plume-tiny/*"],  # links to the code become files here
         "plume.evaluation": ["*.json"],
         "plume.evaluation.parsers": ["*.json"],
     },
@@ -79,7 +84,9 @@ setup(
         "pillow",
         "safetensors",
         "torch>=2.6",
+        "tqdm",
         "transformers>=5.0,<6",
     ],
     extras_require=EXTRAS,
+    entry_points={"console_scripts": ["plume = plume.__main__:main"]},
 )

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from plume.arguments import ArgumentParser
 from plume.benchmarks import compare, parts, report, training
 from plume.benchmarks.models import DTYPES, INPUTS, build_model
 from plume.hub.random_checkpoint import SIZES
@@ -21,9 +22,7 @@ from plume.hub.random_checkpoint import SIZES
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m plume.benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = ArgumentParser(prog="plume bench", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     device = "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -123,9 +122,13 @@ def run_parts(options: argparse.Namespace) -> None:
         options.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
 
 
-def main() -> None:
-    """Run one of the commands."""
-    options = build_parser().parse_args()
+def main(arguments: list[str] | None = None) -> None:
+    """Run one of the commands.
+
+    Args:
+        arguments: Command line without the program; ``sys.argv`` if omitted.
+    """
+    options = build_parser().parse_args(arguments)
     if options.command == "compare":
         run_compare(options)
     elif options.command == "parts":

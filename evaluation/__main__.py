@@ -10,6 +10,7 @@ import json
 import sys
 from pathlib import Path
 
+from plume.arguments import ArgumentParser
 from plume.evaluation.table import METRICS, MMEB_V2, PROMPT_SETS, read_table, select
 
 
@@ -158,12 +159,12 @@ def main(arguments: list[str] | None = None) -> int:
 
         print(audit.main(arguments[1:]))
         return 0
-    parser = argparse.ArgumentParser(prog="python -m plume.evaluation", description=__doc__)
+    parser = ArgumentParser(prog="plume evaluate", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for add in (_add_run, _add_table, _add_doctor, _add_tasks):
         add(commands)
     for name in ("efficiency", "audit"):
-        commands.add_parser(name, help=f"see python -m plume.evaluation {name} --help")
+        commands.add_parser(name, help=f"see plume evaluate {name} --help")
     options = parser.parse_args(arguments)
     return options.command(options)
 

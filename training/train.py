@@ -15,6 +15,7 @@ from transformers.utils import logging
 from trl import ModelConfig, TrlParser, get_peft_config, get_quantization_config
 
 from plume import PAPER_LAYOUT, RELEASED_LAYOUT, PlumeForEmbedding, PlumeProcessor
+from plume.arguments import show_dashes
 from plume.training.collator import PairCollator
 from plume.training.config import PlumeTrainingConfig
 from plume.training.data import check, load_rows
@@ -103,13 +104,18 @@ def peft_config(arguments: ModelConfig, model: PlumeForEmbedding) -> Any:
 def parse(arguments: list[str] | None = None) -> tuple[PlumeScriptArguments, PlumeTrainingConfig, ModelConfig]:
     """Arguments of the script, the run and the model, from flags and ``--config`` files."""
     parser = TrlParser([PlumeScriptArguments, PlumeTrainingConfig, ModelConfig])  # type: ignore[list-item]
+    show_dashes(parser)
     script, args, model = parser.parse_args_and_config(arguments)
     return script, args, model
 
 
-def main() -> None:
-    """Parse, load, train, save."""
-    script, args, model_arguments = parse()
+def main(arguments: list[str] | None = None) -> None:
+    """Parse, load, train, save.
+
+    Args:
+        arguments: Command line without the program; ``sys.argv`` if omitted.
+    """
+    script, args, model_arguments = parse(arguments)
     if not script.train_files:
         raise ValueError("There is nothing to train on: give --train_files.")
     set_seed(args.seed)

@@ -8,7 +8,6 @@
 A finished task is kept in ``OUT/tasks`` and not measured again, so an interrupted audit goes on where it stopped.
 """
 
-import argparse
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from plume.arguments import ArgumentParser
 from plume.evaluation.audit.data import load_task
 from plume.evaluation.audit.measure import measure
 from plume.evaluation.audit.passes import Reader
@@ -114,7 +114,7 @@ def _read_finished(file: Path, condition: Mapping[str, Any]) -> dict[str, Any]:
 
 def main(argv: Sequence[str] | None = None) -> str:
     """Run the command line; returns what it has to say."""
-    parser = argparse.ArgumentParser(prog="python -m plume.evaluation audit", description="Are the latent steps used?")
+    parser = ArgumentParser(prog="plume audit", description="Are the latent steps used?")
     parser.add_argument("--model", required=True, help="checkpoint: a folder or a Hub id")
     parser.add_argument("--table", type=Path, default=MMEB_V2, help="table of tasks; MMEB-v2 where omitted")
     parser.add_argument("--data-root", type=Path, required=True, help="folder of local copies of the data sets")

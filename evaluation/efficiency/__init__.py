@@ -9,7 +9,6 @@
 Every finished set is on disk at once; an interrupted run goes on behind it.
 """
 
-import argparse
 import json
 import platform
 import tempfile
@@ -23,6 +22,7 @@ import transformers
 from transformers import AutoModel
 
 from plume import PlumeConfig, PlumeForEmbedding, PlumeProcessor
+from plume.arguments import ArgumentParser
 from plume.evaluation.efficiency.inputs import DRAWS, Sizes
 from plume.evaluation.efficiency.protocol import SYSTEMS, Cell, Protocol, measure
 from plume.evaluation.efficiency.report import draw, summarize, table
@@ -113,10 +113,10 @@ def random_checkpoint(size: str, device: str, dtype: str) -> tuple[PlumeForEmbed
         return AutoModel.from_config(config, dtype="float32" if dtype == "auto" else dtype).eval(), processor
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> ArgumentParser:
     """The command line."""
     default = Protocol()
-    parser = argparse.ArgumentParser(prog="python -m plume.evaluation efficiency", description="What embeddings cost.")
+    parser = ArgumentParser(prog="plume evaluate efficiency", description="What embeddings cost.")
     weights = parser.add_mutually_exclusive_group(required=True)
     weights.add_argument("--model", help="checkpoint: a folder or a Hub id")
     weights.add_argument("--size", choices=SIZES, help="random weights of this size instead")
