@@ -12,7 +12,6 @@ PACKAGES = {
     "plume.benchmarks": "benchmarks",
     "plume.evaluation": "evaluation",
     "plume.evaluation.audit": "evaluation/audit",
-    "plume.evaluation.efficiency": "evaluation/efficiency",
     "plume.evaluation.parsers": "evaluation/parsers",
     "plume.hub": "hub",
     "plume.hub.convert": "hub/convert",

@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from transformers import AutoConfig
+from transformers import AutoConfig, AutoModel, AutoProcessor
 
 from plume import PlumeForEmbedding, PlumeProcessor
 from plume.hub_files_plume import SETTINGS_FILES
+from plume.positions_plume import Media
 
 _MANY_FRAMES = 1_000_000  # frames are chosen by the task: the processor keeps all that it is given
 
@@ -76,6 +77,35 @@ def prepare(
     """Model inputs of a batch, on the model's device. Tasks write instructions and choose frames themselves."""
     features = processor.process_documents(list(inputs), prompt="", num_frames=_MANY_FRAMES)
     return dict(features.to(model.device))
+
+
+def media_of(model: PlumeForEmbedding, prepared: Mapping[str, torch.Tensor]) -> list[Media]:
+    """Images and videos of a prepared batch."""
+    config = model.config
+    return [
+        Media(config.image_token_id, prepared.get("pixel_values"), prepared.get("image_grid_thw")),
+        Media(config.video_token_id, prepared.get("pixel_values_videos"), prepared.get("video_grid_thw")),
+    ]
+
+
+def read_prefix(model: PlumeForEmbedding, prepared: Mapping[str, torch.Tensor], num_reserved: int) -> Any:
+    """The backbone after one pass over a prepared batch, with room for ``num_reserved`` more positions."""
+    ids, mask = prepared["input_ids"], prepared["attention_mask"]
+    return model._read_prefix(ids, mask, media_of(model, prepared), num_reserved)
+
+
+def check_finite(vectors: torch.Tensor) -> torch.Tensor:
+    """The vectors, unchanged.
+
+    Raises:
+        ValueError: If one is not finite.
+    """
+    if not vectors.isfinite().all():
+        raise ValueError(
+            "An embedding is not finite (NaN or infinity), so no similarity computed from it would mean anything. "
+            "Check the checkpoint for NaN weights, and use bfloat16 or float32 instead of float16."
+        )
+    return vectors
 
 
 class PooledEmbedder:
@@ -163,8 +193,8 @@ def load_checkpoint(
 ) -> tuple[PlumeForEmbedding, PlumeProcessor]:
     """A checkpoint on one device (a GPU or the CPU where omitted), in evaluation mode."""
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    model = PlumeForEmbedding.from_pretrained(path, revision=revision or "main", dtype=dtype)
-    processor = PlumeProcessor.from_pretrained(path, revision=revision or "main")
+    model = AutoModel.from_pretrained(path, revision=revision or "main", dtype=dtype)
+    processor = AutoProcessor.from_pretrained(path, revision=revision or "main")
     return model.to(device).eval(), processor
 
 

@@ -447,7 +447,7 @@ def test_the_command_writes_page_pictures_and_numbers_and_goes_on_where_it_stopp
     again = json.loads((tmp_path / "audit.json").read_text())["tasks"]
     assert again[0]["group"] == "kept", "a finished task is not measured again"
     assert again[1] == report["tasks"][1], "and a missing one comes out the same"
-    with pytest.raises(ValueError, match=r"another condition \(seed\)"):
+    with pytest.raises(ValueError, match=r"another condition \(seed: 0 there, 1 here\)"):
         main([*arguments, "--seed", "1"])
 
 
