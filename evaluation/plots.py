@@ -71,15 +71,15 @@ def _check_radar(columns: Sequence[Column], lacking: Mapping[str, Sequence[str]]
         )
     if len(lacking) < _FEWEST_GROUPS:
         raise ValueError(
-            f"A radar needs at least {_FEWEST_GROUPS} groups, and this table has {', '.join(lacking)}. Leave --radar out."
+            f"A radar needs at least {_FEWEST_GROUPS} groups, and this table has {', '.join(lacking)}. Drop --radar."
         )
     incomplete = {group: models for group, models in lacking.items() if models}
     if len(lacking) - len(incomplete) < _FEWEST_GROUPS:
         told = "; ".join(f"{group}: {', '.join(models)}" for group, models in incomplete.items())
         raise ValueError(
             f"A radar needs at least {_FEWEST_GROUPS} groups that every model completed. These lack tasks: {told}. Run "
-            f"what is missing (run --tasks {' '.join(incomplete)}), or leave that folder out; --reference without names "
-            "leaves the published models out."
+            f"what is missing (run --tasks {' '.join(incomplete)}), or leave that folder out; --reference without "
+            "names leaves the published models out."
         )
 
 
