@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from plume.evaluation.embedders import fingerprint
 from plume.evaluation.report import markdown
-from plume.evaluation.store import write_json
+from plume.evaluation.store import check_condition, write_json, write_whole
 from plume.evaluation.style import BLACK, BLUE, ORANGE, SKY, STYLE
 from plume.playground.tasks import TASKS
 from plume.playground.variants import VARIANTS
@@ -50,8 +50,9 @@ def collect(folder: Path, results: Path) -> list[dict[str, Any]]:
     """
     kept, plan = results / "results", json.loads((folder / PLAN).read_text("utf-8"))
     rows = json.loads((kept / ROWS).read_text("utf-8")) if (kept / ROWS).exists() else []
-    if rows and json.loads((kept / PLAN).read_text("utf-8")) != plan:
-        raise ValueError(f"{kept / PLAN} is another plan than that of {folder}: one table cannot hold both. {_MEND}")
+    if rows:
+        told = json.loads((kept / PLAN).read_text("utf-8"))
+        check_condition(kept / PLAN, told, plan, f"It is another plan than that of {folder}. {_MEND}")
     stages = {int(stage.name.partition("-")[2]): stage for stage in folder.glob("explicit-*[0-9]")}
     starts = {seed: fingerprint(stage)["hash"] for seed, stage in stages.items()}
     for row in rows:
@@ -101,7 +102,7 @@ def write_report(rows: Rows, plan: Path, folder: Path) -> None:
     page = _page(rows, names)
     for name, content in ((ROWS, list(rows)), (TASK_FILE, tasks), (PLAN, json.loads(plan.read_text("utf-8")))):
         write_json(results / name, content)
-    (folder / PAGE).write_text(page, encoding="utf-8")
+    write_whole(folder / PAGE, page)
     with rc_context(STYLE):
         _plot(rows, names, results / PLOT)
 
