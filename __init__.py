@@ -9,14 +9,17 @@ Importing this package registers the model with transformers, so that ``AutoMode
 if __name__ == "plume":
     from transformers import AutoConfig, AutoModel, AutoProcessor
 
-    from .configuration_plume import PlumeConfig
-    from .modeling_plume import PlumeForEmbedding, PlumeOutput
+    from .configuration_plume import PlumeConfig, PlumeQwen2_5_VLConfig, PlumeQwen3VLConfig
+    from .modeling_plume import PlumeForEmbedding, PlumeModel, PlumeOutput
+    from .modeling_plume_qwen2_5_vl import PlumeQwen2_5_VLForEmbedding
+    from .modeling_plume_qwen3_vl import PlumeQwen3VLForEmbedding
     from .processing_plume import PlumeProcessor
     from .prompt_plume import PAPER_LAYOUT, RELEASED_LAYOUT, PromptLayout
 
-    AutoConfig.register("plume", PlumeConfig, exist_ok=True)
-    AutoModel.register(PlumeConfig, PlumeForEmbedding, exist_ok=True)
-    AutoProcessor.register(PlumeConfig, PlumeProcessor, exist_ok=True)
+    for _model in (PlumeForEmbedding, PlumeQwen2_5_VLForEmbedding, PlumeQwen3VLForEmbedding):
+        AutoConfig.register(_model.config_class.model_type, _model.config_class, exist_ok=True)
+        AutoModel.register(_model.config_class, _model, exist_ok=True)
+        AutoProcessor.register(_model.config_class, PlumeProcessor, exist_ok=True)
 
     __version__ = "0.1.0"
 
@@ -25,7 +28,12 @@ if __name__ == "plume":
         "RELEASED_LAYOUT",
         "PlumeConfig",
         "PlumeForEmbedding",
+        "PlumeModel",
         "PlumeOutput",
         "PlumeProcessor",
+        "PlumeQwen2_5_VLConfig",
+        "PlumeQwen2_5_VLForEmbedding",
+        "PlumeQwen3VLConfig",
+        "PlumeQwen3VLForEmbedding",
         "PromptLayout",
     ]

@@ -16,6 +16,7 @@ PACKAGES = {
     "plume.hub": "hub",
     "plume.hub.convert": "hub/convert",
     "plume.hub.publish": "hub/publish",
+    "plume.hub.random_checkpoint": "hub/random_checkpoint",
     "plume.hub.verify": "hub/verify",
     "plume.playground": "playground",
     "plume.training": "training",

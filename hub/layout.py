@@ -7,6 +7,9 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
+from transformers import CONFIG_MAPPING
+
+from plume import PlumeConfig
 
 ADAPTER = "latent_moe_transition."
 _WRAPPERS = re.compile(r"^(?:module\.|base_model\.model\.)+")
@@ -56,6 +59,21 @@ class Source:
                     with open_shard(self.folder / shard) as file:
                         return file.get_slice(name).get_shape()[0]
         raise ValueError(f"{self.folder} lacks {target}: it is no Qwen2-VL checkpoint, or a shard is missing.")
+
+
+def plume_config_class(model_type: str) -> type[PlumeConfig]:
+    """The configuration class of PLUME around a backbone.
+
+    Args:
+        model_type: Of the backbone's configuration, e.g. ``"qwen2_vl"``.
+
+    Raises:
+        ValueError: If PLUME does not know the backbone.
+    """
+    name = "plume" if model_type == "qwen2_vl" else f"plume_{model_type}"
+    if name not in CONFIG_MAPPING:
+        raise ValueError(f"{model_type!r} is not a backbone of PLUME. Start from a Qwen2-VL checkpoint.")
+    return CONFIG_MAPPING[name]
 
 
 def open_shard(path: Path) -> safe_open:
