@@ -11,6 +11,7 @@ import argparse
 import json
 import os
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from plume.benchmarks import compare, parts, report, training
 from plume.benchmarks.models import DTYPES, INPUTS, build_model
 from plume.evaluation.report import markdown
 from plume.evaluation.store import write_json
-from plume.hub.random_checkpoint import SIZES
+from plume.hub.random_checkpoint import MODEL_TYPES, SIZES
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -33,6 +34,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     one = commands.add_parser("compare", help="all systems side by side")
     one.add_argument("--model", help="a checkpoint, folder or Hub id; random weights of several sizes if omitted")
+    one.add_argument("--backbone", choices=MODEL_TYPES, default=MODEL_TYPES[0], help="of the random weights")
     one.add_argument("--device", default=device, help="torch device")
     one.add_argument("--quick", action="store_true", help="only the telling cells and systems")
     one.add_argument("--output", type=Path, help="result file; benchmark-DEVICE.json in the working folder if omitted")
@@ -50,6 +52,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     two = commands.add_parser("parts", help="parts of an embedding and the roofline of a step")
     two.add_argument("--size", choices=SIZES, default="0.2b", help="shape of the random model")
+    two.add_argument("--backbone", choices=MODEL_TYPES, default=MODEL_TYPES[0], help="of the random model")
     two.add_argument("--batch", type=int, nargs="+", default=[8], help="rows per batch")
     two.add_argument("--input", choices=INPUTS, default="text64", help="kind of input")
     two.add_argument("--dtype", choices=DTYPES, default="fp32", help="dtype of the weights")
@@ -84,7 +87,9 @@ def run_compare(options: argparse.Namespace) -> None:
         )
         systems = compare.runnable(systems, most)
     else:
-        cells, open_model = compare.plan(options.device, options.quick), compare.open_random
+        cells = compare.plan(options.device, options.quick)
+        open_model = partial(compare.open_random, model_type=options.backbone)
+        machine["backbone"] = options.backbone
     cells = [cell for cell in cells if not options.sizes or cell.size in options.sizes]
     cells = [cell for cell in cells if not options.inputs or cell.input in options.inputs]
     rows = compare.read_rows(path, machine, options.quick) if options.resume else []
@@ -118,7 +123,7 @@ def run_compare(options: argparse.Namespace) -> None:
 
 def run_parts(options: argparse.Namespace) -> None:
     """Measure and print the parts and the roofline for one shape."""
-    model, processor = build_model(options.size, DTYPES[options.dtype], options.device)
+    model, processor = build_model(options.size, DTYPES[options.dtype], options.device, options.backbone)
     model.speed_up(not options.plain)
     rows = []
     for batch in options.batch:
@@ -127,7 +132,8 @@ def run_parts(options: argparse.Namespace) -> None:
         milliseconds = found["ms"]
         lines = [[part, f"{ms:.2f}", f"{ms / milliseconds['single pass']:.3f}"] for part, ms in milliseconds.items()]
         floor = [[name, str(value)] for name, value in found.items() if name != "ms"]
-        print(f"\nrandom {options.size} model, {options.dtype}, {options.device}, batch {batch}, {options.input}\n")
+        shape = f"{options.backbone} {options.size}, {options.dtype}, {options.device}"
+        print(f"\nrandom {shape}, batch {batch}, {options.input}\n")
         print(markdown(["part", "ms", "/ single pass"], lines, aligned=True))
         print("\n" + markdown(["a latent step", ""], floor, aligned=True))
     if options.json:

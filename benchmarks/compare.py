@@ -22,14 +22,14 @@ import torch
 import transformers
 from tqdm import tqdm
 
-from plume import PlumeForEmbedding, PlumeProcessor
+from plume import PlumeModel, PlumeProcessor
 from plume.benchmarks.models import DTYPES, INPUTS, build_model
 from plume.benchmarks.systems import LATENT_STEPS, SLOW, timers
 from plume.evaluation.embedders import fingerprint, load_checkpoint
 from plume.evaluation.store import check_condition, write_whole
 
 Row = dict[str, Any]
-Loaded = tuple[PlumeForEmbedding, PlumeProcessor]
+Loaded = tuple[PlumeModel, PlumeProcessor]
 COLUMNS = (
     *("system", "size", "device", "dtype", "batch", "input", "latent_steps"),
     *("ms_median", "ms_iqr", "per_second", "turns"),
@@ -95,9 +95,9 @@ def _cells(size: str, dtype: str) -> list[Cell]:
     return [Cell(size, dtype, batch, kind) for kind, batches in kinds.items() for batch in batches]
 
 
-def open_random(cell: Cell, device: str) -> Loaded:
+def open_random(cell: Cell, device: str, model_type: str = "qwen2_vl") -> Loaded:
     """Random weights of the size and dtype of a cell, sped up."""
-    model, processor = build_model(cell.size, DTYPES[cell.dtype], device)
+    model, processor = build_model(cell.size, DTYPES[cell.dtype], device, model_type)
     return model.speed_up(), processor
 
 

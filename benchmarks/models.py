@@ -9,7 +9,8 @@ from PIL import Image
 from transformers import AutoModel
 from transformers.initialization import no_init_weights
 
-from plume import PlumeConfig, PlumeForEmbedding, PlumeProcessor
+from plume import PlumeModel, PlumeProcessor
+from plume.hub.layout import plume_config_class
 from plume.hub.random_checkpoint import build_backbone_config, build_tokenizer
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -37,21 +38,28 @@ INPUTS = {
 
 
 def build_model(
-    size: str, dtype: torch.dtype = torch.float32, device: str = "cpu", **fields: Any
-) -> tuple[PlumeForEmbedding, PlumeProcessor]:
+    size: str,
+    dtype: torch.dtype = torch.float32,
+    device: str = "cpu",
+    model_type: str = "qwen2_vl",
+    **fields: Any,
+) -> tuple[PlumeModel, PlumeProcessor]:
     """A random model in evaluation mode, and its processor.
 
     Args:
         size: A key of :data:`~plume.hub.random_checkpoint.SIZES`.
         dtype: Of the weights.
         device: Torch device.
+        model_type: Of the backbone, one of :data:`~plume.hub.random_checkpoint.MODEL_TYPES`.
         **fields: Fields of [`PlumeConfig`].
     """
+    tokenizer = build_tokenizer(model_type=model_type)
     with tempfile.TemporaryDirectory() as folder:
-        build_tokenizer().save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        build_backbone_config(tokenizer, size, model_type=model_type).save_pretrained(folder)
         processor = PlumeProcessor.from_backbone(folder)
-    backbone = build_backbone_config(processor.tokenizer, size)
-    config = PlumeConfig.from_backbone(backbone, **{**processor.token_fields(), **fields})
+    backbone = build_backbone_config(processor.tokenizer, size, model_type=model_type)
+    config = plume_config_class(model_type).from_backbone(backbone, **{**processor.token_fields(), **fields})
     with torch.device(device), no_init_weights():
         model = AutoModel.from_config(config, dtype=dtype).eval()
     model.tie_weights()
@@ -60,7 +68,7 @@ def build_model(
 
 
 @torch.no_grad()
-def _fill(model: PlumeForEmbedding) -> None:
+def _fill(model: PlumeModel) -> None:
     noise = torch.randn(_NOISE, generator=torch.Generator().manual_seed(0)).to(model.device, model.dtype)
     for name, parameter in model.named_parameters():
         flat = parameter.view(-1)

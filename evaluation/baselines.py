@@ -20,18 +20,9 @@ from typing import Any
 
 import torch
 
-from plume import PlumeForEmbedding, PlumeProcessor
-from plume.checks_plume import check_prefix
-from plume.evaluation.embedders import (
-    Embedder,
-    ModelEmbedder,
-    check_finite,
-    media_of,
-    prepare,
-    processor_condition,
-    read_prefix,
-    weights_hash,
-)
+from plume import PlumeModel, PlumeProcessor
+from plume.checks_plume import check_finite
+from plume.evaluation.embedders import Embedder, ModelEmbedder, prepare, processor_condition, weights_hash
 
 BASELINES = ("single-pass", "explicit-cot")
 
@@ -72,7 +63,7 @@ class ExplicitCoT:
 
     def __init__(
         self,
-        model: PlumeForEmbedding,
+        model: PlumeModel,
         processor: PlumeProcessor,
         max_new_tokens: int = 1024,
         min_new_tokens: int = 0,
@@ -115,8 +106,12 @@ class ExplicitCoT:
         config, embed = self.model.config, self.model.get_input_embeddings()
         suffix = torch.tensor(config.suffix_token_ids, device=self.model.device).expand(len(prepared["input_ids"]), -1)
         # 1.-2. Prefix, and the token that opens the rationale.
-        check_prefix(prepared["input_ids"], prepared["attention_mask"], media_of(self.model, prepared), config)
-        context = read_prefix(self.model, prepared, self.max_new_tokens + suffix.shape[1])
+        context = self.model.read_prefix(
+            prepared["input_ids"],
+            prepared["attention_mask"],
+            self.model.media_of(prepared),
+            self.max_new_tokens + suffix.shape[1],
+        )
         states_BSD = context.extend(embed(suffix[:, :1]))
         # 3. Write until every row has come to its <gen>.
         gen_BD = torch.empty_like(states_BSD[:, -1])
@@ -133,7 +128,8 @@ class ExplicitCoT:
         if not finished.all():
             closing_BD = context.extend(embed(suffix[:, 1:]))[:, -1]
             gen_BD = torch.where(finished.unsqueeze(1), gen_BD, closing_BD)
-        embeddings = check_finite(torch.nn.functional.normalize(gen_BD.float(), dim=-1))
+        embeddings = torch.nn.functional.normalize(gen_BD.float(), dim=-1)
+        check_finite(embeddings)
         rows = torch.stack(written, dim=1).tolist() if written else [[] for _ in suffix]
         return Rationales([_until(row, config.embedding_token_id) for row in rows], finished, embeddings, len(written))
 
@@ -151,7 +147,7 @@ class ExplicitCoT:
         return torch.where(token_B == ends[1], ends[0], token_B)
 
 
-def load(name: str, model: PlumeForEmbedding, processor: PlumeProcessor, **options: Any) -> Embedder:
+def load(name: str, model: PlumeModel, processor: PlumeProcessor, **options: Any) -> Embedder:
     """A baseline by its name on the command line, over a checkpoint.
 
     Args:

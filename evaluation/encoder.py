@@ -24,7 +24,8 @@ from mteb.types import PromptType
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from plume.evaluation.embedders import Embedder, check_finite
+from plume.checks_plume import check_finite
+from plume.evaluation.embedders import Embedder
 from plume.evaluation.parsers.common import frame_indices
 from plume.evaluation.store import VectorStore
 
@@ -122,7 +123,8 @@ class PlumeEncoder:
     def _embed(self, items: list[dict[str, Any]], role: str) -> np.ndarray:
         vectors = torch.as_tensor(self.embedder.encode(items, role)).float().cpu()
         self.num_encoded += len(items)
-        return check_finite(vectors).numpy()
+        check_finite(vectors)
+        return vectors.numpy()
 
     def _open_store(self, dataset: Any, task: str, role: str) -> VectorStore | None:
         if self.store is None or not isinstance(dataset, Dataset) or "id" not in dataset.column_names:

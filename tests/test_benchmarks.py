@@ -12,6 +12,7 @@ from plume.benchmarks import compare, parts, report, systems, training
 from plume.benchmarks.models import INPUTS, build_model, draw_items
 from plume.evaluation.baselines import ExplicitCoT
 from plume.evaluation.embedders import prepare
+from plume.hub.random_checkpoint import MODEL_TYPES
 
 TOKENS = {"text64": 64, "text512": 512, "image448": 320, "page896": 1324, "video8": 640}
 
@@ -67,6 +68,17 @@ def test_random_weights_have_the_dtype_asked_for():
 
 
 # Systems
+
+
+@pytest.mark.parametrize("model_type", MODEL_TYPES)
+def test_the_compared_systems_serve_every_backbone(model_type):
+    model, processor = build_model("tiny", model_type=model_type)
+    inputs = read((model, processor), "text64", 2)
+    with torch.inference_mode():
+        none, eight = (model(**inputs, num_latent_steps=k).embeddings for k in (0, 8))
+        assert (systems.single_pass(model, inputs) - none).abs().max() <= 1e-5
+        assert (systems.one_at_a_time(model, inputs) - eight).abs().max() <= 1e-5
+        assert (eight - none).abs().max() > 1e-3
 
 
 @pytest.mark.parametrize("kind", ["text64", "image448", "video8"])
@@ -186,7 +198,7 @@ def test_the_committed_result_is_read_by_todays_code():
 
 
 def test_a_resumed_run_keeps_rows_and_measures_the_rest(result):
-    machine = compare.describe_machine("cpu")
+    machine = {**compare.describe_machine("cpu"), "backbone": "qwen2_vl"}
     rows = compare.read_rows(result, machine, quick=False)
     lost = [row for row in rows if row["system"] == "plume_k4"]
     kept = [row for row in rows if row not in lost]
@@ -199,7 +211,7 @@ def test_a_resumed_run_keeps_rows_and_measures_the_rest(result):
 
 @pytest.mark.parametrize("changed", [{"threads": 99}, {"quick": True}, {"weights": {"hash": "1"}}])
 def test_a_run_does_not_go_on_from_rows_of_another_condition(result, changed):
-    asked = {**compare.describe_machine("cpu"), "quick": False, **changed}
+    asked = {**compare.describe_machine("cpu"), "backbone": "qwen2_vl", "quick": False, **changed}
     with pytest.raises(ValueError, match=rf"another condition \({next(iter(changed))}: .*Run without --resume"):
         compare.read_rows(result, asked, quick=asked.pop("quick"))
 
