@@ -139,7 +139,7 @@ class PlumeEncoder:
 
     def similarity_pairwise(self, embeddings1: Any, embeddings2: Any) -> torch.Tensor:
         """Dot products of pairs, ``(N,)``."""
-        return pairwise_dot_score(embeddings1, embeddings2)
+        return torch.as_tensor(pairwise_dot_score(embeddings1, embeddings2))
 
 
 def finish(vectors: np.ndarray, dim: int | None = None) -> np.ndarray:

@@ -180,7 +180,7 @@ def _unreadable(where: str, error: Exception) -> ValueError:
 
 with warnings.catch_warnings():  # "experimental": the name must be known when a cached data set is opened again
     warnings.simplefilter("ignore")
-    register_feature(Picture, "Picture")  # type: ignore[arg-type]
+    register_feature(Picture, "Picture")
 
 _FEATURES = {
     "id": Value("string"),
