@@ -13,7 +13,6 @@ PACKAGES = {
     "plume.checkpoints": "checkpoints",
     "plume.evaluation": "evaluation",
     "plume.evaluation.audit": "evaluation/audit",
-    "plume.evaluation.efficiency": "evaluation/efficiency",
     "plume.evaluation.parsers": "evaluation/parsers",
     "plume.hub": "hub",
     "plume.hub.closure": "hub/closure",

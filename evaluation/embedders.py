@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from transformers import AutoConfig
+from transformers import AutoConfig, AutoModel, AutoProcessor
 
 from plume import PlumeForEmbedding, PlumeProcessor
 from plume.hub_files_plume import SETTINGS_FILES
@@ -163,8 +163,8 @@ def load_checkpoint(
 ) -> tuple[PlumeForEmbedding, PlumeProcessor]:
     """A checkpoint on one device (a GPU or the CPU where omitted), in evaluation mode."""
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    model = PlumeForEmbedding.from_pretrained(path, revision=revision or "main", dtype=dtype)
-    processor = PlumeProcessor.from_pretrained(path, revision=revision or "main")
+    model = AutoModel.from_pretrained(path, revision=revision or "main", dtype=dtype)
+    processor = AutoProcessor.from_pretrained(path, revision=revision or "main")
     return model.to(device).eval(), processor
 
 

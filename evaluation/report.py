@@ -71,13 +71,15 @@ def group_table(columns: Sequence[Column], rows: Sequence[Row], without: Sequenc
     for column in columns:
         values = means(column, rows, without)
         body.append([column.model, column.protocol, *(_number(values[key]) for key in keys)])
-    return _markdown(head, body)
+    return markdown(head, body, aligned=True)
 
 
 def task_table(columns: Sequence[Column], rows: Sequence[Row]) -> str:
     """Scores per task, one column per model."""
     head = ["task", "group", *(f"{column.model} [{column.protocol}]" for column in columns)]
-    return _markdown(head, [[row.id, row.group, *(_number(c.scores.get(row.id)) for c in columns)] for row in rows])
+    return markdown(
+        head, [[row.id, row.group, *(_number(c.scores.get(row.id)) for c in columns)] for row in rows], aligned=True
+    )
 
 
 def _notes(columns: Sequence[Column], rows: Sequence[Row]) -> str:
@@ -100,10 +102,10 @@ def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:.2f}"
 
 
-def _markdown(head: list[str], body: list[list[str]]) -> str:
-    widths = [max(len(line[place]) for line in [head, *body]) for place in range(len(head))]
-    lines = [
-        "| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |"
-        for line in [head, *body]
-    ]
-    return "\n".join([lines[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *lines[1:]])
+def markdown(head: Sequence[str], body: Sequence[Sequence[str]], aligned: bool = False) -> str:
+    """A Markdown table; ``aligned`` pads the columns, for reading in a terminal."""
+    lines = [list(head), *map(list, body)]
+    widths = [max(map(len, column)) if aligned else 0 for column in zip(*lines, strict=True)]
+    lines = [[cell.ljust(width) for cell, width in zip(line, widths, strict=True)] for line in lines]
+    rule = ["-" * max(3, width) for width in widths]
+    return "\n".join(f"| {' | '.join(line)} |" for line in [lines[0], rule, *lines[1:]])

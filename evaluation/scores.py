@@ -20,6 +20,7 @@ SHARED = (
     "benchmark", "version", "prompt_set", "dim", "latent_steps", "baseline", "dtype", "checkpoint", "anchor_token",
     "min_pixels", "max_pixels", "video_min_pixels", "video_max_pixels", "blank_image_size",
 )  # fmt: skip
+GIVE_TABLE = "Pass --table FILE, the table that they were made with (of a playground: WORLD/test/tasks.json)."
 _MODALITIES = ("image", "video", "visdoc")
 
 
@@ -106,6 +107,12 @@ def read_results(folder: str | Path) -> list[dict[str, Any]]:
     return results
 
 
+def read_failures(folder: str | Path) -> dict[str, str]:
+    """Tasks that failed in a run, and why."""
+    records = [json.loads(file.read_text(encoding="utf-8")) for file in sorted(Path(folder, "failed").glob("*.json"))]
+    return {record["task"]: record["reason"] for record in records}
+
+
 def results_column(folder: str | Path, table: Table) -> Column:
     """Our results as a column.
 
@@ -127,14 +134,16 @@ def results_column(folder: str | Path, table: Table) -> Column:
     if (condition["benchmark"], condition["version"]) != (table.meta.get("benchmark"), table.meta.get("version")):
         raise ValueError(
             f"The results in {str(folder)!r} are of {condition['benchmark']} {condition['version']}, the table is "
-            f"{table.meta.get('benchmark')} {table.meta.get('version')}. Give the table they were made with (--table)."
+            f"{table.meta.get('benchmark')} {table.meta.get('version')}. {GIVE_TABLE}"
         )
+    failed = read_failures(folder)
     return Column(
         f"{Path(folder).name} ({_describe(condition)})",
         str(condition["version"]),
         table.meta.get("page_labels") or "",
         {result["task"]: 100 * result["score"] for result in results},
         condition=condition,
+        note=f"failed, so no mean includes them: {', '.join(sorted(failed))}" if failed else None,
     )
 
 

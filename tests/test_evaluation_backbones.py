@@ -1,0 +1,53 @@
+"""The evaluation and its baselines open a checkpoint of any backbone by its path."""
+
+import pytest
+import torch
+from datasets import Dataset
+
+from plume.evaluation.audit.passes import Reader
+from plume.evaluation.baselines import load
+from plume.evaluation.embedders import load_checkpoint, load_embedder, prepare
+from plume.hub.random_checkpoint import MODEL_TYPES, save_random_plume
+
+INPUTS = [{"text": "a red bus at a stop"}, {"text": "two dogs"}]
+
+
+@pytest.fixture(scope="module", params=MODEL_TYPES)
+def folder(request, tmp_path_factory):
+    path = tmp_path_factory.mktemp(request.param)
+    save_random_plume(path, model_type=request.param, num_latent_steps=3, max_latent_steps=8)
+    return path
+
+
+@pytest.fixture(scope="module")
+def loaded(folder):
+    return load_checkpoint(folder, "cpu")
+
+
+def test_a_checkpoint_is_opened_by_its_path_alone(folder, loaded):
+    model, processor = loaded
+    with torch.no_grad():
+        expected = model(**prepare(model, processor, INPUTS)).embeddings
+    vectors = load_embedder(folder, devices=["cpu"]).encode(INPUTS, "query")
+    assert torch.equal(vectors, expected)
+
+
+def test_no_rationale_is_the_single_pass(loaded):
+    explicit, single = load("explicit-cot", *loaded, max_new_tokens=0), load("single-pass", *loaded)
+    assert (explicit.encode(INPUTS, "query") - single.encode(INPUTS, "query")).abs().max() <= 1e-5
+
+
+def test_a_batch_writes_and_embeds_what_single_inputs_do(loaded):
+    explicit = load("explicit-cot", *loaded, max_new_tokens=5)
+    together = explicit.encode(INPUTS, "query")
+    alone = torch.cat([explicit.encode([item], "query") for item in INPUTS])
+    assert (together - alone).abs().max() <= 1e-5
+
+
+def test_the_audit_reads_every_k_as_the_model_does(loaded):
+    data = Dataset.from_dict({"text": [item["text"] for item in INPUTS]})
+    reading = Reader(*loaded, 3, batch_size=2).read(data, (0, 1, 5))
+    with torch.no_grad():
+        for steps, vectors in reading.embeddings.items():
+            alone = loaded[0](**prepare(*loaded, INPUTS), num_latent_steps=steps).embeddings
+            assert (vectors - alone).abs().max() <= 1e-5
