@@ -9,6 +9,11 @@ ROOT = Path(__file__).parent
 
 PACKAGES = {
     "plume": ".",
+    "plume.apps": "apps",
+    "plume.apps.corpus": "apps/corpus",
+    "plume.apps.search": "apps/search",
+    "plume.apps.serving": "apps/serving",
+    "plume.apps.shared": "apps/shared",
     "plume.benchmarks": "benchmarks",
     "plume.evaluation": "evaluation",
     "plume.evaluation.audit": "evaluation/audit",
@@ -38,12 +43,12 @@ EXTRAS = {
 EXTRAS["bench"] = [*EXTRAS["train"], "matplotlib"]
 # The core tests also run on the oldest supported libraries, which are too old for training.
 EXTRAS["test"] = [*EXTRAS["st"], *EXTRAS["video"], "accelerate", "hypothesis", "pytest", "setuptools>=77"]
-# What examples/ stands on; never needed by the package itself.
+# What apps/ stands on; the package itself never needs it.
 EXTRAS["search"] = [*EXTRAS["video"], "lancedb>=0.40", "gradio>=6", "pypdfium2>=5"]
-EXTRAS["distributed"] = [*EXTRAS["st"], *EXTRAS["video"], "pypdfium2>=5", "pyarrow", "ray[data]>=2.60"]
+EXTRAS["corpus"] = [*EXTRAS["st"], *EXTRAS["video"], "pypdfium2>=5", "pyarrow", "ray[data]>=2.60"]
 EXTRAS["serving"] = [*EXTRAS["video"], "fastapi>=0.115", "uvicorn", "prometheus-client"]
-EXTRAS["examples"] = [*EXTRAS["search"], *EXTRAS["distributed"], *EXTRAS["serving"], *EXTRAS["test"]]
-EXTRAS["examples"] += ["datasets", "httpx", "openai", "playwright", "psutil"]
+EXTRAS["apps"] = [*EXTRAS["search"], *EXTRAS["corpus"], *EXTRAS["serving"], *EXTRAS["test"]]
+EXTRAS["apps"] += ["datasets", "httpx", "openai", "playwright", "psutil"]
 EXTRAS["dev"] = [*EXTRAS["test"], *EXTRAS["train"], *EXTRAS["eval"], *EXTRAS["bench"], "mypy", "pytest-xdist", "ruff"]
 
 
@@ -68,6 +73,7 @@ setup(
     packages=list(PACKAGES),
     package_data={
         "plume": ["py.typed"],
+        "plume.apps.search": ["*.css"],
         "plume.evaluation": ["*.json"],
         "plume.evaluation.parsers": ["*.json"],
     },

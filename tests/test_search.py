@@ -1,4 +1,4 @@
-"""The search example: exactly once, only what changed, only what is indexed, and a page that a browser can use."""
+"""The search app: exactly once, only what changed, only what is indexed, and a page that a browser can use."""
 
 import json
 import os
@@ -13,24 +13,24 @@ import pytest
 import torch
 
 for module in ("lancedb", "gradio", "pypdfium2", "av"):
-    pytest.importorskip(module, reason="the extra `search` is not installed: pip install '.[examples]'")
-httpx = pytest.importorskip("httpx", reason="the extra `examples` is not installed: pip install '.[examples]'")
+    pytest.importorskip(module, reason="the extra `search` is not installed: pip install '.[apps]'")
+httpx = pytest.importorskip("httpx", reason="the extra `apps` is not installed: pip install '.[apps]'")
 
 import av
 
-from examples.search.__main__ import parse_arguments, run
-from examples.search.drawing import draw_hits, draw_thinking, project
-from examples.search.indexing import index_folders
-from examples.search.searching import Search
-from examples.search.store import Hit, Index
-from examples.shared.documents import list_files, passages
-from examples.shared.encoder import Encoder
-from examples.shared.limits import Limits, MediaError, check_clip, decode_picture
-from examples.shared.lock import locked
+from plume.apps.search.__main__ import parse_arguments, run
+from plume.apps.search.drawing import draw_hits, draw_thinking, project
+from plume.apps.search.indexing import index_folders
+from plume.apps.search.searching import Search
+from plume.apps.search.store import Hit, Index
+from plume.apps.shared.documents import list_files, passages
+from plume.apps.shared.encoder import Encoder
+from plume.apps.shared.limits import Limits, MediaError, check_clip, decode_picture
+from plume.apps.shared.lock import locked
 from inputs import MEDIA, ROOT, claim_pixels, noise_image
 from plume import PlumeProcessor
 from plume.hub.random_checkpoint import save_random_plume
-from servers import kill_example_when
+from servers import kill_app_when
 
 LONG = "\n\n".join(f"Paragraph {number} tells of a harbour, a museum and a station." * 8 for number in range(4))
 
@@ -167,9 +167,9 @@ def make_pictures(folder: Path, count: int) -> Path:
 
 def test_killed_in_the_middle_every_item_is_there_once(even, encoder, tmp_path):
     folder, killed = make_pictures(tmp_path / "many", 150), tmp_path / "killed"
-    arguments = ["examples.search", "index", folder, "--index", killed, "--model", even, "--batch", "2"]
+    arguments = ["plume.apps.search", "index", folder, "--index", killed, "--model", even, "--batch", "2"]
     commits = killed / "documents.lance" / "_versions"
-    kill_example_when(lambda: len(list(commits.glob("*.manifest"))) > 8, *arguments)
+    kill_app_when(lambda: len(list(commits.glob("*.manifest"))) > 8, *arguments)
     before = len(open_index(killed, encoder))
     assert 0 < before < 150
     resumed = open_index(killed, encoder)
@@ -306,7 +306,7 @@ def test_passages_lose_nothing_but_spaces():
 def test_importing_plume_stays_light():
     code = (
         "import sys, plume; heavy = {'lancedb', 'gradio', 'ray', 'fastapi', 'uvicorn', 'openai', 'pyarrow', "
-        "'pypdfium2', 'playwright', 'pandas', 'prometheus_client', 'examples'}; print(sorted(heavy & set(sys.modules)))"
+        "'pypdfium2', 'playwright', 'pandas', 'prometheus_client', 'plume.apps'}; print(sorted(heavy & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -8,15 +8,15 @@ from pathlib import Path
 import pytest
 
 for module in ("lancedb", "gradio", "pypdfium2", "av"):
-    pytest.importorskip(module, reason="the extra `search` is not installed: pip install '.[examples]'")
-httpx = pytest.importorskip("httpx", reason="the extra `examples` is not installed: pip install '.[examples]'")
+    pytest.importorskip(module, reason="the extra `search` is not installed: pip install '.[apps]'")
+httpx = pytest.importorskip("httpx", reason="the extra `apps` is not installed: pip install '.[apps]'")
 
-from examples.search.indexing import index_folders
-from examples.search.searching import Search
-from examples.search.store import Index
-from examples.search.world import Question, write_world
-from examples.shared.encoder import Encoder
-from examples.shared.limits import Limits
+from plume.apps.search.indexing import index_folders
+from plume.apps.search.searching import Search
+from plume.apps.search.store import Index
+from plume.apps.search.world import Question, write_world
+from plume.apps.shared.encoder import Encoder
+from plume.apps.shared.limits import Limits
 from inputs import MEDIA, ROOT, claim_pixels
 from servers import serving
 
@@ -49,7 +49,7 @@ def index(world, tiny) -> Index:
 @pytest.fixture(scope="module")
 def address(world, index, tiny):
     arguments = ["page", "--index", index.folder, "--model", tiny.model_id, "--world", world[0]]
-    with serving("examples.search", *arguments, path="/") as (address, _):
+    with serving("plume.apps.search", *arguments, path="/") as (address, _):
         yield address
 
 
@@ -141,7 +141,7 @@ def find_chromium() -> str | None:
 
 @pytest.fixture
 def browser_page():
-    playwright = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed: the extra `examples`")
+    playwright = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed: the extra `apps`")
     chromium = find_chromium()
     if chromium is None:
         pytest.skip("no Chromium is installed: apt-get install chromium, or playwright install chromium")

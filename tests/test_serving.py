@@ -16,17 +16,17 @@ from contextlib import asynccontextmanager
 import numpy as np
 import pytest
 
-pytest.importorskip("fastapi", reason="the extra `serving` is not installed: pip install '.[examples]'")
-pytest.importorskip("prometheus_client", reason="the extra `serving` is not installed: pip install '.[examples]'")
-httpx = pytest.importorskip("httpx", reason="the extra `examples` is not installed: pip install '.[examples]'")
-openai = pytest.importorskip("openai", reason="the extra `examples` is not installed: pip install '.[examples]'")
+pytest.importorskip("fastapi", reason="the extra `serving` is not installed: pip install '.[apps]'")
+pytest.importorskip("prometheus_client", reason="the extra `serving` is not installed: pip install '.[apps]'")
+httpx = pytest.importorskip("httpx", reason="the extra `apps` is not installed: pip install '.[apps]'")
+openai = pytest.importorskip("openai", reason="the extra `apps` is not installed: pip install '.[apps]'")
 
 from PIL import Image
 from sentence_transformers import SentenceTransformer
 
-from examples.serving.app import Settings, build_app
-from examples.serving.batcher import Batcher, Job, QueueFullError, embed_batch
-from examples.shared.encoder import Encoder, pack
+from plume.apps.serving.app import Settings, build_app
+from plume.apps.serving.batcher import Batcher, Job, QueueFullError, embed_batch
+from plume.apps.shared.encoder import Encoder, pack
 from inputs import MEDIA, noise_image
 from servers import serving
 
@@ -60,7 +60,7 @@ def media_root(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def server(checkpoint, media_root):
-    arguments = ["examples.serving", "--model", checkpoint, "--media-root", media_root]
+    arguments = ["plume.apps.serving", "--model", checkpoint, "--media-root", media_root]
     with serving(*arguments, path="/health") as (address, pid):
         yield address, pid
 
@@ -367,7 +367,7 @@ def test_bodies_are_bounded_together_and_in_time(small_encoder, monkeypatch):
     assert asyncio.run(scenario()) == (429, 200)
 
     async def too_slow():
-        monkeypatch.setattr("examples.serving.guard.BodyGuard.__init__.__defaults__", (0.1,))
+        monkeypatch.setattr("plume.apps.serving.guard.BodyGuard.__init__.__defaults__", (0.1,))
         async with in_process(small_encoder) as client:
             return (await client.post("/v1/embeddings", content=slow())).status_code
 

@@ -1,7 +1,7 @@
 """The job on Ray Data: actors that each hold one model embed the chunks of the plan that have no result yet.
 
 Only names of chunks travel through Ray; documents and vectors are read and written where the actor runs. Inside an
-actor, batches are sized by pixels (:func:`examples.shared.encoder.pack`).
+actor, batches are sized by pixels (:func:`plume.apps.shared.encoder.pack`).
 
 Ray Data's own checkpoints (2.60, beta) were tried first: resumed on two cores, their filter and their readers take the
 cores that the actors wait for, and the job stands still.
@@ -15,8 +15,8 @@ import ray
 from ray.data import ActorPoolStrategy, DataContext
 from tqdm import tqdm
 
-from examples.distributed.chunks import count_documents, embed_chunk, unfinished
-from examples.shared.encoder import Encoder
+from plume.apps.corpus.chunks import count_documents, embed_chunk, unfinished
+from plume.apps.shared.encoder import Encoder
 
 
 class Embed:

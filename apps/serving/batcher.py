@@ -16,9 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from examples.serving.schema import decoded_pixels, pictures, texts
-from examples.shared.encoder import Encoder
-from examples.shared.limits import MediaError
+from plume.apps.serving.schema import decoded_pixels, pictures, texts
+from plume.apps.shared.encoder import Encoder
+from plume.apps.shared.limits import MediaError
 
 
 class QueueFullError(Exception):

@@ -1,4 +1,4 @@
-"""Serve embeddings: python -m examples.serving [--model CHECKPOINT] [--port 8000]."""
+"""Serve embeddings: python -m plume.apps.serving [--model CHECKPOINT] [--port 8000]."""
 
 import argparse
 from dataclasses import replace
@@ -6,13 +6,13 @@ from pathlib import Path
 
 import uvicorn
 
-from examples.serving.app import Settings, build_app
-from examples.shared.encoder import DEFAULT_MODEL, Encoder
+from plume.apps.serving.app import Settings, build_app
+from plume.apps.shared.encoder import DEFAULT_MODEL, Encoder
 
 
 def parse_arguments() -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m examples.serving", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m plume.apps.serving", description=__doc__.splitlines()[0])
     parser.add_argument("--model", default=DEFAULT_MODEL, help="PLUME checkpoint: folder or Hub id")
     parser.add_argument("--device", help="torch device; CUDA where there is one")
     parser.add_argument("--dtype", default="auto", help="dtype of the weights, e.g. float32")

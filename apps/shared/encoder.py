@@ -1,4 +1,4 @@
-"""One encoder for all examples: batches sized by pixels, vectors that do not depend on them.
+"""One encoder for all apps: batches sized by pixels, vectors that do not depend on them.
 
 1. **Weigh** every input in pixels after resizing; text counts too, as many pixels as its tokens would hold.
 2. **Pack** inputs of similar weight together, up to a budget: memory follows pixels, not the number of inputs.

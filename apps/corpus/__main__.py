@@ -1,7 +1,7 @@
 """Embed a corpus on many cores or GPUs; killed at any time, the same command goes on where it was.
 
-python -m examples.distributed CORPUS --output JOB [--model CHECKPOINT] [--actors 2 --cpus 1 --gpus 0] [--address auto]
-python -m examples.distributed CORPUS --output JOB --processes cpu cpu     # sentence-transformers instead of Ray
+python -m plume.apps.corpus CORPUS --output JOB [--model CHECKPOINT] [--actors 2 --cpus 1 --gpus 0] [--address auto]
+python -m plume.apps.corpus CORPUS --output JOB --processes cpu cpu     # sentence-transformers instead of Ray
 
 CORPUS is a folder, or Parquet with the columns id, text and image. On a cluster: --actors 16 --gpus 1 --address auto
 """
@@ -11,14 +11,14 @@ from pathlib import Path
 
 import pyarrow.dataset as ds
 
-from examples.distributed.plan import make_plan
-from examples.shared.encoder import DEFAULT_MODEL, PIXEL_BUDGET, Encoder
-from examples.shared.lock import locked
+from plume.apps.corpus.plan import make_plan
+from plume.apps.shared.encoder import DEFAULT_MODEL, PIXEL_BUDGET, Encoder
+from plume.apps.shared.lock import locked
 
 
 def parse_arguments() -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m examples.distributed", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m plume.apps.corpus", description=__doc__.splitlines()[0])
     parser.add_argument("corpus", type=Path, help="folder, or Parquet with the columns id, text and image")
     parser.add_argument("--output", type=Path, required=True, help="folder of the job, shared by all nodes")
     parser.add_argument("--model", default=DEFAULT_MODEL, help="PLUME checkpoint: folder or Hub id")
@@ -50,11 +50,11 @@ def embed_corpus(options: argparse.Namespace, output: Path, model_id: str, encod
     """Plan and embed what is left; returns the number of documents of the plan."""
     total = make_plan(options.corpus, output, encoder, options.chunk)
     if options.processes:
-        from examples.distributed.one_machine import run_processes
+        from plume.apps.corpus.one_machine import run_processes
 
         run_processes(output, encoder, options.processes)
     else:
-        from examples.distributed.job import run_job  # Ray takes seconds to import
+        from plume.apps.corpus.job import run_job  # Ray takes seconds to import
 
         resources = {"num_cpus": options.cpus, "num_gpus": options.gpus}
         run_job(output, model_id, options.pixel_budget, options.actors, resources, options.address)

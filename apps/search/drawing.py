@@ -6,7 +6,7 @@ from html import escape
 import numpy as np
 import torch
 
-from examples.search.store import Hit
+from plume.apps.search.store import Hit
 
 
 def draw_hits(hits: Sequence[Hit]) -> str:

@@ -1,4 +1,4 @@
-"""Take over the vectors that ``examples.distributed`` wrote, without embedding anything again."""
+"""Take over the vectors that ``plume.apps.corpus`` wrote, without embedding anything again."""
 
 import json
 from pathlib import Path
@@ -7,9 +7,9 @@ import pyarrow.compute as pc
 import pyarrow.dataset as ds
 from tqdm import tqdm
 
-from examples.search.store import Index
-from examples.shared.lock import locked
-from examples.shared.rows import JOB_FILE
+from plume.apps.search.store import Index
+from plume.apps.shared.lock import locked
+from plume.apps.shared.rows import JOB_FILE
 
 
 def import_vectors(folder: Path, index: Index, batch: int = 1000) -> int:
@@ -27,7 +27,7 @@ def import_vectors(folder: Path, index: Index, batch: int = 1000) -> int:
         ValueError: If the folder is no job's, or the job embedded with another checkpoint.
     """
     if not (folder / JOB_FILE).is_file():
-        raise ValueError(f"{folder} has no {JOB_FILE}, so it was not written by examples.distributed. Check the path.")
+        raise ValueError(f"{folder} has no {JOB_FILE}, so it was not written by plume.apps.corpus. Check the path.")
     job = json.loads((folder / JOB_FILE).read_text(encoding="utf-8"))
     index.check_made_by(job["model"], job["num_latent_steps"], str(folder))
     rows = ds.dataset(folder / "vectors", format="parquet")

@@ -1,24 +1,24 @@
 """Search a folder of pictures, clips, PDFs and texts.
 
-python -m examples.search index FOLDER... [--index DIR] [--model CHECKPOINT]
-python -m examples.search query [TEXT] [--media FILE] [--top N] [--kinds KIND...] [--k K]
-python -m examples.search page [--port PORT] [--world FOLDER]
-python -m examples.search world FOLDER               # a playground folder to search, with questions to ask
-python -m examples.search import PARQUET_FOLDER      # what examples.distributed wrote
+python -m plume.apps.search index FOLDER... [--index DIR] [--model CHECKPOINT]
+python -m plume.apps.search query [TEXT] [--media FILE] [--top N] [--kinds KIND...] [--k K]
+python -m plume.apps.search page [--port PORT] [--world FOLDER]
+python -m plume.apps.search world FOLDER               # a playground folder to search, with questions to ask
+python -m plume.apps.search import PARQUET_FOLDER      # what plume.apps.corpus wrote
 """
 
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from examples.search.importing import import_vectors
-from examples.search.indexing import index_folders
-from examples.search.searching import Search
-from examples.search.store import Index
-from examples.search.world import read_questions, write_world
-from examples.shared.documents import KINDS
-from examples.shared.encoder import DEFAULT_MODEL, Encoder
-from examples.shared.limits import Limits
+from plume.apps.search.importing import import_vectors
+from plume.apps.search.indexing import index_folders
+from plume.apps.search.searching import Search
+from plume.apps.search.store import Index
+from plume.apps.search.world import read_questions, write_world
+from plume.apps.shared.documents import KINDS
+from plume.apps.shared.encoder import DEFAULT_MODEL, Encoder
+from plume.apps.shared.limits import Limits
 
 _OFFERED = 4  # questions that the page offers
 
@@ -30,7 +30,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     common.add_argument("--model", default=DEFAULT_MODEL, help="PLUME checkpoint: folder or Hub id")
     common.add_argument("--device", help="torch device; CUDA where there is one")
     common.add_argument("--dtype", default="auto", help="dtype of the weights, e.g. float32")
-    parser = argparse.ArgumentParser(prog="python -m examples.search", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m plume.apps.search", description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(dest="command", required=True)
     index = commands.add_parser("index", parents=[common], help="bring the index up to date with folders")
     index.add_argument("folders", type=Path, nargs="+", help="folders to index")
@@ -47,7 +47,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     page.add_argument("--world", type=Path, help="offer the questions of this folder, written by `world`")
     world = commands.add_parser("world", help="write a playground folder to search")
     world.add_argument("folder", type=Path, help="where to")
-    imported = commands.add_parser("import", parents=[common], help="take over vectors of examples.distributed")
+    imported = commands.add_parser("import", parents=[common], help="take over vectors of plume.apps.corpus")
     imported.add_argument("vectors", type=Path, help="folder of Parquet files")
     return parser.parse_args(arguments)
 
@@ -79,7 +79,7 @@ def run(options: argparse.Namespace) -> None:
     else:
         import uvicorn  # the page's libraries take seconds to import
 
-        from examples.search.page import build_app
+        from plume.apps.search.page import build_app
 
         print(f"{len(index)} documents. Open http://{options.host}:{options.port}", flush=True)
         questions = read_questions(options.world)[:_OFFERED] if options.world else []

@@ -23,10 +23,10 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
-from examples.shared.documents import Skipped, list_files, split
-from examples.shared.encoder import Encoder
-from examples.shared.limits import Limits, MediaError
-from examples.shared.rows import JOB_FILE
+from plume.apps.shared.documents import Skipped, list_files, split
+from plume.apps.shared.encoder import Encoder
+from plume.apps.shared.limits import Limits, MediaError
+from plume.apps.shared.rows import JOB_FILE
 
 _FIELDS = [("id", pa.string()), ("root", pa.string()), ("path", pa.string()), ("part", pa.int32())]
 _FIELDS += [("parts", pa.int32()), ("kind", pa.string()), ("stamp", pa.string()), ("digest", pa.string())]

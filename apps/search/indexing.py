@@ -17,12 +17,12 @@ from typing import Any
 
 from tqdm import tqdm
 
-from examples.search.store import Index
-from examples.shared.documents import File, Skipped, list_files, load, split
-from examples.shared.encoder import Encoder
-from examples.shared.limits import Limits, MediaError
-from examples.shared.lock import locked
-from examples.shared.rows import build_row
+from plume.apps.search.store import Index
+from plume.apps.shared.documents import File, Skipped, list_files, load, split
+from plume.apps.shared.encoder import Encoder
+from plume.apps.shared.limits import Limits, MediaError
+from plume.apps.shared.lock import locked
+from plume.apps.shared.rows import build_row
 
 
 @dataclass

@@ -9,8 +9,8 @@ import numpy as np
 from sentence_transformers import SentenceTransformer
 from tqdm import tqdm
 
-from examples.distributed.chunks import Vectors, count_documents, embed_chunk, unfinished
-from examples.shared.encoder import Encoder
+from plume.apps.corpus.chunks import Vectors, count_documents, embed_chunk, unfinished
+from plume.apps.shared.encoder import Encoder
 
 _PER_TASK, _BATCH = 16, 8
 

@@ -15,7 +15,7 @@ from urllib.parse import unquote
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field
 
-from examples.shared.limits import Limits, MediaError, open_picture
+from plume.apps.shared.limits import Limits, MediaError, open_picture
 
 _DATA_URI = re.compile(r"data:image/[a-z0-9.+-]+;base64,", re.IGNORECASE)
 _MAX_PARTS = 32

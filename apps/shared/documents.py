@@ -14,8 +14,8 @@ from typing import Any
 import pypdfium2
 from PIL import Image
 
-from examples.shared.encoder import Encoder
-from examples.shared.limits import Limits, MediaError, check_clip, decode_picture
+from plume.apps.shared.encoder import Encoder
+from plume.apps.shared.limits import Limits, MediaError, check_clip, decode_picture
 
 KINDS = {
     "picture": (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"),
@@ -77,7 +77,7 @@ class Document:
         return hashlib.blake2b(place.encode("utf-8", "surrogateescape"), digest_size=16).hexdigest()
 
     def facts(self, parts: int, digest: str) -> dict[str, Any]:
-        """The columns of its row that say where it is and in which state, see :mod:`examples.shared.rows`."""
+        """The columns of its row that say where it is and in which state, see :mod:`plume.apps.shared.rows`."""
         place = {"id": self.id, "root": self.file.root, "path": self.file.path, "part": self.part, "parts": parts}
         return {**place, "kind": self.file.kind, "stamp": self.file.stamp, "digest": digest}
 

@@ -14,8 +14,8 @@ import lancedb
 import numpy as np
 import pyarrow as pa
 
-from examples.shared.documents import KINDS
-from examples.shared.rows import SHOWN, row_schema
+from plume.apps.shared.documents import KINDS
+from plume.apps.shared.rows import SHOWN, row_schema
 
 TABLE = "documents"
 _MODEL, _STEPS = b"plume.model", b"plume.num_latent_steps"
@@ -31,7 +31,7 @@ class Hit:
         path: File below it.
         part: Page or passage, from 1.
         parts: Pages or passages of the file.
-        kind: A key of :data:`~examples.shared.documents.KINDS`.
+        kind: A key of :data:`~plume.apps.shared.documents.KINDS`.
         text: Beginning of the text, where it is one.
         score: Cosine similarity to the query.
     """

@@ -13,10 +13,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from examples.shared.documents import Document, File, load
-from examples.shared.encoder import Encoder
-from examples.shared.limits import Limits, decode_picture
-from examples.shared.rows import build_row, row_schema
+from plume.apps.shared.documents import Document, File, load
+from plume.apps.shared.encoder import Encoder
+from plume.apps.shared.limits import Limits, decode_picture
+from plume.apps.shared.rows import build_row, row_schema
 
 Vectors = Sequence[np.ndarray | ValueError]
 
