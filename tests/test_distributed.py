@@ -11,12 +11,12 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 from PIL import Image
 
+from inputs import MEDIA, noise_image
 from plume.apps.corpus.chunks import embed_chunk, unfinished
 from plume.apps.corpus.one_machine import run_processes
 from plume.apps.corpus.plan import make_plan
 from plume.apps.shared.encoder import Encoder
 from plume.apps.shared.lock import locked
-from inputs import MEDIA, noise_image
 from servers import kill_app_when, run_app
 
 COUNT = 60

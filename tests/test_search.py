@@ -18,6 +18,8 @@ httpx = pytest.importorskip("httpx", reason="the extra `apps` is not installed: 
 
 import av
 
+from inputs import MEDIA, ROOT, claim_pixels, noise_image
+from plume import PlumeProcessor
 from plume.apps.search.__main__ import parse_arguments, run
 from plume.apps.search.drawing import draw_hits, draw_thinking, project
 from plume.apps.search.indexing import index_folders
@@ -27,8 +29,6 @@ from plume.apps.shared.documents import list_files, passages
 from plume.apps.shared.encoder import Encoder
 from plume.apps.shared.limits import Limits, MediaError, check_clip, decode_picture
 from plume.apps.shared.lock import locked
-from inputs import MEDIA, ROOT, claim_pixels, noise_image
-from plume import PlumeProcessor
 from plume.hub.random_checkpoint import save_random_plume
 from servers import kill_app_when
 

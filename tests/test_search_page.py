@@ -11,13 +11,13 @@ for module in ("lancedb", "gradio", "pypdfium2", "av"):
     pytest.importorskip(module, reason="the extra `search` is not installed: pip install '.[apps]'")
 httpx = pytest.importorskip("httpx", reason="the extra `apps` is not installed: pip install '.[apps]'")
 
+from inputs import MEDIA, ROOT, claim_pixels
 from plume.apps.search.indexing import index_folders
 from plume.apps.search.searching import Search
 from plume.apps.search.store import Index
 from plume.apps.search.world import Question, write_world
 from plume.apps.shared.encoder import Encoder
 from plume.apps.shared.limits import Limits
-from inputs import MEDIA, ROOT, claim_pixels
 from servers import serving
 
 DROPPED = "#query .thumbnail-item, #query .thumbnail-image"

@@ -24,10 +24,10 @@ openai = pytest.importorskip("openai", reason="the extra `apps` is not installed
 from PIL import Image
 from sentence_transformers import SentenceTransformer
 
+from inputs import MEDIA, noise_image
 from plume.apps.serving.app import Settings, build_app
 from plume.apps.serving.batcher import Batcher, Job, QueueFullError, embed_batch
 from plume.apps.shared.encoder import Encoder, pack
-from inputs import MEDIA, noise_image
 from servers import serving
 
 

@@ -20,12 +20,12 @@ from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 
+from plume import PlumeConfig
 from plume.apps.serving.batcher import Batcher, Embedded, QueueFullError
 from plume.apps.serving.guard import BodyGuard, busy, error_response
 from plume.apps.serving.schema import EmbeddingRequest, read_inputs
 from plume.apps.shared.encoder import Encoder
 from plume.apps.shared.limits import Limits
-from plume import PlumeConfig
 
 _MEGABYTE = 1024 * 1024
 _BATCHES = (1, 2, 4, 8, 16, 32, 64, 128)
