@@ -64,5 +64,5 @@ def embed_corpus(options: argparse.Namespace, output: Path, model_id: str, encod
 if __name__ == "__main__":
     try:
         main()
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         raise SystemExit(f"error: {error}") from error

@@ -35,6 +35,9 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     index = commands.add_parser("index", parents=[common], help="bring the index up to date with folders")
     index.add_argument("folders", type=Path, nargs="+", help="folders to index")
     index.add_argument("--batch", type=int, default=16, help="documents per commit")
+    index.add_argument(
+        "--forget-empty", action="store_true", help="forget documents of folders that are empty now, as unmounted disks"
+    )
     query = commands.add_parser("query", parents=[common], help="search from the command line")
     query.add_argument("text", nargs="?", default="", help="what to look for")
     query.add_argument("--media", type=Path, help="a picture or clip to look for, beside or instead of the text")
@@ -60,9 +63,9 @@ def run(options: argparse.Namespace) -> None:
     encoder = Encoder(options.model, options.device, dtype=options.dtype)
     index = Index(options.index, encoder.identity, encoder.dimension, encoder.model.config.num_latent_steps)
     if options.command == "index":
-        report = index_folders(options.folders, index, encoder, batch=options.batch)
+        report = index_folders(options.folders, index, encoder, batch=options.batch, forget_empty=options.forget_empty)
         for skipped in report.skipped:
-            print(f"skipped  {skipped.path}: {skipped.reason}")
+            print(f"skipped  {_plain(skipped.path)}: {_plain(skipped.reason)}")
         print(
             f"{report.embedded} embedded, {report.unchanged} unchanged, {report.removed} removed, "
             f"{len(report.skipped)} skipped; {len(index)} documents in {options.index}"
@@ -73,7 +76,7 @@ def run(options: argparse.Namespace) -> None:
         )
         for rank, hit in enumerate(answer.hits, start=1):
             place = f" ({hit.part} of {hit.parts})" if hit.parts > 1 else ""
-            print(f"{rank:>3}  {hit.score:.3f}  {hit.kind:<8} {Path(hit.root, hit.path)}{place}")
+            print(f"{rank:>3}  {hit.score:.3f}  {_plain(hit.kind):<8} {_plain(str(Path(hit.root, hit.path)))}{place}")
     elif options.command == "import":
         print(f"{import_vectors(options.vectors, index)} documents imported; {len(index)} in {options.index}")
     else:
@@ -87,9 +90,14 @@ def run(options: argparse.Namespace) -> None:
         uvicorn.run(app, host=options.host, port=options.port, log_level="warning")
 
 
+def _plain(text: str) -> str:
+    """Text from outside without what would steer a terminal."""
+    return "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in text)
+
+
 if __name__ == "__main__":
     arguments = parse_arguments()
     try:
         run(arguments)
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         raise SystemExit(f"error: {error}") from error

@@ -1,16 +1,20 @@
 """What the page shows: result cards, and two small plots of the query's latent thinking (plain SVG)."""
 
+import math
 from collections.abc import Sequence
 from html import escape
+from urllib.parse import quote
 
 import numpy as np
 import torch
 
 from plume.apps.search.store import Hit
 
+_LABEL_RADIUS = 9  # pixels
+
 
 def draw_hits(hits: Sequence[Hit]) -> str:
-    """Ranked results as cards. Everything that comes from files is escaped."""
+    """Ranked results as cards."""
     if not hits:
         return '<p class="note">Nothing is indexed that fits. Widen the kinds, or index a folder first.</p>'
     best = max(hits[0].score, 1e-6)
@@ -18,21 +22,25 @@ def draw_hits(hits: Sequence[Hit]) -> str:
 
 
 def _card(rank: int, hit: Hit, best: float) -> str:
-    place = f", {'passage' if hit.kind == 'text' else 'page'} {hit.part} of {hit.parts}" if hit.parts > 1 else ""
-    name = escape(hit.path.rsplit("/", 1)[-1])
+    """One result. All that the index says, which came from files and tables, is escaped here and nowhere else."""
+    address = quote(hit.id, safe="")
+    path, kind, text = escape(hit.path), escape(hit.kind), escape(hit.text)
+    name = path.rsplit("/", 1)[-1]
+    part, parts, share = int(hit.part), int(hit.parts), max(0.0, min(1.0, hit.score / best))
+
+    place = f", {'passage' if kind == 'text' else 'page'} {part} of {parts}" if parts > 1 else ""
     shown = (
-        f"<blockquote>{escape(hit.text)}</blockquote>"
-        if hit.kind == "text"
-        else f'<img src="/preview/{hit.id}" alt="{name}" loading="lazy">'
+        f"<blockquote>{text}</blockquote>"
+        if kind == "text"
+        else f'<img src="/preview/{address}" alt="{name}" loading="lazy">'
     )
-    share = max(0.0, min(1.0, hit.score / best))
     return (
-        f'<li class="hit" data-path="{escape(hit.path)}" data-kind="{hit.kind}">'
-        f'<a class="shown" href="/original/{hit.id}#page={hit.part}" target="_blank" rel="noopener">{shown}</a>'
-        f'<div class="line"><span class="rank">{rank}</span><span class="name" title="{escape(hit.path)}">{name}</span>'
+        f'<li class="hit" data-path="{path}" data-kind="{kind}">'
+        f'<a class="shown" href="/original/{address}#page={part}" target="_blank" rel="noopener">{shown}</a>'
+        f'<div class="line"><span class="rank">{rank}</span><span class="name" title="{path}">{name}</span>'
         f'<span class="score">{hit.score:.3f}</span></div>'
         f'<div class="bar"><i style="width:{share:.0%}"></i></div>'
-        f'<div class="kind">{hit.kind}{place}</div></li>'
+        f'<div class="kind">{kind}{place}</div></li>'
     )
 
 
@@ -71,15 +79,44 @@ def _trajectory(latent_states: torch.Tensor, width: int = 300, height: int = 210
     zoom = zoom if extent.max() > 1e-6 else 0.0
     places = [(width / 2 + zoom * x, height / 2 - zoom * y) for x, y in points - center]
     path = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
-    dots = "".join(
-        f'<circle cx="{x:.1f}" cy="{y:.1f}" r="9" style="opacity:{0.35 + 0.65 * k / len(places):.2f}"/>'
+    labels = spread(places, 2 * _LABEL_RADIUS + 1, (width, height))
+    leaders = "".join(
+        f'<line x1="{x:.1f}" y1="{y:.1f}" x2="{to_x:.1f}" y2="{to_y:.1f}"/>'
+        for (x, y), (to_x, to_y) in zip(places, labels, strict=True)
+    )
+    dots = "".join(f'<circle class="state" cx="{x:.1f}" cy="{y:.1f}" r="2.5"/>' for x, y in places)
+    steps = "".join(
+        f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{_LABEL_RADIUS}"/>'
         f'<text x="{x:.1f}" y="{y + 3.5:.1f}" class="step">{k}</text>'
-        for k, (x, y) in enumerate(places, start=1)
+        for k, (x, y) in enumerate(labels, start=1)
     )
     return (
         f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="Latent trajectory of {len(places)} steps">'
-        f'<polyline points="{path}"/>{dots}</svg>'
+        f'<polyline points="{path}"/>{leaders}{steps}{dots}</svg>'
     )
+
+
+def spread(places: Sequence[tuple[float, float]], distance: float, size: tuple[int, int]) -> list[tuple[float, float]]:
+    """Where labels are printed: at their places, or near them where they would touch a label before.
+
+    Args:
+        places: Points, in pixels.
+        distance: Between two labels, at least.
+        size: Width and height, which labels do not leave.
+    """
+    circle = [(math.cos(angle), math.sin(angle)) for angle in np.linspace(0, 2 * math.pi, 24, endpoint=False)]
+    around = [(0.0, 0.0), *((ring * distance * x, ring * distance * y) for ring in range(1, 20) for x, y in circle)]
+    printed: list[tuple[float, float]] = []
+    for x, y in places:
+        tried = ((x + right, y + down) for right, down in around)
+        inside = (
+            one
+            for one in tried
+            if all(distance / 2 <= at <= most - distance / 2 for at, most in zip(one, size, strict=True))
+        )
+        free = (one for one in inside if all(math.dist(one, other) >= distance for other in printed))
+        printed.append(next(free, (x, y)))
+    return printed
 
 
 def _experts(router_probs: torch.Tensor, num_active: int, cell: int = 34, left: int = 60, top: int = 22) -> str:

@@ -5,10 +5,11 @@ Trust ends at the browser:
 1. A dropped file is bounded in bytes by the server while it is uploaded, then in pixels, frames and seconds.
 2. An event may name what was uploaded, no other path and no address (:mod:`plume.apps.search.door`).
 3. Files are asked for by the id of an indexed document, never by a path; a file that has changed since is not served.
-4. Whatever is shown of files and names is escaped.
+4. Whatever comes from outside is escaped: results in :mod:`plume.apps.search.drawing`, errors in ``answer``.
 """
 
 from collections.abc import Sequence
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from plume.apps.search.store import Index
 from plume.apps.shared.documents import KINDS, File
 
 _MAX_WAITING = 32
+_MAX_ID = 1000  # characters; ids of tables can be anything
 _CLEAN_UP = (600, 3600)  # every ten minutes, uploads that are older than an hour are removed
 _STYLE = (Path(__file__).parent / "page.css").read_text(encoding="utf-8")
 # What a browser may do with an original: show it, run nothing.
@@ -39,13 +41,15 @@ def build_app(search: Search, questions: Sequence[tuple[str, Path]] = ()) -> Fas
     app = FastAPI(openapi_url=None)
     guard_events(app, [picture for _, picture in questions])
 
-    @app.get("/preview/{id}")
+    @app.get("/preview/{id:path}")
     def show_preview(id: str) -> Response:
         return Response(_row(search.index, id)["preview"], media_type="image/webp", headers=_HEADERS)
 
-    @app.get("/original/{id}")
+    @app.get("/original/{id:path}")
     def show_original(id: str) -> Response:
         row = _row(search.index, id)
+        if not row["stamp"]:
+            raise HTTPException(404, "This document came from a table, so there is no file to show.")
         file = File(row["root"], row["path"], row["kind"], row["stamp"])
         location = file.location
         if not location.is_file() or not location.resolve().is_relative_to(row["root"]):
@@ -71,7 +75,10 @@ def build_app(search: Search, questions: Sequence[tuple[str, Path]] = ()) -> Fas
 
 
 def _row(index: Index, id: str) -> dict[str, Any]:
-    row = index.get(id) if id.isalnum() else None
+    try:
+        row = index.get(id) if len(id) <= _MAX_ID else None
+    except ValueError as error:
+        raise HTTPException(503, "The index cannot be read.") from error
     if row is None:
         raise HTTPException(404, "No such document in the index.")
     return row
@@ -85,17 +92,21 @@ def _build_blocks(search: Search, questions: Sequence[tuple[str, Path]]) -> gr.B
         try:
             found = search.run(query.get("text") or "", files[0] if files else None, int(k), int(limit), kinds)
         except ValueError as error:
-            raise gr.Error(str(error), duration=8) from error
+            raise gr.Error(escape(str(error)), duration=8) from error  # Gradio shows it as HTML
         states, probs = found.output.latent_states, found.output.router_probs
         assert states is not None
         assert probs is not None
         return draw_hits(found.hits), draw_thinking(states[0], probs[0], config.num_active_experts)
 
-    with gr.Blocks(title="PLUME search", analytics_enabled=False, fill_width=True, delete_cache=_CLEAN_UP) as blocks:
-        gr.HTML(
+    def head() -> str:
+        """Counted whenever the page is opened: another process may have indexed more."""
+        return (
             f"<header><h1>PLUME search</h1><p>{len(search.index)} pictures, clips, pages and passages, in one space. "
             f"The documents were embedded with K = {config.num_latent_steps}.</p></header>"
         )
+
+    with gr.Blocks(title="PLUME search", analytics_enabled=False, fill_width=True, delete_cache=_CLEAN_UP) as blocks:
+        gr.HTML(head)
         query = gr.MultimodalTextbox(
             placeholder="Describe what you look for, or drop a picture or clip",
             file_types=["image", "video"],

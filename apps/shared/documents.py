@@ -6,6 +6,8 @@
 """
 
 import hashlib
+import os
+import stat
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,14 +18,14 @@ from PIL import Image
 
 from plume.apps.shared.encoder import Encoder
 from plume.apps.shared.limits import Limits, MediaError, check_clip, decode_picture
+from plume.apps.shared.texts import TEXT_ENDINGS, passages_of
 
 KINDS = {
-    "picture": (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"),
+    "picture": (".png", ".jpg", ".jpeg", ".webp", ".avif", ".bmp", ".tif", ".tiff"),
     "clip": (".mp4", ".m4v", ".mkv", ".webm", ".mov", ".avi", ".mpg", ".mpeg", ".gif"),
     "page": (".pdf",),
-    "text": (".txt", ".md", ".rst"),
+    "text": TEXT_ENDINGS,
 }
-PASSAGE = 1000  # characters; a page of print has about 2500
 _PAGE_PIXELS = 1280 * 28 * 28  # as many as Qwen2-VL looks at by default
 _KIND_OF = {ending: kind for kind, endings in KINDS.items() for ending in endings}
 
@@ -84,28 +86,66 @@ class Document:
 
 @dataclass(frozen=True)
 class Skipped:
-    """A file that is no document, and why."""
+    """A file or folder that is no document, and why."""
 
     path: str
     reason: str
 
 
+@dataclass(frozen=True)
+class Unlisted(Skipped):
+    """A file or folder that could not be looked at: nobody knows what is in it. ``root`` is that of :class:`File`."""
+
+    root: str
+
+    def covers(self, root: str, path: str) -> bool:
+        """Whether a file is this one, or lies below it."""
+        return root == self.root and (self.path in (".", path) or path.startswith(self.path + "/"))
+
+
 def list_files(folder: Path) -> Iterator[File | Skipped]:
-    """All files below a folder, in order of their paths; links that lead out of it are skipped.
+    """All files below a folder, folder by folder; links that lead out of it, and links to folders, are skipped.
 
     Raises:
         ValueError: If there is no such folder.
     """
     root = folder.resolve()
     if not root.is_dir():
-        raise ValueError(f"{folder} is no folder, so there is nothing to index. Check the path.")
-    for location in sorted(path for path in root.rglob("*") if not path.is_dir()):
+        raise ValueError(
+            f"{folder} is no folder, so there is nothing to index. Check the path, and that its disk is mounted."
+        )
+    errors: list[OSError] = []
+    for place, folders, names in os.walk(root, onerror=errors.append):
+        folders.sort()
+        for name in sorted([*names, *(name for name in folders if Path(place, name).is_symlink())]):
+            yield _look_at(Path(place, name), root)
+        yield from _failed(errors, root)
+    yield from _failed(errors, root)
+
+
+def _failed(errors: list[OSError], root: Path) -> Iterator[Skipped]:
+    """What could not be looked at; a folder that has vanished meanwhile is gone."""
+    while errors:
+        error = errors.pop()
+        yield _describe(error, Path(error.filename), root)
+
+
+def _describe(error: OSError, location: Path, root: Path) -> Skipped:
+    path = location.relative_to(root).as_posix()
+    if isinstance(error, (FileNotFoundError, NotADirectoryError)):
+        return Skipped(path, "it vanished while the folder was listed")
+    return Unlisted(path, f"it cannot be read ({error.strerror}); what is indexed of it stays", str(root))
+
+
+def _look_at(location: Path, root: Path) -> File | Skipped:
+    try:
         path, reason = location.relative_to(root).as_posix(), _why_skipped(location, root)
         if reason:
-            yield Skipped(path.encode("utf-8", "backslashreplace").decode(), reason)
-        else:
-            file = File(str(root), path, _KIND_OF[location.suffix.lower()], "")
-            yield replace(file, stamp=file.current_stamp())
+            return Skipped(path.encode("utf-8", "backslashreplace").decode(), reason)
+        file = File(str(root), path, _KIND_OF[location.suffix.lower()], "")
+        return replace(file, stamp=file.current_stamp())
+    except OSError as error:
+        return _describe(error, location, root)
 
 
 def _why_skipped(location: Path, root: Path) -> str | None:
@@ -113,10 +153,14 @@ def _why_skipped(location: Path, root: Path) -> str | None:
         str(location).encode("utf-8")
     except UnicodeEncodeError:
         return "its name is not UTF-8"
+    if location.is_symlink() and not location.exists():
+        return "a link that leads nowhere"
+    if location.is_dir():
+        return "a link to a folder, which is not followed"
     if location.suffix.lower() not in _KIND_OF:
         return f"unknown ending {location.suffix or '(none)'}"
-    if not location.is_file():
-        return "a link that leads nowhere, or no regular file"
+    if not stat.S_ISREG(location.stat().st_mode):
+        return "no regular file"
     return None if location.resolve().is_relative_to(root) else "a link that leads out of the folder"
 
 
@@ -134,7 +178,7 @@ def split(file: File, limits: Limits) -> list[Document]:
         if count > limits.max_pages:
             raise MediaError(f"The PDF has {count} pages, more than the {limits.max_pages} allowed. Split it.")
     elif file.kind == "text":
-        count = len(passages(_read_text(file.location)))
+        count = len(passages_of(file.location, file.stamp))
     if count == 0:
         raise MediaError("The file holds no text and no pages, so there is nothing to embed.")
     return [Document(file, part) for part in range(1, count + 1)]
@@ -154,7 +198,7 @@ def load(document: Document, encoder: Encoder, limits: Limits) -> dict[str, Any]
         return {"video": encoder.frames(location)}
     if document.file.kind == "page":
         return {"image": render_page(location, document.part, limits)}
-    return {"text": passages(_read_text(location))[document.part - 1]}
+    return {"text": passages_of(location, document.file.stamp)[document.part - 1]}
 
 
 def render_page(location: Path, part: int, limits: Limits) -> Image.Image:
@@ -173,30 +217,10 @@ def render_page(location: Path, part: int, limits: Limits) -> Image.Image:
             raise MediaError(f"Page {part} could not be rendered ({error}).") from error
 
 
-def passages(text: str, size: int = PASSAGE) -> list[str]:
-    """Cut a text into passages of at most ``size`` characters, at paragraphs, lines, sentences or words if possible.
-
-    >>> passages("One two. Three four.", size=12)
-    ['One two.', 'Three four.']
-    """
-    found, rest = [], text.strip()
-    while len(rest) > size:
-        cuts = (rest.rfind(mark, 1, size) + len(mark.rstrip()) for mark in ("\n\n", "\n", ". ", " "))
-        cut = next((cut for cut in cuts if cut > size // 3), size)
-        found.append(rest[:cut].strip())
-        rest = rest[cut:].strip()
-    return [passage for passage in (*found, rest) if passage]
-
-
 def _open_pdf(location: Path) -> pypdfium2.PdfDocument:
     try:
         return pypdfium2.PdfDocument(location)
     except pypdfium2.PdfiumError as error:
-        raise MediaError(f"The PDF is damaged or locked ({error}).") from error
-
-
-def _read_text(location: Path) -> str:
-    try:
-        return location.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise MediaError(f"The text is not UTF-8 ({error.reason}).") from error
+        if "password" in str(error).lower():
+            raise MediaError("The PDF is encrypted and needs a password. Save it without one.") from error
+        raise MediaError(f"The PDF is damaged ({error}).") from error

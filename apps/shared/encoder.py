@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 import torch
 from huggingface_hub import snapshot_download
-from transformers import BatchFeature
+from transformers import AutoModel, AutoProcessor, BatchFeature
 
-from plume import PlumeForEmbedding, PlumeOutput, PlumeProcessor
+from plume import PlumeOutput
 from plume.hub_files_plume import SETTINGS_FILES
 from plume.vision_plume import load_video
 
@@ -52,8 +52,8 @@ class Encoder:
             )
         self.model_id, self.pixel_budget = model_id, pixel_budget
         self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        self.model = PlumeForEmbedding.from_pretrained(model_id, dtype=dtype).to(self.device).eval()
-        self.processor = PlumeProcessor.from_pretrained(model_id)
+        self.model = AutoModel.from_pretrained(model_id, dtype=dtype).to(self.device).eval()
+        self.processor = AutoProcessor.from_pretrained(model_id)
 
     @property
     def dimension(self) -> int:

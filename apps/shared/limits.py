@@ -17,7 +17,7 @@ from PIL import Image
 
 from plume.vision_plume import CLIP_FORMATS
 
-PICTURE_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")
+PICTURE_FORMATS = ("PNG", "JPEG", "WEBP", "AVIF", "BMP", "TIFF", "GIF")
 _MEGABYTE = 1024 * 1024
 
 
