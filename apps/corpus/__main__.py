@@ -12,7 +12,7 @@ from pathlib import Path
 import pyarrow.dataset as ds
 
 from plume.apps.corpus.plan import make_plan
-from plume.apps.shared.encoder import DEFAULT_MODEL, PIXEL_BUDGET, Encoder
+from plume.apps.shared.encoder import DEFAULT_MODEL, Encoder
 from plume.apps.shared.lock import locked
 
 
@@ -27,7 +27,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--gpus", type=float, default=0, help="GPUs per actor")
     parser.add_argument("--address", help="address of a running Ray cluster; a local one is started where omitted")
     parser.add_argument("--processes", nargs="+", metavar="DEVICE", help="one process per device, without Ray")
-    parser.add_argument("--pixel-budget", type=int, default=PIXEL_BUDGET, help="pixels per batch")
+    parser.add_argument("--pixel-budget", type=int, help="pixels per batch; what suits the device where omitted")
     parser.add_argument("--chunk", type=int, default=256, help="documents per unit of work and per Parquet file")
     return parser.parse_args()
 

@@ -22,7 +22,7 @@ from plume.apps.shared.encoder import Encoder
 class Embed:
     """One actor: loads the model once, then embeds chunk after chunk."""
 
-    def __init__(self, output: Path, model_id: str, pixel_budget: int) -> None:
+    def __init__(self, output: Path, model_id: str, pixel_budget: int | None) -> None:
         self.output, self.encoder = output, Encoder(model_id, pixel_budget=pixel_budget)
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
@@ -32,14 +32,19 @@ class Embed:
 
 
 def run_job(
-    output: Path, model_id: str, pixel_budget: int, actors: int, resources: dict[str, float], address: str | None = None
+    output: Path,
+    model_id: str,
+    pixel_budget: int | None,
+    actors: int,
+    resources: dict[str, float],
+    address: str | None = None,
 ) -> None:
     """Embed what is left of a planned job.
 
     Args:
         output: Folder of the job, with its plan; on a cluster, on a disk that all nodes share.
         model_id: The checkpoint of the plan.
-        pixel_budget: Pixels per batch.
+        pixel_budget: Pixels per batch. Defaults to what suits the device.
         actors: Actors, each with a model of its own.
         resources: ``num_cpus`` and ``num_gpus`` per actor.
         address: Of a running Ray cluster; a local one is started where omitted and needed.

@@ -19,7 +19,8 @@ import pyarrow as pa
 from plume.apps.shared.documents import KINDS
 from plume.apps.shared.rows import SHOWN, row_schema
 
-P, T = ParamSpec("P"), TypeVar("T")
+P = ParamSpec("P")
+T = TypeVar("T")
 TABLE = "documents"
 _MODEL, _STEPS = b"plume.model", b"plume.num_latent_steps"
 

@@ -23,6 +23,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--max-batch", type=int, default=32, help="inputs per batch")
     parser.add_argument("--linger-ms", type=float, default=5.0, help="milliseconds to wait for company")
     parser.add_argument("--media-root", type=Path, help="folder from which clients may name files, as file:NAME")
+    parser.add_argument("--api-key", help="what clients must send as Authorization: Bearer KEY")
     return parser.parse_args()
 
 
@@ -36,6 +37,7 @@ def main() -> None:
         max_batch=options.max_batch,
         linger=options.linger_ms / 1000,
         media_root=options.media_root,
+        api_key=options.api_key,
     )
     app = build_app(Encoder(options.model, options.device, dtype=options.dtype), settings)
     print(f"Serving {options.model} at http://{options.host}:{options.port}/v1", flush=True)

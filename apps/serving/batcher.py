@@ -2,27 +2,33 @@
 
 1. **Admit**: all inputs of a request or none; what does not fit into the queue is refused at once.
 2. **Linger** a few milliseconds for company.
-3. **Take** from the front what shares role and K, up to a number and a budget of pixels. Only then are pictures
-   decoded: one batch of pixels is in memory, however many requests wait.
+3. **Take** from the front what shares role and K, up to a number and a budget of pixels. Only then are pictures and
+   clips decoded: one batch of pixels is in memory, however many requests wait. What nobody waits for has left before.
 4. **Answer** each input on its own: one that is unusable does not spoil its neighbours.
 """
 
 import asyncio
+import tempfile
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from plume.apps.serving.schema import decoded_pixels, pictures, texts
+from plume.apps.serving.schema import clips, decoded_pixels, pictures, texts, with_frames
 from plume.apps.shared.encoder import Encoder
-from plume.apps.shared.limits import MediaError
+from plume.apps.shared.limits import Limits, MediaError, check_clip
 
 
 class QueueFullError(Exception):
     """More inputs are waiting than allowed: try again later."""
+
+
+class StorageError(ValueError):
+    """The server's disk is full: not the client's fault, and no other input's."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +58,7 @@ class Batcher:
         max_waiting: Inputs that may wait.
         max_batch: Inputs per batch.
         linger: Seconds to wait for company.
+        clip_limits: Bounds of a clip while it is decoded.
         observe: Told the size of every batch.
     """
 
@@ -61,10 +68,11 @@ class Batcher:
         max_waiting: int = 256,
         max_batch: int = 32,
         linger: float = 0.005,
+        clip_limits: Limits | None = None,
         observe: Callable[[int], None] = lambda size: None,
     ) -> None:
         self.encoder, self.max_waiting, self.max_batch, self.linger = encoder, max_waiting, max_batch, linger
-        self.observe = observe
+        self.observe, self.clip_limits = observe, clip_limits or Limits()
         self.waiting: deque[Job] = deque()
         self._arrived = asyncio.Event()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="encoder")
@@ -108,12 +116,14 @@ class Batcher:
         try:
             return await asyncio.gather(*(job.answer for job in jobs))
         finally:
-            for job in jobs:  # one is unusable: nobody waits for the others any more
+            for job in jobs:  # one is unusable, or the client is gone: nobody waits for the others any more
                 job.answer.cancel()
+            self.waiting = deque(job for job in self.waiting if not job.answer.done())
 
     def _weigh(self, content: Any) -> int:
         """Pixels after resizing, or a quarter of those to be decoded before: both are bounded by the budget."""
-        resized = self.encoder.weigh({"image": pictures(content), "text": texts(content)})
+        frames = clips(content) * self.encoder.processor.num_frames
+        resized = self.encoder.weigh({"image": pictures(content), "video": frames, "text": texts(content)})
         return max(resized, decoded_pixels(content) // 4)
 
     # 2.-4. Linger, take, answer
@@ -128,7 +138,7 @@ class Batcher:
             if not batch:
                 continue
             self.observe(len(batch))
-            work = loop.run_in_executor(self._thread, embed_batch, self.encoder, batch)
+            work = loop.run_in_executor(self._thread, embed_batch, self.encoder, batch, self.clip_limits)
             await asyncio.wait([work])
             error = work.exception()  # a fault of ours, not of an input: all of them are told
             answers = [error] * len(batch) if error is not None else work.result()
@@ -162,38 +172,51 @@ class Batcher:
         return batch
 
 
-def embed_batch(encoder: Encoder, batch: Sequence[Job]) -> list[Embedded | ValueError]:
+def embed_batch(encoder: Encoder, batch: Sequence[Job], clip_limits: Limits) -> list[Embedded | ValueError]:
     """Decode and embed inputs of one role and K, once: per input its vector, or why there is none."""
     try:
-        return _embed_batch(encoder, batch)
+        contents = [_decode(encoder, job.content, clip_limits) for job in batch]
+        usable = [content for content in contents if not isinstance(content, ValueError)]
+        embedded = iter(_try_embed(encoder, usable, batch[0].role, batch[0].num_latent_steps))
+        return [content if isinstance(content, ValueError) else next(embedded) for content in contents]
     finally:  # a request may wait for other batches, and its pictures shall not do so decoded
         for job in batch:
             for picture in pictures(job.content):
                 picture.close()
 
 
-def _embed_batch(encoder: Encoder, batch: Sequence[Job]) -> list[Embedded | ValueError]:
-    answers: dict[int, Embedded | ValueError] = {}
-    for place, job in enumerate(batch):
-        try:
-            for picture in pictures(job.content):
-                picture.load()
-        except (OSError, ValueError, SyntaxError, EOFError) as error:
-            answers[place] = MediaError(f"A picture is damaged or cut off ({error}). Send a complete file.")
-    usable = [place for place in range(len(batch)) if place not in answers]
-    answers |= zip(usable, _try_embed(encoder, [batch[place] for place in usable]), strict=True)
-    return [answers[place] for place in range(len(batch))]
+def _decode(encoder: Encoder, content: Any, clip_limits: Limits) -> Any:
+    """The input with its pictures in memory and the frames of its clip, or why it is unusable."""
+    try:
+        for picture in pictures(content):
+            picture.load()
+    except (OSError, ValueError, SyntaxError, EOFError) as error:
+        return MediaError(f"A picture is damaged or cut off ({error}). Send a complete file.")
+    try:
+        for clip in clips(content):
+            with tempfile.TemporaryDirectory(prefix="plume-") as folder:  # the decoder seeks in a file
+                path = Path(folder, "clip")
+                path.write_bytes(clip.data)
+                check_clip(path, clip_limits)
+                content = with_frames(content, encoder.frames(path))
+    except MediaError as error:
+        return error
+    except OSError as error:
+        return StorageError(f"The server has no room for the clip ({error.strerror}). Try again later.")
+    return content
 
 
-def _try_embed(encoder: Encoder, jobs: Sequence[Job]) -> list[Embedded | ValueError]:
-    if not jobs:
+def _try_embed(encoder: Encoder, contents: Sequence[Any], role: str, steps: int) -> list[Embedded | ValueError]:
+    if not contents:
         return []
     try:
         # A text that is too long is refused, not cut: the client would not learn of it.
-        inputs = encoder.process([job.content for job in jobs], jobs[0].role, truncation=False)
+        inputs = encoder.process(contents, role, truncation=False)
         tokens = inputs["attention_mask"].sum(dim=1).tolist()
-        vectors = encoder.run(inputs, jobs[0].num_latent_steps).embeddings
+        vectors = encoder.run(inputs, steps).embeddings
         assert vectors is not None
         return [Embedded(*pair) for pair in zip(vectors.float().cpu().numpy(), tokens, strict=True)]
     except ValueError as error:
-        return [error] if len(jobs) == 1 else [_try_embed(encoder, [job])[0] for job in jobs]
+        if len(contents) == 1:
+            return [error]
+        return [_try_embed(encoder, [content], role, steps)[0] for content in contents]

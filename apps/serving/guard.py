@@ -1,26 +1,74 @@
-"""Bodies within bounds, before anything parses them: per request, and of all requests together."""
+"""Who may ask, and bodies within bounds before anything parses them: per request, and of all requests together."""
 
 import asyncio
+import hmac
 from collections.abc import Callable
-from typing import Any
 
+from starlette.datastructures import Headers
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 _DRAIN = 4  # so many times the limit is read and thrown away, so that the client hears the refusal
+_OPEN = ("/health",)  # routes that need no key
 
 
 def error_response(
     status: int, message: str, code: str | None = None, headers: dict[str, str] | None = None
 ) -> JSONResponse:
     """An error in OpenAI's shape."""
-    kind = {429: "rate_limit_error"}.get(status, "invalid_request_error" if status < 500 else "server_error")
+    kinds = {401: "authentication_error", 429: "rate_limit_error"}
+    kind = kinds.get(status, "invalid_request_error" if status < 500 else "server_error")
     content = {"error": {"message": message, "type": kind, "param": None, "code": code}}
     return JSONResponse(content, status, headers=headers)
 
 
+def busy() -> JSONResponse:
+    """The documented refusal of a server that has enough to do."""
+    return error_response(429, "The server is busy. Try again in a second.", "server_busy", {"Retry-After": "1"})
+
+
+class KeyGuard:
+    """Middleware that refuses requests without the key, before their bodies are read.
+
+    Args:
+        app: What comes next.
+        api_key: What clients send as ``Authorization: Bearer KEY``.
+        on_refusal: Called with the status of every refusal.
+    """
+
+    def __init__(self, app: ASGIApp, api_key: str, on_refusal: Callable[[int], None]) -> None:
+        self.app, self.expected, self.on_refusal = app, f"Bearer {api_key}".encode(), on_refusal
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one connection."""
+        if scope["type"] == "http" and scope["path"] not in _OPEN:
+            given = Headers(scope=scope).get("authorization", "").encode()
+            if not hmac.compare_digest(given, self.expected):
+                self.on_refusal(401)
+                message = "The API key is missing or wrong. Send it as Authorization: Bearer KEY."
+                refusal = error_response(401, message, "invalid_api_key", {"WWW-Authenticate": "Bearer"})
+                await refusal(scope, receive, send)
+                return
+        await self.app(scope, receive, send)
+
+
+class Body:
+    """What has arrived of a body; it is handed on once and not kept."""
+
+    def __init__(self) -> None:
+        self.chunks: list[bytes] = []
+        self.size = 0
+        self.gone = False
+
+    def take(self) -> bytes:
+        """The whole of it."""
+        whole = b"".join(self.chunks)
+        self.chunks.clear()
+        return whole
+
+
 class BodyGuard:
-    """Middleware that reads a body whole, or refuses it.
+    """Middleware that reads a body whole, or refuses it; of a client that hangs up meanwhile nothing is worked on.
 
     Args:
         app: What comes next.
@@ -47,34 +95,38 @@ class BodyGuard:
         if scope["type"] != "http" or scope["method"] not in ("POST", "PUT", "PATCH"):
             await self.app(scope, receive, send)
             return
-        body = bytearray()
+        body = Body()
         try:
             refusal = await self._read_in_time(receive, body)
+            if body.gone:
+                return
             if refusal:
                 self.on_refusal(refusal.status_code)
-            await (refusal or self.app)(scope, _replay(bytes(body), receive), send)
+            await (refusal or self.app)(scope, _replay(body, receive), send)
         finally:
-            self.held -= len(body)
+            self.held -= body.size
 
-    async def _read_in_time(self, receive: Receive, body: bytearray) -> JSONResponse | None:
+    async def _read_in_time(self, receive: Receive, body: Body) -> JSONResponse | None:
         try:
             return await asyncio.wait_for(self._read(receive, body), self.max_seconds)
         except asyncio.TimeoutError:  # another class than TimeoutError in Python 3.10
             return error_response(408, "The body did not arrive in time.")
 
-    async def _read(self, receive: Receive, body: bytearray) -> JSONResponse | None:
+    async def _read(self, receive: Receive, body: Body) -> JSONResponse | None:
         refusal, dropped, more = None, 0, True
         while more and dropped <= _DRAIN * self.max_body:
             message = await receive()
             if message["type"] == "http.disconnect":
+                body.gone = True
                 break
             chunk, more = message.get("body", b""), message.get("more_body", False)
+            refusal = refusal or self._check(body.size, len(chunk))
             if refusal is None:
-                refusal = self._check(len(body), len(chunk))
-            if refusal is None:
-                body += chunk
+                body.chunks.append(chunk)
+                body.size += len(chunk)
                 self.held += len(chunk)
             else:
+                body.chunks.clear()
                 dropped += len(chunk)
         return refusal
 
@@ -86,15 +138,15 @@ class BodyGuard:
         return None
 
 
-def busy() -> JSONResponse:
-    """The documented refusal of a server that has enough to do."""
-    return error_response(429, "The server is busy. Try again in a second.", "server_busy", {"Retry-After": "1"})
-
-
-def _replay(body: bytes, receive: Receive) -> Receive:
-    given: list[dict[str, Any]] = [{"type": "http.request", "body": body, "more_body": False}]
+def _replay(body: Body, receive: Receive) -> Receive:
+    """The body at once, then what the connection says."""
+    given = False
 
     async def replay() -> Message:
-        return given.pop() if given else await receive()
+        nonlocal given
+        if given:
+            return await receive()
+        given = True
+        return {"type": "http.request", "body": body.take(), "more_body": False}
 
     return replay

@@ -21,7 +21,9 @@ from plume.hub_files_plume import SETTINGS_FILES
 from plume.vision_plume import load_video
 
 DEFAULT_MODEL = "checkpoints/plume-tiny"
-PIXEL_BUDGET = 16 * 1024 * 1024  # pixels per batch: about 21000 visual tokens of 28 x 28
+# Pixels per batch, about 21000 visual tokens of 28 x 28. A CPU gains nothing from large batches, and what comes next
+# waits for a batch to end.
+PIXEL_BUDGET, CPU_PIXEL_BUDGET = 16 * 1024 * 1024, 2 * 1024 * 1024
 _PIXELS_PER_TOKEN, _CHARACTERS_PER_TOKEN, _PROMPT_TOKENS = 28 * 28, 3, 64
 
 
@@ -31,7 +33,7 @@ class Encoder:
     Args:
         model_id: Folder or Hub id of a PLUME checkpoint.
         device: Torch device; CUDA where there is one.
-        pixel_budget: Largest weight of a batch, in pixels.
+        pixel_budget: Largest weight of a batch, in pixels. Defaults to what suits the device.
         dtype: Of the weights, e.g. ``"float32"``; the checkpoint's with ``"auto"``.
 
     Raises:
@@ -42,7 +44,7 @@ class Encoder:
         self,
         model_id: str = DEFAULT_MODEL,
         device: str | None = None,
-        pixel_budget: int = PIXEL_BUDGET,
+        pixel_budget: int | None = None,
         dtype: str = "auto",
     ) -> None:
         if model_id == DEFAULT_MODEL and not Path(model_id).is_dir():
@@ -50,8 +52,9 @@ class Encoder:
                 f"There is no {DEFAULT_MODEL} here, so there is nothing to embed with. Run from the checkout, or name "
                 "a PLUME checkpoint (folder or Hub id) with --model."
             )
-        self.model_id, self.pixel_budget = model_id, pixel_budget
+        self.model_id = model_id
         self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        self.pixel_budget = pixel_budget or (CPU_PIXEL_BUDGET if self.device == "cpu" else PIXEL_BUDGET)
         self.model = AutoModel.from_pretrained(model_id, dtype=dtype).to(self.device).eval()
         self.processor = AutoProcessor.from_pretrained(model_id)
 
@@ -89,6 +92,7 @@ class Encoder:
         vectors = np.empty((len(items), self.dimension), dtype=np.float32)
         for chosen in pack([self.weigh(item) for item in items], self.pixel_budget):
             output = self.think([items[index] for index in chosen], role, num_latent_steps)
+            assert output.embeddings is not None
             vectors[chosen] = output.embeddings.float().cpu().numpy()
         return vectors
 

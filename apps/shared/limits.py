@@ -9,8 +9,11 @@ Formats are listed by name: a "clip" that is a playlist would make the decoder o
 
 import io
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import av
 from PIL import Image
@@ -110,6 +113,19 @@ def decode_picture(source: bytes | Path, limits: Limits) -> Image.Image:
     return picture
 
 
+def clip_size(data: bytes, limits: Limits) -> tuple[int, int]:
+    """Width and height that the header of a clip claims, checked before anything is decoded.
+
+    Raises:
+        MediaError: If it is no clip of a known format, or exceeds the bounds.
+    """
+    limits.check_bytes(len(data))
+    with _opened(io.BytesIO(data)) as container:
+        stream = container.streams.video[0]
+        limits.check_pixels(stream.width, stream.height)
+        return stream.width, stream.height
+
+
 def check_clip(path: Path, limits: Limits) -> None:
     """Decode a clip once, frame by frame, and stop at the first bound that it exceeds.
 
@@ -118,20 +134,25 @@ def check_clip(path: Path, limits: Limits) -> None:
     """
     limits.check_bytes(path.stat().st_size)
     deadline, count = time.monotonic() + limits.max_seconds, 0
-    options = {"format_whitelist": CLIP_FORMATS, "protocol_whitelist": "file"}
-    try:
-        with av.open(str(path), options=options) as container:
-            for frame in container.decode(video=0):
-                count += 1
-                limits.check_pixels(frame.width, frame.height)
-                if count > limits.max_frames:
-                    raise MediaError(f"The clip has more than the {limits.max_frames} frames allowed. Cut it.")
-                if time.monotonic() > deadline:
-                    raise MediaError(f"The clip takes more than {limits.max_seconds:.0f} s to decode. Cut it.")
-    except (OSError, av.FFmpegError, IndexError) as error:
-        raise MediaError(f"The clip could not be decoded ({error}). Send a complete file, such as MP4.") from error
+    with _opened(str(path)) as container:
+        for frame in container.decode(video=0):
+            count += 1
+            limits.check_pixels(frame.width, frame.height)
+            if count > limits.max_frames:
+                raise MediaError(f"The clip has more than the {limits.max_frames} frames allowed. Cut it.")
+            if time.monotonic() > deadline:
+                raise MediaError(f"The clip takes more than {limits.max_seconds:.0f} s to decode. Cut it.")
     if count == 0:
         raise MediaError("The clip has no frame, so there is nothing to embed.")
+
+
+@contextmanager
+def _opened(file: str | io.BytesIO) -> Iterator[Any]:
+    try:
+        with av.open(file, options={"format_whitelist": CLIP_FORMATS, "protocol_whitelist": "file"}) as container:
+            yield container
+    except (OSError, av.FFmpegError, IndexError) as error:
+        raise MediaError(f"The clip could not be decoded ({error}). Send a complete file, such as MP4.") from error
 
 
 def _read(path: Path, limits: Limits) -> bytes:
