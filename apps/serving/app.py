@@ -23,11 +23,11 @@ from fastapi import FastAPI, Request
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from pydantic import ValidationError
 from starlette.exceptions import HTTPException
-from starlette.responses import JSONResponse, Response
+from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 from plume.apps.serving.batcher import Batcher, Embedded, QueueFullError, StorageError
 from plume.apps.serving.guard import BodyGuard, KeyGuard, busy, error_response
-from plume.apps.serving.interface import ANSWERS, REQUEST_BODY, describe, describe_limits
+from plume.apps.serving.interface import ANSWERS, REQUEST_BODY, describe_limits, openapi_document
 from plume.apps.serving.schema import Bounds, EmbeddingRequest, check_values, read_inputs
 from plume.apps.shared.encoder import Encoder
 from plume.apps.shared.limits import Limits
@@ -115,7 +115,7 @@ def build_app(encoder: Encoder, settings: Settings | None = None) -> FastAPI:
         yield
         await batcher.stop()
 
-    app = FastAPI(title="PLUME embeddings", lifespan=lifespan, docs_url=None, redoc_url=None)
+    app = FastAPI(title="PLUME embeddings", lifespan=lifespan, openapi_url=None)
     app.add_middleware(BodyGuard, max_body=settings.max_body, max_bodies=settings.max_bodies, on_refusal=metrics.count)
     if settings.api_key is not None:  # added last, so it comes first
         app.add_middleware(KeyGuard, api_key=settings.api_key, on_refusal=metrics.count)
@@ -151,11 +151,16 @@ def build_app(encoder: Encoder, settings: Settings | None = None) -> FastAPI:
         state = {"status": "ok" if batcher.alive else "dead", "waiting": len(batcher.waiting)}
         return JSONResponse(state, 200 if batcher.alive else 503)
 
-    @app.get("/metrics")
+    @app.get("/metrics", response_class=PlainTextResponse)
     async def show_metrics() -> Response:
-        return Response(generate_latest(metrics.registry), media_type="text/plain; version=0.0.4")
+        return PlainTextResponse(generate_latest(metrics.registry), media_type="text/plain; version=0.0.4")
 
-    describe(app, settings.api_key is not None)
+    document = openapi_document(app, settings.name, settings.api_key is not None)
+
+    @app.get("/openapi.json", include_in_schema=False)
+    async def show_document() -> dict[str, Any]:
+        return document
+
     return app
 
 

@@ -88,13 +88,14 @@ def describe_limits(limits: Limits, clips: Limits, max_body: int) -> dict[str, i
     }
 
 
-def describe(app: FastAPI, needs_key: bool) -> None:
-    """Let ``/openapi.json`` hold the schema of the body, which the server reads itself, within bounds."""
+def openapi_document(app: FastAPI, name: str, needs_key: bool) -> dict[str, Any]:
+    """The OpenAPI document of the routes, with the schema of the body, which the server reads itself, within bounds."""
     document = get_openapi(title=app.title, version="1", routes=app.routes)
     request = EmbeddingRequest.model_json_schema(ref_template=_SCHEMAS + "{model}")
+    request["properties"]["model"] = {"type": "string", "enum": [name]}
     schemas = document["components"]["schemas"]
     schemas |= request.pop("$defs") | {"EmbeddingRequest": request}
     if needs_key:
         document["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
         document["security"] = [{"key": []}]
-    app.openapi_schema = document
+    return document
