@@ -27,7 +27,7 @@ $(VENV)/.installed: setup.py constraints.txt
 	$(PYTHON) -m venv .venv-examples
 	grep -v '^pillow==' constraints.txt | cat - constraints-examples.txt > .venv-examples/constraints.txt
 	.venv-examples/bin/pip install --quiet --constraint .venv-examples/constraints.txt torch
-	.venv-examples/bin/pip install --quiet --constraint .venv-examples/constraints.txt --editable '.[apps]'
+	.venv-examples/bin/pip install --quiet --constraint .venv-examples/constraints.txt --editable '.[apps,integrations]'
 	touch $@
 
 demo: $(VENV)/.installed ## Ask plume-tiny about pictures, pages, texts and clips that it never saw, draw outputs/demo.png
@@ -43,7 +43,7 @@ test-min: .venv-min/.installed ## Run the core tests on the oldest supported lib
 	.venv-min/bin/python -m pytest tests/test_vectors.py tests/test_processor.py tests/test_doors.py tests/test_plume_tiny.py
 
 test-examples: .venv-examples/.installed ## Run the tests of apps/ and examples/
-	.venv-examples/bin/python -m pytest tests/test_search.py tests/test_search_page.py tests/test_distributed.py tests/test_serving.py
+	.venv-examples/bin/python -m pytest tests/test_search.py tests/test_search_page.py tests/test_distributed.py tests/test_serving.py tests/test_integrations.py
 
 MODEL ?= checkpoints/plume-tiny
 search: .venv-examples/.installed ## Index the media and a playground folder, open the search page (MODEL=folder or Hub id)

@@ -13,6 +13,7 @@ PACKAGES = {
     "plume.apps.corpus": "apps/corpus",
     "plume.apps.search": "apps/search",
     "plume.apps.serving": "apps/serving",
+    "plume.apps.serving.load": "apps/serving/load",
     "plume.apps.shared": "apps/shared",
     "plume.benchmarks": "benchmarks",
     "plume.evaluation": "evaluation",
@@ -48,7 +49,9 @@ EXTRAS["search"] = [*EXTRAS["video"], "lancedb>=0.40", "gradio>=6", "pypdfium2>=
 EXTRAS["corpus"] = [*EXTRAS["st"], *EXTRAS["video"], "pypdfium2>=5", "pyarrow", "ray[data]>=2.60"]
 EXTRAS["serving"] = [*EXTRAS["video"], "fastapi>=0.115", "uvicorn", "prometheus-client"]
 EXTRAS["apps"] = [*EXTRAS["search"], *EXTRAS["corpus"], *EXTRAS["serving"], *EXTRAS["test"]]
-EXTRAS["apps"] += ["datasets", "httpx", "openai", "playwright", "psutil"]
+EXTRAS["apps"] += ["datasets", "httpx", "openai", "playwright", "psutil", "schemathesis>=4"]
+# What the examples join PLUME to.
+EXTRAS["integrations"] = ["lancedb>=0.40", "langchain-openai>=1", "llama-index-embeddings-huggingface>=0.8"]
 EXTRAS["dev"] = [*EXTRAS["test"], *EXTRAS["train"], *EXTRAS["eval"], *EXTRAS["bench"], "mypy", "pytest-xdist", "ruff"]
 
 

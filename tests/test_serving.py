@@ -538,6 +538,22 @@ def test_large_bodies_leave_the_event_loop_free(small_encoder):
     assert worst < 1
 
 
+def test_a_body_that_is_sent_away_makes_room_for_others(small_encoder):
+    """Three bodies arrive side by side and only one fits: were none let go of at once, all would be sent away."""
+
+    async def arriving():
+        for _ in range(10):
+            yield b" " * 100
+            await asyncio.sleep(0.01)
+        yield b'{"model": "plume", "input": "a"}'
+
+    async def scenario():
+        async with in_process(small_encoder, max_bodies=1500) as client:
+            return await asyncio.gather(*(client.post("/v1/embeddings", content=arriving()) for _ in range(3)))
+
+    assert sorted(answer.status_code for answer in asyncio.run(scenario())) == [200, 429, 429]
+
+
 async def hang_up(app, body: bytes, gone: asyncio.Event) -> list:
     """A request as the network gives it; returns what was sent before the client had gone."""
     scope = {"type": "http", "method": "POST", "path": "/v1/embeddings", "headers": [], "query_string": b""}

@@ -104,7 +104,12 @@ class BodyGuard:
                 self.on_refusal(refusal.status_code)
             await (refusal or self.app)(scope, _replay(body, receive), send)
         finally:
-            self.held -= body.size
+            self._release(body)
+
+    def _release(self, body: Body) -> None:
+        self.held -= body.size
+        body.size = 0
+        body.chunks.clear()
 
     async def _read_in_time(self, receive: Receive, body: Body) -> JSONResponse | None:
         try:
@@ -126,7 +131,7 @@ class BodyGuard:
                 body.size += len(chunk)
                 self.held += len(chunk)
             else:
-                body.chunks.clear()
+                self._release(body)  # at once, so that others that arrive now find room
                 dropped += len(chunk)
         return refusal
 
