@@ -9,6 +9,12 @@ ROOT = Path(__file__).parent
 
 PACKAGES = {
     "plume": ".",
+    "plume.apps": "apps",
+    "plume.apps.corpus": "apps/corpus",
+    "plume.apps.search": "apps/search",
+    "plume.apps.serving": "apps/serving",
+    "plume.apps.serving.load": "apps/serving/load",
+    "plume.apps.shared": "apps/shared",
     "plume.benchmarks": "benchmarks",
     "plume.checkpoints": "checkpoints",
     "plume.evaluation": "evaluation",
@@ -21,6 +27,7 @@ PACKAGES = {
     "plume.hub.random_checkpoint": "hub/random_checkpoint",
     "plume.hub.verify": "hub/verify",
     "plume.playground": "playground",
+    "plume.speed": "speed",
     "plume.training": "training",
     "plume.training.data": "training/data",
 }
@@ -42,12 +49,14 @@ EXTRAS["bench"] = [*EXTRAS["train"], "matplotlib"]
 # The core tests also run on the oldest supported libraries, which are too old for training.
 EXTRAS["test"] = [*EXTRAS["st"], *EXTRAS["video"], *EXTRAS["pdf"], "accelerate", "hypothesis", "pytest"]
 EXTRAS["test"] += ["setuptools>=77"]
-# What examples/ stands on; never needed by the package itself.
+# What apps/ stands on; the package itself never needs it.
 EXTRAS["search"] = [*EXTRAS["video"], *EXTRAS["pdf"], "lancedb>=0.40", "gradio>=6"]
-EXTRAS["distributed"] = [*EXTRAS["st"], *EXTRAS["video"], *EXTRAS["pdf"], "pyarrow", "ray[data]>=2.60"]
+EXTRAS["corpus"] = [*EXTRAS["st"], *EXTRAS["video"], *EXTRAS["pdf"], "pyarrow", "ray[data]>=2.60"]
 EXTRAS["serving"] = [*EXTRAS["video"], "fastapi>=0.115", "uvicorn", "prometheus-client"]
-EXTRAS["examples"] = [*EXTRAS["search"], *EXTRAS["distributed"], *EXTRAS["serving"], *EXTRAS["test"]]
-EXTRAS["examples"] += ["datasets", "httpx", "openai", "playwright", "psutil"]
+EXTRAS["apps"] = [*EXTRAS["search"], *EXTRAS["corpus"], *EXTRAS["serving"], *EXTRAS["test"]]
+EXTRAS["apps"] += ["datasets", "httpx", "openai", "playwright", "psutil", "schemathesis>=4"]
+# What the examples join PLUME to.
+EXTRAS["integrations"] = ["lancedb>=0.40", "langchain-openai>=1", "llama-index-embeddings-huggingface>=0.8"]
 EXTRAS["dev"] = [*EXTRAS["test"], *EXTRAS["train"], *EXTRAS["eval"], *EXTRAS["bench"], "mypy", "pytest-xdist", "ruff"]
 
 
@@ -72,6 +81,7 @@ setup(
     packages=list(PACKAGES),
     package_data={
         "plume": ["py.typed"],
+        "plume.apps.search": ["*.css"],
         "plume.checkpoints": ["plume-tiny/*"],  # links to the code become files here
         "plume.evaluation": ["*.json"],
         "plume.evaluation.parsers": ["*.json"],
