@@ -59,6 +59,12 @@ def test_the_paper_s_stages():
     assert [stage.is_final for stage in stages] == [False, False, False, False, True]
 
 
+def test_latent_steps_are_rounded_to_the_nearest():
+    """K = 2 in 4 stages: 0, 0.5, 1, 1.5, 2; a half goes to the even neighbour."""
+    assert [stage.num_latent_steps for stage in Curriculum(2).stages] == [0, 0, 1, 2, 2]
+    assert [stage.num_latent_steps for stage in Curriculum(5).stages] == [0, 1, 2, 4, 5]
+
+
 def test_the_paper_s_schedule_as_shares_of_the_run():
     """3 epochs, 1 shared by three stages, 1: of 45 steps 27, 3, 3, 3, 9."""
     curriculum = Curriculum(8)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from corpus import launcher_of_two, write_corpus
+from corpus import launcher_of_two, make_trainer, write_corpus
 from PIL import Image
 from transformers.testing_utils import CaptureLogger
 from transformers.utils import logging
@@ -27,7 +27,6 @@ from trl import ModelConfig  # noqa: E402
 from plume.training.collator import PairCollator, chunk_sizes, rewrite, split_rows  # noqa: E402
 from plume.training.config import PlumeTrainingConfig  # noqa: E402
 from plume.training.data import load_rows  # noqa: E402
-from plume.training.trainer import PlumeTrainer  # noqa: E402
 
 TRAJECTORY = Path(__file__).parent / "references" / "trajectory.json"
 
@@ -39,27 +38,6 @@ def corpus(tmp_path_factory) -> Path:
     write_corpus(folder, rows=48, negatives=1)
     save_random_plume(folder / "model", num_latent_steps=4, max_latent_steps=8)
     return folder
-
-
-def make_trainer(corpus, output, **options) -> PlumeTrainer:
-    dropout = options.pop("expert_dropout", 0.1)
-    dtype = options.pop("dtype", torch.float32)
-    model = options.pop("model", None)
-    if model is None:
-        model = PlumeForEmbedding.from_pretrained(corpus / "model", expert_dropout=dropout, dtype=dtype)
-    peft_config = options.pop("peft_config", None)
-    settings = {
-        "output_dir": str(output), "media_root": str(corpus / "media"), "per_device_train_batch_size": 8,
-        "sub_batch_size": 4, "max_steps": 10, "num_negatives": 1, "use_cpu": True, "bf16": False, "logging_steps": 1, "report_to": "none",
-        "learning_rate": 1e-3, "save_strategy": "no", "disable_tqdm": True, **options,
-    }  # fmt: skip
-    return PlumeTrainer(
-        model=model,
-        args=PlumeTrainingConfig(**settings),
-        train_dataset=load_rows([str(corpus / "pairs.jsonl")]),
-        processing_class=PlumeProcessor.from_pretrained(corpus / "model"),
-        peft_config=peft_config,
-    )
 
 
 def gradients(model) -> dict[str, torch.Tensor]:
@@ -291,11 +269,11 @@ def test_gradient_checkpointing_gives_the_same_gradients(corpus, tmp_path, chunk
     found = []
     for checkpointing in (False, True):
         trainer = make_trainer(
-            corpus, tmp_path, expert_dropout=0.0, gradient_checkpointing=checkpointing, chunk_size=chunk_size
+            corpus, tmp_path, expert_dropout=0.0, activation_checkpointing=checkpointing, chunk_size=chunk_size
         )
         batch = prepare(trainer, 2)
         if checkpointing:
-            trainer.model.gradient_checkpointing_enable()
+            trainer.model.activation_checkpointing_enable()
         trainer.training_step(trainer.model, batch)
         found.append(gradients(trainer.model))
     assert difference(*found) <= 1e-5
@@ -656,3 +634,91 @@ def test_the_card_of_a_run_tells_how_it_was_trained(corpus, tmp_path):
     assert "latent-reasoning" in card
     assert "## Training" in card
     assert "contrastive pool of 8 pairs" in card
+
+
+@pytest.mark.parametrize("chunk_size", [None, 5], ids=["whole", "chunked"])
+def test_a_step_has_the_gradients_of_the_summed_objective(corpus, tmp_path, chunk_size):
+    """Against one plain graph over Eq. 8, where the balance term counts as much as the others."""
+    trainer = make_trainer(corpus, tmp_path, expert_dropout=0.0, balance_weight=1e4, temperature=0.2)
+    batch = prepare(trainer, 4)
+    trainer.model.train()
+    rows = rewrite(batch, trainer.stage(), trainer._suffix)
+    output = trainer.forward_rows(trainer.model, rows)
+    pool, _ = trainer._pool_loss(trainer.represent(output), batch)
+    (pool + trainer._own_loss(output, rows, batch)).backward()
+    plain = gradients(trainer.model)
+    trainer.args.chunk_size = chunk_size
+    trainer.training_step(trainer.model, batch)
+    stepped = gradients(trainer.model)
+    router = [name for name in plain if "router" in name]
+    assert router
+    assert max(plain[name].abs().max() for name in router) > 1e-3
+    found = {name: gradient for name, gradient in stepped.items() if name in plain}  # the step touches all of them
+    assert difference(plain, found) <= 1e-5
+    assert difference({n: plain[n] for n in router}, {n: stepped[n] for n in router}) <= 1e-4
+
+
+def test_evaluation_is_at_the_final_stage(corpus, tmp_path):
+    trainer = make_trainer(corpus, tmp_path, per_device_eval_batch_size=8, stage_weights=[1, 1, 1], max_steps=3)
+    trainer.train()
+    trainer.state.global_step = 0  # the schedule is at stage 0
+    trainer.evaluate(trainer.train_dataset.select(range(8)))
+    logged = trainer.state.log_history[-1]
+    assert (logged["eval_stage"], logged["eval_num_latent_steps"]) == (2, 4)
+
+
+def test_hits_count_the_first_and_the_first_five_places():
+    """Six queries whose own target is at place 1, 2, 2, 5, 6, 6."""
+    from transformers import EvalPrediction
+
+    from plume.training.diagnostics import retrieval_metrics
+
+    targets = np.eye(6, dtype=np.float32)
+    queries = np.zeros((6, 6), dtype=np.float32)
+    for row, place in enumerate((1, 2, 2, 5, 6, 6)):
+        others = [column for column in range(6) if column != row]
+        queries[row, others[: place - 1]] = 2.0
+        queries[row, row] = 1.0
+    found = retrieval_metrics(EvalPrediction((queries, targets), np.arange(6)))
+    assert found == pytest.approx({"hit@1": 1 / 6, "hit@5": 4 / 6})
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"lr_scheduler_type": "reduce_lr_on_plateau", "eval_strategy": "epoch", "rewarm_steps": 2},
+            "reduce_lr_on_plateau follows the loss",
+        ),
+        (
+            {"lr_scheduler_type": "reduce_lr_on_plateau", "eval_strategy": "epoch", "stage_lr_scales": [1] * 5},
+            "follows the loss",
+        ),
+        ({"lr_scheduler_type": "greedy", "eval_strategy": "epoch", "rewarm_steps": 2}, "greedy follows the loss"),
+        ({"eval_do_concat_batches": False}, "eval_do_concat_batches: Hit@1"),
+    ],
+)
+def test_options_that_would_fail_in_the_middle_of_a_run_are_refused_before_it(tmp_path, options, message):
+    with pytest.raises(ValueError, match=message):
+        PlumeTrainingConfig(output_dir=str(tmp_path), use_cpu=True, **options)
+
+
+def test_the_precision_is_what_the_device_computes_in(tmp_path, monkeypatch):
+    from plume.training import config
+
+    monkeypatch.setattr(config, "is_torch_bf16_gpu_available", lambda: False)
+    with CaptureLogger(logging.get_logger("plume.training.config")) as captured:
+        asked = PlumeTrainingConfig(output_dir=str(tmp_path), bf16=True)
+    assert not asked.bf16
+    assert "no GPU here computes in bfloat16, so this run computes in float32" in captured.out
+    with CaptureLogger(logging.get_logger("plume.training.config")) as captured:
+        assert not PlumeTrainingConfig(output_dir=str(tmp_path)).bf16
+        assert PlumeTrainingConfig(output_dir=str(tmp_path), use_cpu=True, bf16=True).bf16, "asked for on a CPU"
+    assert captured.out == ""
+
+
+def test_an_option_that_nobody_set_raises_no_deprecation_warning(tmp_path, recwarn):
+    args = PlumeTrainingConfig(output_dir=str(tmp_path), use_cpu=True)
+    assert not args.activation_checkpointing
+    assert not [warning for warning in recwarn if "deprecated" in str(warning.message)]
+    assert PlumeTrainingConfig(output_dir=str(tmp_path), use_cpu=True, activation_checkpointing=True)

@@ -107,9 +107,9 @@ def parse(arguments: list[str] | None = None) -> tuple[PlumeScriptArguments, Plu
     return script, args, model
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     """Parse, load, train, save."""
-    script, args, model_arguments = parse()
+    script, args, model_arguments = parse(arguments)
     if not script.train_files:
         raise ValueError("There is nothing to train on: give --train_files.")
     set_seed(args.seed)

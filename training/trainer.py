@@ -7,7 +7,8 @@ One optimizer step, whatever the batch, the chunks and the number of ranks:
 3. Every rank computes the loss of the whole gathered pool; the averaging of DDP makes its gradient exact.
 """
 
-import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,14 +19,14 @@ from accelerate.utils import DistributedType
 from torch.utils.data import Sampler
 from transformers.trainer_utils import HubStrategy
 from transformers.utils import logging
-from trl import SFTTrainer
 
 from plume import PlumeForEmbedding, PlumeOutput, PlumeProcessor
 from plume.training.callbacks import EpochCallback
 from plume.training.card import run_card
+from plume.training.checkpoints import CheckpointedTrainer
 from plume.training.collator import PairCollator, Rows, chunk_sizes, rewrite, split_rows
 from plume.training.config import PlumeTrainingConfig, refuse_too_few_rows
-from plume.training.curriculum import Stage, refuse_other_curriculum
+from plume.training.curriculum import Stage
 from plume.training.diagnostics import describe_latents, refuse_nan, retrieval_metrics, warn_of_collapse
 from plume.training.distributed import gather_rows, hold_sync, touch
 from plume.training.grad_cache import cached_backward, differentiate, surrogate
@@ -35,10 +36,8 @@ from plume.training.sampler import SubBatchSampler
 
 logger = logging.get_logger(__name__)
 
-_CURRICULUM_FILE = "curriculum.json"
 
-
-class PlumeTrainer(SFTTrainer):
+class PlumeTrainer(CheckpointedTrainer):
     """Trains [`PlumeForEmbedding`] on pairs through the explicit-to-latent curriculum.
 
     Args:
@@ -70,7 +69,6 @@ class PlumeTrainer(SFTTrainer):
             model.config.num_latent_steps = model.config.check_num_latent_steps(args.num_latent_steps)
         self.curriculum = args.curriculum(model.config.num_latent_steps)
         self.objective: Weights = args.weights()
-        self._resumed_steps: int | None = None
         self._suffix, self._num_experts = list(model.config.suffix_token_ids), model.config.num_experts
         self._started_from = model.config.name_or_path
         refuse_too_few_rows(train_dataset, args)
@@ -104,10 +102,21 @@ class PlumeTrainer(SFTTrainer):
         return sampler
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
-        """Every evaluation row counts, whatever is dropped in training."""
+        """As transformers', with every row."""
+        with self._every_row():
+            return super().get_eval_dataloader(eval_dataset)
+
+    def get_test_dataloader(self, test_dataset: Any) -> Any:
+        """As transformers', with every row."""
+        with self._every_row():
+            return super().get_test_dataloader(test_dataset)
+
+    @contextmanager
+    def _every_row(self) -> Iterator[None]:
+        """Evaluation and prediction keep the last, smaller batch, whatever training does."""
         drop_last, self.args.dataloader_drop_last = self.args.dataloader_drop_last, False
         try:
-            return super().get_eval_dataloader(eval_dataset)
+            yield
         finally:
             self.args.dataloader_drop_last = drop_last
 
@@ -268,32 +277,6 @@ class PlumeTrainer(SFTTrainer):
         pairs = inputs["num_pairs"]
         sides = (output.embeddings[:pairs], output.embeddings[pairs : 2 * pairs])
         return loss.detach(), None if prediction_loss_only else sides, inputs["candidate_ids"][:pairs]
-
-    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        super()._save(output_dir, state_dict)
-        if not self.args.should_save:  # the folder is made by the rank that saves
-            return
-        folder = Path(output_dir or self.args.output_dir)
-        scheduled = self.curriculum.scheduled_at(self.state.global_step, max(self.state.max_steps, 1))
-        state = {**self._curriculum_state(), "step": self.state.global_step, "stage": scheduled.index}
-        (folder / _CURRICULUM_FILE).write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
-
-    def _curriculum_state(self) -> dict[str, Any]:
-        """What a resumed run must share with the run that saved it."""
-        curriculum = self.curriculum
-        return {
-            "num_latent_steps": curriculum.num_latent_steps,
-            "stage_weights": list(curriculum.weights),
-            "stage_mixing": curriculum.mixing,
-            "latent_dropout": curriculum.dropout,
-            "max_steps": self.state.max_steps,
-        }
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        saved = json.loads((Path(resume_from_checkpoint) / _CURRICULUM_FILE).read_text("utf-8"))
-        self._resumed_steps = saved.pop("max_steps", None)
-        refuse_other_curriculum(saved, self._curriculum_state(), resume_from_checkpoint)
-        super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """Write the package's card into the output folder, with a section on this run."""
