@@ -79,7 +79,7 @@ class PlumeTrainingConfig(SFTConfig):
     )
 
     num_negatives: int = field(
-        default=0, metadata={"help": "Hard negatives ('neg') taken from each row; every row must have that many."}
+        default=0, metadata={"help": "Most hard negatives taken from a row; rows may have fewer, or none."}
     )
 
     # Model

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from datasets import IterableDataset
-from transformers import AutoConfig, set_seed
+from transformers import AutoConfig, AutoModel, AutoProcessor, set_seed
 from transformers.utils import logging
 from trl import ModelConfig, TrlParser, get_peft_config, get_quantization_config
 
@@ -58,24 +58,35 @@ class PlumeScriptArguments:
     dry_run: bool = field(default=False, metadata={"help": "Print stages and rewritten samples, train nothing."})
 
 
+def load_processor(name: str, layout: str, **hub: Any) -> PlumeProcessor:
+    """The processor of a PLUME checkpoint, or a fresh one for a plain backbone.
+
+    Raises:
+        ValueError: If the layout is unknown.
+    """
+    if layout not in _LAYOUTS:
+        raise ValueError(f"The layout {layout!r} is unknown. Use one of {sorted(_LAYOUTS)}.")
+    if AutoConfig.from_pretrained(name, **hub).model_type.startswith("plume"):
+        return AutoProcessor.from_pretrained(name, **hub)
+    return PlumeProcessor.from_backbone(name, _LAYOUTS[layout], **_SETTINGS[layout], **hub)
+
+
 def load_model(arguments: ModelConfig, layout: str) -> tuple[PlumeForEmbedding, PlumeProcessor]:
-    """A PLUME checkpoint as it is, or a Qwen2-VL or UME-R1 checkpoint with a fresh adapter.
+    """A PLUME checkpoint as it is, or a plain backbone with a fresh adapter.
 
     Raises:
         ValueError: If the layout is unknown or the checkpoint is of another model.
     """
     name, hub = str(arguments.model_name_or_path), {"revision": arguments.model_revision}
-    if layout not in _LAYOUTS:
-        raise ValueError(f"The layout {layout!r} is unknown. Use one of {sorted(_LAYOUTS)}.")
+    processor = load_processor(name, layout, **hub)
     kind = AutoConfig.from_pretrained(name, **hub).model_type
     options: dict[str, Any] = {"dtype": arguments.dtype, "attn_implementation": arguments.attn_implementation, **hub}
     if quantization := get_quantization_config(arguments):
         options["quantization_config"] = quantization
-    if kind == "plume":
-        return PlumeForEmbedding.from_pretrained(name, **options), PlumeProcessor.from_pretrained(name, **hub)
+    if kind.startswith("plume"):
+        return AutoModel.from_pretrained(name, **options), processor
     if kind != "qwen2_vl":
         raise ValueError(f"{name} is a {kind!r} model; PLUME starts from 'plume' or 'qwen2_vl' checkpoints.")
-    processor = PlumeProcessor.from_backbone(name, _LAYOUTS[layout], **_SETTINGS[layout], **hub)
     model = PlumeForEmbedding.from_backbone(name, processor.token_fields(), processor.row_sources, **options)
     return model, processor
 

@@ -92,7 +92,7 @@ class PlumeTrainer(CheckpointedTrainer):
     # Data
 
     def _set_signature_columns_if_needed(self) -> None:
-        self._signature_columns = ["row", "dataset", "place"]  # type: ignore[assignment]
+        self._signature_columns = ["row", "dataset", "place", "problem"]  # type: ignore[assignment]
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler | None:
         rows: Any = self.train_dataset if train_dataset is None else train_dataset
@@ -160,16 +160,20 @@ class PlumeTrainer(CheckpointedTrainer):
 
     def _pool_loss(self, local: Representations, batch: dict[str, Any]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """Loss of the gathered pool; candidates are the targets of all ranks, then their hard negatives."""
-        pairs = batch["num_pairs"]
-        gathered = [
-            [gather_rows(part) for part in (rows[:pairs], rows[pairs : 2 * pairs], rows[2 * pairs :])]
-            for rows in local.tensors()
-        ]
-        queries = Representations(*(parts[0] for parts in gathered))
-        candidates = Representations(*(torch.cat(parts[1:]) for parts in gathered))
-        ids = batch["candidate_ids"]
+        pairs, ids = batch["num_pairs"], batch["candidate_ids"]
+        slots = (ids[pairs:] >= 0).nonzero().flatten()
+
+        def gather(rows: torch.Tensor) -> list[torch.Tensor]:
+            """Queries, targets and negatives of all ranks; absent negatives travel as zeros."""
+            negatives = rows.new_zeros(len(ids) - pairs, rows.shape[1]).index_copy(0, slots, rows[2 * pairs :])
+            return [gather_rows(part) for part in (rows[:pairs], rows[pairs : 2 * pairs], negatives)]
+
+        gathered = [gather(rows) for rows in local.tensors()]
         candidate_ids = torch.cat([gather_rows(ids[:pairs]), gather_rows(ids[pairs:])])
-        return pool_loss(queries, candidates, candidate_ids, self.objective)
+        present = candidate_ids >= 0
+        queries = Representations(*(parts[0] for parts in gathered))
+        candidates = Representations(*(torch.cat(parts[1:])[present] for parts in gathered))
+        return pool_loss(queries, candidates, candidate_ids[present], self.objective)
 
     def _own_loss(self, output: PlumeOutput, rows: Rows, batch: dict[str, Any]) -> torch.Tensor:
         """Cross entropy of some rows as their share of the batch's: mean over pairs, sum over the two sides."""
