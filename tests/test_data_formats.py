@@ -52,22 +52,23 @@ def embedded(folder: Path, table: list[dict], kind: str) -> list[dict]:
     return [{key: value(cell) for key, cell in row.items()} for row in table]
 
 
-def in_image_columns(folder: Path, table: list[dict], features: dict) -> datasets.Dataset:
-    """A dataset whose positives are PIL pictures in an Image feature, with a date that no one uses."""
-    # Copies, which know no file format: `datasets` would write a JPEG anew, with a loss of its own.
-    positives = [Image.open(io.BytesIO((folder / row["positive"]).read_bytes())).copy() for row in table]
-    filled = [
-        {**row, "positive": picture, "when": datetime.date(2020, 1, 1)}
-        for row, picture in zip(table, positives, strict=True)
-    ]
-    kinds = {name: datasets.Value("string") for name in PLAIN} | features
+def in_image_columns(folder: Path, table: list[dict]) -> datasets.Dataset:
+    """A dataset with PIL pictures in Image features, and a date that no one uses."""
+
+    def picture(name):
+        # A copy, which knows no file format: `datasets` would write a JPEG anew, with a loss of its own.
+        return name and Image.open(io.BytesIO((folder / name).read_bytes())).copy()
+
+    pictures = [{name: picture(row[name]) for name in ("positive", "negative_1")} for row in table]
+    filled = [{**row, **held, "when": datetime.date(2020, 1, 1)} for row, held in zip(table, pictures, strict=True)]
+    kinds = {name: datasets.Value("string") for name in PLAIN} | {"when": datasets.Value("date32")}
+    kinds |= {"positive": datasets.Image(), "negative_1": datasets.Image()}
     return datasets.Dataset.from_list(filled, features=datasets.Features(kinds))
 
 
 def write(folder: Path, table: list[dict], out: Path, form: str) -> str:
     """A file of a form; its name."""
     frame, file = pandas.DataFrame(table, columns=PLAIN), out / f"rows.{form.split('-')[0]}"
-    features = {"positive": datasets.Image(), "when": datasets.Value("date32")}
     if form == "jsonl":
         file.write_text("\n".join(json.dumps({k: v for k, v in row.items() if v}) for row in table), "utf-8")
     elif form == "json-uris":
@@ -83,9 +84,9 @@ def write(folder: Path, table: list[dict], out: Path, form: str) -> str:
     elif form in ("parquet-bytes", "parquet-struct"):
         pandas.DataFrame(embedded(folder, table, form.removeprefix("parquet-"))).to_parquet(file)
     elif form == "parquet-image":
-        in_image_columns(folder, table, features).to_parquet(str(file))
+        in_image_columns(folder, table).to_parquet(str(file))
     elif form in ("arrow", "disk"):
-        in_image_columns(folder, table, features).save_to_disk(out / "disk")
+        in_image_columns(folder, table).save_to_disk(out / "disk")
         file = next((out / "disk").glob("*.arrow")) if form == "arrow" else out / "disk"
     return str(file)
 

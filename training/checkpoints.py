@@ -72,7 +72,9 @@ class CheckpointedTrainer(SFTTrainer):
     _resumed_steps: int | None = None
     _staging: Path | None = None
 
-    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
+    def train(  # type: ignore[override]
+        self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any
+    ) -> Any:
         """Train, from the start or from a checkpoint.
 
         Args:

@@ -89,7 +89,7 @@ class PlumeTrainingConfig(SFTConfig):
     learning_rate: float = field(default=5e-5, metadata={"help": "Peak learning rate."})
     per_device_train_batch_size: int = field(default=16, metadata={"help": "Pairs per device and step."})
     # Not False: transformers takes any value of this older name of activation_checkpointing as given.
-    gradient_checkpointing: bool | None = field(
+    gradient_checkpointing: bool | None = field(  # type: ignore[assignment]
         default=None, metadata={"help": "Older name of activation_checkpointing.", "const": True, "nargs": "?"}
     )
     dataloader_drop_last: bool = field(default=True, metadata={"help": "Drop the last, smaller batch of an epoch."})

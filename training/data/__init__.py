@@ -10,7 +10,7 @@ import json
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 from datasets import Dataset, IterableDataset
 from tqdm import tqdm
@@ -33,7 +33,7 @@ __all__ = [
 ]
 logger = logging.get_logger(__name__)
 
-Source = str | Dataset | IterableDataset
+Source: TypeAlias = str | Dataset | IterableDataset
 
 
 def parse_columns(renamed: Sequence[str]) -> dict[str, str]:

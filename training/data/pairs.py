@@ -132,7 +132,8 @@ def _parse_columns(fields: Mapping[str, Any], root: Path) -> Pair:
         if not isinstance(rationale, str):
             raise RowError("unknown value", f"a rationale is given as {_name_type(rationale)}, not as a text")
         sides.append(_side_of_value(value, root, rationale))
-    return Pair(name_dataset(fields), *sides, tuple(_side_of_value(v, root) for v in _negatives(fields)))
+    negatives = tuple(_side_of_value(value, root) for value in _negatives(fields))
+    return Pair(name_dataset(fields), sides[0], sides[1], negatives)
 
 
 def _negatives(fields: Mapping[str, Any]) -> list[Any]:

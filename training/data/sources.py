@@ -180,7 +180,8 @@ def _read_table_file(path: Path, kind: str) -> Iterator[tuple[str, Any]]:
     number = 0
     try:
         table = load_dataset(kind, data_files=str(path), split="train", streaming=True)
-        for number, row in enumerate(_read_table(table, str(path)), start=1):
+        for row in _read_table(table, str(path)):
+            number += 1
             yield row
     except (OSError, ArrowException) as error:
         yield f"{path}:{number + 1}", Unreadable(f"the table cannot be read from here on: {error}")
