@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from plume.training import curriculum as module
 from plume.training.curriculum import Curriculum, split_segments
-from plume.training.learning_rate import stage_factor
+from plume.training.learning_rate import StageLearningRate
 from plume.training.sampler import SubBatchSampler
 
 ELT, GEN = 900, 901
@@ -120,10 +120,24 @@ def test_latent_steps_are_left_out_of_the_final_stage_only():
 
 def test_the_learning_rate_is_scaled_per_stage_and_rises_anew():
     """Stages of 4 steps each: factors 1 and 0.5, two steps of warm-up behind each change."""
-    curriculum = Curriculum(8, (1.0, 1.0))
-    factors = [stage_factor(step, curriculum, 8, [1.0, 0.5], 2) for step in range(8)]
-    assert factors == [1.0, 1.0, 1.0, 1.0, 0.25, 0.5, 0.5, 0.5]
-    assert {stage_factor(step, curriculum, 8, None, 0) for step in range(8)} == {1.0}
+    curriculum, shape = Curriculum(8, (1.0, 1.0)), StageLearningRate([1.0, 0.5], 2)
+    assert [shape.factor(step, curriculum, 8) for step in range(8)] == [1.0, 1.0, 1.0, 1.0, 0.25, 0.5, 0.5, 0.5]
+    assert {StageLearningRate().factor(step, curriculum, 8) for step in range(8)} == {1.0}
+
+
+@pytest.mark.parametrize(
+    ("weights", "expected"),
+    [
+        ((4.0, 1.0), [0, 1.25, 2.5, 3.75, 5, 6.25, 7.5, 8.75, 0, 5]),  # 8 steps, then 2
+        ((0.0, 1.0), list(range(10))),  # there is no other stage
+        ((1.0, 0.0), list(range(10))),
+    ],
+)
+def test_the_last_stage_runs_through_the_schedule_anew(weights, expected):
+    curriculum = Curriculum(8, weights)
+    own, tail = StageLearningRate(final_schedule=True), StageLearningRate()
+    assert [own.place(step, curriculum, 10) for step in range(10)] == pytest.approx(expected)
+    assert [tail.place(step, curriculum, 10) for step in range(10)] == list(range(10))
 
 
 NAMES = ["a"] * 10 + ["b"] * 7 + ["c"] * 3

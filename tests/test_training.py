@@ -695,6 +695,7 @@ def test_hits_count_the_first_and_the_first_five_places():
             "follows the loss",
         ),
         ({"lr_scheduler_type": "greedy", "eval_strategy": "epoch", "rewarm_steps": 2}, "greedy follows the loss"),
+        ({"lr_scheduler_type": "greedy", "eval_strategy": "epoch", "final_schedule": True}, "greedy follows the loss"),
         ({"eval_do_concat_batches": False}, "eval_do_concat_batches: Hit@1"),
     ],
 )

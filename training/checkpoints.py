@@ -100,7 +100,7 @@ class CheckpointedTrainer(SFTTrainer):
         return self.is_fsdp_enabled or self.accelerator.distributed_type == DistributedType.DEEPSPEED
 
     def _newest(self) -> str | None:
-        found = newest_whole(Path(self.args.output_dir), self.args.world_size, self._sharded())
+        found = newest_whole(Path(str(self.args.output_dir)), self.args.world_size, self._sharded())
         logger.warning(
             f"Resuming from {found}." if found else f"{self.args.output_dir} holds no whole checkpoint: starting anew."
         )
@@ -130,8 +130,7 @@ class CheckpointedTrainer(SFTTrainer):
                 (run / name).rename(staging / "replaced")
             (staging / name).rename(run / name)
             shutil.rmtree(staging)
-            limits = {"save_total_limit": self.args.save_total_limit, "use_mtime": True}
-            rotate_checkpoints(str(run), best_model_checkpoint=self.state.best_model_checkpoint, **limits)
+            rotate_checkpoints(str(run), self.args.save_total_limit, self.state.best_model_checkpoint, use_mtime=True)
         self.accelerator.wait_for_everyone()
         if push:
             self._push_from_checkpoint(str(run / name))
@@ -140,7 +139,7 @@ class CheckpointedTrainer(SFTTrainer):
         super()._save(output_dir, state_dict)
         if not self.args.should_save:  # the folder is made by the rank that saves
             return
-        folder = Path(output_dir or self.args.output_dir)
+        folder = Path(str(output_dir or self.args.output_dir))
         scheduled = self.curriculum.scheduled_at(self.state.global_step, max(self.state.max_steps, 1))
         state = {**self._curriculum_state(), "step": self.state.global_step, "stage": scheduled.index}
         (folder / _CURRICULUM_FILE).write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")

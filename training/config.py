@@ -4,11 +4,13 @@ from collections.abc import Sized
 from dataclasses import MISSING, dataclass, field, fields
 from typing import Any
 
+import torch
 from transformers.trainer_utils import SchedulerType
 from transformers.utils import is_torch_bf16_gpu_available, logging
 from trl import SFTConfig
 
 from plume.training.curriculum import PAPER_WEIGHTS, Curriculum
+from plume.training.learning_rate import StageLearningRate
 from plume.training.losses import Weights
 
 logger = logging.get_logger(__name__)
@@ -54,6 +56,10 @@ class PlumeTrainingConfig(SFTConfig):
     )
     rewarm_steps: int = field(
         default=0, metadata={"help": "Steps over which the learning rate rises again after a change of stage."}
+    )
+    final_schedule: bool = field(
+        default=False,
+        metadata={"help": "Run through the learning rate schedule anew in the last stage, not through its tail."},
     )
 
     # Objective
@@ -116,6 +122,7 @@ class PlumeTrainingConfig(SFTConfig):
         if self.ddp_find_unused_parameters is None:
             self.ddp_find_unused_parameters = False
         self._choose_precision()
+        self.dataloader_pin_memory &= torch.accelerator.is_available()  # torch warns where there is none
         super().__post_init__()
         accelerator_config: Any = self.accelerator_config
         if accelerator_config.dispatch_batches is None:
@@ -127,10 +134,11 @@ class PlumeTrainingConfig(SFTConfig):
                 f"stage_lr_scales has {len(self.stage_lr_scales)} entries but there are {len(self.stage_weights)} "
                 "stages (stage_weights). Give one factor per stage."
             )
-        if self.lr_scheduler_type in _STATEFUL_SCHEDULES and (self.stage_lr_scales is not None or self.rewarm_steps):
+        if self.lr_scheduler_type in _STATEFUL_SCHEDULES and self.stage_learning_rate() != StageLearningRate():
             raise ValueError(
                 f"lr_scheduler_type={SchedulerType(self.lr_scheduler_type).value} follows the loss, not the step, so "
-                "stage_lr_scales and rewarm_steps cannot be laid over it. Leave them out, or take another schedule."
+                "stage_lr_scales, rewarm_steps and final_schedule cannot be laid over it. Leave them out, or take "
+                "another schedule."
             )
         for name, size in (("chunk_size", self.chunk_size), ("chunk_tokens", self.chunk_tokens)):
             if size is not None and size < 1:
@@ -150,6 +158,10 @@ class PlumeTrainingConfig(SFTConfig):
         return Curriculum(
             num_latent_steps, tuple(self.stage_weights), self.stage_mixing, self.latent_dropout, self.seed
         )
+
+    def stage_learning_rate(self) -> StageLearningRate:
+        """How the stages shape the learning rate."""
+        return StageLearningRate(self.stage_lr_scales, self.rewarm_steps, self.final_schedule)
 
     def weights(self) -> Weights:
         """Coefficients of the objective."""

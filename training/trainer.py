@@ -10,7 +10,9 @@ One optimizer step, whatever the batch, the chunks and the number of ranks:
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 import torch
@@ -30,7 +32,7 @@ from plume.training.curriculum import Stage
 from plume.training.diagnostics import describe_latents, refuse_nan, retrieval_metrics, warn_of_collapse
 from plume.training.distributed import gather_rows, hold_sync, touch
 from plume.training.grad_cache import cached_backward, differentiate, surrogate
-from plume.training.learning_rate import scale_by_stage
+from plume.training.learning_rate import StageLearningRate, scale_by_stage
 from plume.training.losses import Representations, Weights, pool_loss, suffix_ce
 from plume.training.sampler import SubBatchSampler
 
@@ -52,7 +54,7 @@ class PlumeTrainer(CheckpointedTrainer):
     _tag_names = ["trl", "plume"]
     _name = "PLUME"
     # The objective is a mean over the pool, not over tokens: accumulation steps are averaged.
-    loss_is_scaled_for_ga = False  # type: ignore[assignment]
+    loss_is_scaled_for_ga = False
     args: PlumeTrainingConfig
     model: torch.nn.Module
 
@@ -88,11 +90,13 @@ class PlumeTrainer(CheckpointedTrainer):
             **kwargs,
         )
         self.can_return_loss = True
+        self.eval_latent_steps: int | None = None  # the run's where None
+        self.verdict = ""  # for the card
 
     # Data
 
     def _set_signature_columns_if_needed(self) -> None:
-        self._signature_columns = ["row", "dataset", "place", "problem"]  # type: ignore[assignment]
+        self._signature_columns = ["row", "dataset", "place", "problem"]
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler | None:
         rows: Any = self.train_dataset if train_dataset is None else train_dataset
@@ -123,9 +127,10 @@ class PlumeTrainer(CheckpointedTrainer):
     # 1. Stage
 
     def stage(self) -> Stage:
-        """The stage of the step that is being trained; the final one in evaluation."""
+        """The stage of the step that is being trained; in evaluation the final one, at any number of latent steps."""
         if not self.model.training:
-            return self.curriculum.stages[-1]
+            final = self.curriculum.stages[-1]
+            return final if self.eval_latent_steps is None else replace(final, num_latent_steps=self.eval_latent_steps)
         return self.curriculum.stage_at(self.state.global_step, self.state.max_steps)
 
     def create_scheduler(
@@ -138,10 +143,9 @@ class PlumeTrainer(CheckpointedTrainer):
                 "the boundaries of the stages move. Resume with the same number to go on with the same curriculum."
             )
         scheduler = super().create_scheduler(num_training_steps, optimizer)
-        if self.args.stage_lr_scales is not None or self.args.rewarm_steps:
-            scale_by_stage(
-                scheduler, self.curriculum, num_training_steps, self.args.stage_lr_scales, self.args.rewarm_steps
-            )
+        shape = self.args.stage_learning_rate()
+        if shape != StageLearningRate():
+            scale_by_stage(scheduler, self.curriculum, num_training_steps, shape)
         return scheduler
 
     # 2. Rollout
@@ -248,6 +252,20 @@ class PlumeTrainer(CheckpointedTrainer):
         self._report(parts, *map(torch.cat, zip(*thoughts, strict=True)))
         return loss.detach() / accumulation
 
+    def time_steps(self) -> float:
+        """Seconds of a forward and backward pass of the last stage, the faster of two; changes no weight."""
+        size, rows = self.args.per_device_train_batch_size, list(islice(self.train_dataset, 1_000))
+        batch = self.data_collator([rows[place % len(rows)] for place in range(size)])
+        self.state.max_steps, self.state.global_step = len(self.curriculum.stages), len(self.curriculum.stages) - 1
+        self.current_gradient_accumulation_steps = 1
+        seconds = []
+        for _ in range(2):
+            start = perf_counter()
+            self.training_step(self.model, batch)
+            seconds.append(perf_counter() - start)
+        self.model.zero_grad()
+        return min(seconds)
+
     def _report(self, parts: dict[str, torch.Tensor], latents_BKD: torch.Tensor, probs_BKE: torch.Tensor) -> None:
         """Collect the terms of the loss and the health of the rollout of a whole batch for the next log."""
         stage, metrics = self.stage(), self._metrics["train" if self.model.training else "eval"]
@@ -285,7 +303,7 @@ class PlumeTrainer(CheckpointedTrainer):
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """Write the package's card into the output folder, with a section on this run."""
         if self.is_world_process_zero():
-            card = run_card(self.args, self._started_from, self.state.global_step)
+            card = run_card(self.args, self._started_from, self.state.global_step, self.verdict)
             (Path(self.args.output_dir) / "README.md").write_text(card, encoding="utf-8")
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:

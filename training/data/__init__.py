@@ -16,7 +16,7 @@ from datasets import Dataset, IterableDataset
 from tqdm import tqdm
 from transformers.utils import logging
 
-from .pairs import Pair, RowError, Side, name_dataset, parse_row, unused_columns
+from .pairs import Pair, RowError, Side, describe_fields, name_dataset, parse_row, unused_columns
 from .sources import CLIP, Unreadable, read_source, refuse_absent
 
 __all__ = [
@@ -26,6 +26,7 @@ __all__ = [
     "RowError",
     "Side",
     "check",
+    "describe_fields",
     "load_rows",
     "parse_columns",
     "parse_row",

@@ -261,3 +261,14 @@ def _resolve(path: Any, root: Path) -> str:
     if not exists:
         raise RowError("missing media", f"{path!r} is not in the media root {root}")
     return str(found)
+
+
+def describe_fields(row: Any) -> tuple[bool, int]:
+    """Whether both sides of an unparsed row have a rationale, and how many hard negatives it has."""
+    if not isinstance(row, Mapping):
+        return False, 0
+    if "qry" in row or "pos" in row:
+        negatives = row.get("neg")
+        thoughts = ["<think>" in json.dumps(row.get(side)) for side in ("qry", "pos")]
+        return all(thoughts), len(negatives) if isinstance(negatives, list) else 0
+    return all(row.get(name) for name in _RATIONALES), len(_negatives(row))
