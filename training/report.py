@@ -100,7 +100,7 @@ def find_alarms(
             f"--learning_rate ({args.learning_rate:g}), or enlarge the batch."
         )
     without = after.mean(after.hits_without) if after.hits_without else None
-    if without is not None and reached < 1 and reached - without < _SAME:
+    if not alarms and without is not None and reached < 1 and reached - without < _SAME:
         alarms.append(
             f"The latent steps are not used: without them Hit@1 is {without:.2f}, with them {reached:.2f}. Lengthen "
             "the stages before the last one (--stage_weights, needs rationales), or save their cost with "

@@ -11,6 +11,7 @@ import argparse
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -232,23 +233,21 @@ def main(arguments: list[str] | None = None) -> None:
     model, processor = load_model(model_arguments, script.layout)
     rows, judged = read_pairs(script, args, processor)
     plan = [str(choice) for choice in (found, *make_plan(args, given, rows, model, model_arguments)) if choice]
-    if script.dry_run:
-        print(describe_run(args, model.config, processor, rows, plan))
-    if args.should_log and not script.dry_run:
-        print("\n".join(["What was not given follows from the data:", *plan]))
     if isinstance(rows, IterableDataset):
         rows = rows.shuffle(seed=args.seed, buffer_size=_SHUFFLED)
-    trainer = PlumeTrainer(
-        model=model,
-        args=args,
-        train_dataset=rows,
-        eval_dataset=judged if script.eval_files else None,
-        processing_class=processor,
-        peft_config=peft_config(model_arguments, model),
-    )
+    parts: dict[str, Any] = {
+        "model": model, "args": args, "train_dataset": rows, "processing_class": processor,
+        "eval_dataset": judged if script.eval_files else None, "peft_config": peft_config(model_arguments, model),
+    }  # fmt: skip
     if script.dry_run:
-        print(f"\n{trainer.time_steps():.2f} s per step, measured on two of the last stage")
+        print(describe_run(args, model.config, processor, rows, plan))
+        with TemporaryDirectory() as scratch:
+            args.output_dir = scratch  # a trainer makes the folder
+            print(f"\n{PlumeTrainer(**parts).time_steps():.2f} s per step, measured on two of the last stage")
         return
+    if args.should_log:
+        print("\n".join(["What was not given follows from the data:", *plan]))
+    trainer = PlumeTrainer(**parts)
     if any(parameter.dtype != torch.float32 for parameter in trainer.model.parameters() if parameter.requires_grad):
         logger.warning(
             "Some trained weights are not float32: small updates round away. Pass --dtype float32; --bf16 still "
