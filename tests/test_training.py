@@ -254,14 +254,18 @@ def test_a_run_resumed_in_any_stage_equals_the_uninterrupted_one(corpus, tmp_pat
         other.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-5"))
 
 
-def test_every_trainable_parameter_moves_and_frozen_means_frozen(corpus, tmp_path):
-    trainer = make_trainer(corpus, tmp_path, freeze_vision=True, max_steps=6, stage_weights=[1.0, 1.0, 1.0])
+@pytest.mark.parametrize(("tower", "merger"), [(True, True), (True, False), (False, True)])
+def test_every_trainable_parameter_moves_and_frozen_means_frozen(corpus, tmp_path, tower, merger):
+    trainer = make_trainer(
+        corpus, tmp_path, freeze_vision=tower, freeze_merger=merger, max_steps=6, stage_weights=[1.0, 1.0, 1.0]
+    )
     before = {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
     trainer.train()
     for name, parameter in trainer.model.named_parameters():
         assert parameter.isfinite().all()
         moved = not torch.equal(parameter, before[name])
-        assert moved == ("visual" not in name), name
+        frozen = (merger if "merger" in name else tower) if "visual" in name else False
+        assert moved != frozen, name
 
 
 @pytest.mark.parametrize("chunk_size", [None, 5])

@@ -89,7 +89,11 @@ class PlumeTrainingConfig(SFTConfig):
     )
 
     # Model
-    freeze_vision: bool = field(default=False, metadata={"help": "Keep the vision tower as it is."})
+    freeze_vision: bool = field(default=False, metadata={"help": "Keep the vision tower as it is; not its merger."})
+    freeze_merger: bool = field(
+        default=False,
+        metadata={"help": "Keep the merger as it is, which maps the tower's output to the model's width."},
+    )
 
     # Changed defaults
     learning_rate: float = field(default=5e-5, metadata={"help": "Peak learning rate."})

@@ -81,6 +81,12 @@ class PlumeScriptArguments:
         default="paper",
         metadata={"help": "Prompt and tokens added to a plain backbone: 'paper', or 'released' for UME-R1."},
     )
+    max_pixels: int | None = field(
+        default=None,
+        metadata={
+            "help": "Largest area of a picture, saved with the model; the checkpoint's, or 1003520 for a backbone."
+        },
+    )
     dry_run: bool = field(default=False, metadata={"help": "Print stages and rewritten samples, train nothing."})
 
 
@@ -231,6 +237,7 @@ def main(arguments: list[str] | None = None) -> None:
     found = None if "media_root" in given else media_folder(script.train_files)
     args.media_root = found.value if found else args.media_root
     model, processor = load_model(model_arguments, script.layout)
+    processor.max_pixels = script.max_pixels or processor.max_pixels
     rows, judged = read_pairs(script, args, processor)
     plan = [str(choice) for choice in (found, *make_plan(args, given, rows, model, model_arguments)) if choice]
     if isinstance(rows, IterableDataset):

@@ -77,8 +77,9 @@ class PlumeTrainer(CheckpointedTrainer):
         if kwargs.get("peft_config") is not None:
             # Pushed on the way, LoRA weights would lie beside the merged ones of the end and be loaded on top of them.
             args.hub_strategy = HubStrategy.END
-        if args.freeze_vision:
-            model.model.visual.requires_grad_(False)
+        for name, parameter in model.model.visual.named_parameters():
+            if args.freeze_merger if "merger" in name else args.freeze_vision:
+                parameter.requires_grad_(False)
         super().__init__(
             model=model,
             args=args,
