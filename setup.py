@@ -42,6 +42,7 @@ EXTRAS = {
         "datasets",
         "accelerate",
         "peft",
+        "matplotlib",
     ],
     "eval": ["mteb>=2.26,<2.27", "sentence-transformers>=5.4", "datasets", "matplotlib", "av>=14.1"],
 }
