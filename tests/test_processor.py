@@ -346,13 +346,14 @@ def test_options_without_effect_are_refused(processor, options):
 
 @pytest.fixture
 def saved(processor, tmp_path):
-    """A saved processor, with settings changed or (None) left out."""
+    """A saved processor, with settings changed or "absent"."""
+    processor.save_pretrained(tmp_path)
+    path = tmp_path / "processor_config.json"
+    original = json.loads(path.read_text())
 
-    def change(**settings):
-        processor.save_pretrained(tmp_path)
-        path = tmp_path / "processor_config.json"
-        content = {**json.loads(path.read_text()), **settings}
-        path.write_text(json.dumps({name: value for name, value in content.items() if value != "absent"}))
+    def change(**changed):
+        content = {name: value for name, value in {**original, **changed}.items() if value != "absent"}
+        path.write_text(json.dumps(content))
         return tmp_path
 
     return change
@@ -370,8 +371,8 @@ def saved(processor, tmp_path):
         ({"min_pixels": None}, "min_pixels must be a positive integer"),
         ({"min_pixels": 10**7}, "min_pixels=10000000 exceeds max_pixels"),
         ({"video_min_pixels": 10**7}, "exceeds video_max_pixels"),
-        ({"blank_image_size": -1}, "0 or a positive integer"),
-        ({"blank_image_size": False}, "0 or a positive integer"),
+        ({"blank_image_size": -1}, "blank_image_size must be a positive integer"),
+        ({"blank_image_size": False}, "blank_image_size must be a positive integer"),
         ({"image_mean": [0.5, 0.5]}, "three numbers"),
         ({"image_mean": [0.5, 0.5, float("nan")]}, "three numbers"),
         ({"image_std": [0.5, 0.5, 0]}, "three positive numbers"),
