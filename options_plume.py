@@ -17,7 +17,7 @@ _UNSET = ("audio", "audio_kwargs", "load_audio_from_video", "do_sample_frames", 
 _WITHOUT_EFFECT = ("return_tensors", "padding")
 
 
-# Settings that files of version 0.1, all for Qwen2-VL, state. Files since then state the others too.
+# Files from when Qwen2-VL was the only backbone state this many settings; later files state all.
 _FIRST_SETTINGS = 17
 
 

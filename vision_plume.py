@@ -41,6 +41,8 @@ CLIP_FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpeg,mpegts,gif,ogg,fl
 # What Pillow and PyAV raise for damaged files.
 _UNREADABLE = (OSError, ValueError, SyntaxError, EOFError, LookupError, TypeError, AttributeError, ArithmeticError,
                RuntimeError, HTTPException, Image.DecompressionBombError, struct.error, zlib.error)  # fmt: skip
+if av is not None:
+    _UNREADABLE += (av.FFmpegError,)  # type: ignore[assignment]
 _FILE = (str, os.PathLike, bytes)
 
 

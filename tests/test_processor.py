@@ -531,6 +531,10 @@ def test_a_backbone_without_settings_is_refused(for_backbone):
 @pytest.mark.parametrize("frames", [1, 2, 3, 4, 5, 8, 17])
 def test_a_clip_gets_the_size_of_transformers_qwen3_vl(frames):
     theirs = pytest.importorskip("transformers.models.qwen3_vl.video_processing_qwen3_vl").smart_resize
+    try:
+        theirs(2, 8, 8, factor=32)
+    except ValueError:
+        pytest.skip("the rule of an older transformers, which refuses small clips")
     rng = np.random.default_rng(frames)
     for height, width in rng.integers(8, 400, (20, 2)).tolist():
         limits = {"min_pixels": 32 * 32 * int(rng.integers(1, 40)), "max_pixels": 32 * 32 * int(rng.integers(40, 200))}
