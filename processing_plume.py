@@ -199,6 +199,17 @@ class PlumeProcessor(ProcessorMixin):
         return processor
 
     @classmethod
+    def get_processor_dict(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any) -> Any:
+        """Content of ``processor_config.json`` and the chat template, as transformers reads them."""
+        try:
+            return super().get_processor_dict(pretrained_model_name_or_path, **kwargs)
+        except (AttributeError, UnicodeDecodeError) as error:
+            raise ValueError(
+                f"processor_config.json or chat_template.jinja of {pretrained_model_name_or_path} cannot be read "
+                f"({error}). Take the files of the checkpoint."
+            ) from error
+
+    @classmethod
     def from_args_and_dict(cls, args: Any, processor_dict: dict[str, Any], **kwargs: Any) -> Any:
         """Build from ``processor_config.json``, refusing one that leaves open what changes vectors."""
         check_stated(_SETTINGS, processor_dict, kwargs)

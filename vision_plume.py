@@ -87,7 +87,7 @@ def _open(source: str | os.PathLike | bytes) -> IO[bytes]:
     if isinstance(source, bytes):
         return BytesIO(source)
     address = os.fspath(source)
-    if address.startswith("file:") and not os.path.isfile(address):
+    if address.startswith("file:") and urlsplit(address).netloc in ("", "localhost"):
         address = url2pathname(urlsplit(address).path)
     if os.path.isfile(address):
         return open(address, "rb")
@@ -146,14 +146,16 @@ def _to_rgb(image: Any, background: Sequence[int], upright: bool) -> Image.Image
             )
     if upright:
         image = ImageOps.exif_transpose(image)
-    hidden = image.info.get("transparency")
-    if image.mode.startswith("I;16"):  # the range is known, however dark the picture
+    hidden, deep = image.info.get("transparency"), image.mode.startswith("I;16")
+    if deep or image.mode in ("I", "F"):
         values = np.asarray(image)
-        image = _array_to_image(values.astype(np.float32) / _MAX_16_BIT)
+        # The range of 16 bits is known, however dark the picture.
+        image = _array_to_image(values.astype(np.float32) / _MAX_16_BIT if deep else values)
         if hidden is not None:
             image.putalpha(_array_to_image(values != hidden))
-    elif image.mode in ("I", "F"):
-        image = _array_to_image(np.asarray(image))
+    elif isinstance(hidden, tuple) and max(hidden) > 255:  # a colour in 16 bits, which Pillow reads as 8
+        image = image.copy()
+        image.info["transparency"] = tuple(value >> 8 for value in hidden)
     if not image.has_transparency_data:
         return image.convert("RGB")
     image = image.convert("RGBA")
@@ -320,5 +322,7 @@ def _as_shown(frame: Any, aspect: Any, background: Sequence[int]) -> Image.Image
         image = frame.to_image()
     if aspect and aspect != 1:  # enlarged along one side, so that nothing is thrown away
         width, height = round(image.width * max(aspect, 1)), round(image.height / min(aspect, 1))
+        if Image.MAX_IMAGE_PIXELS and width * height > Image.MAX_IMAGE_PIXELS:
+            raise ValueError(f"its frames would be shown at {width}x{height} pixels")
         image = image.resize((width, height), Image.Resampling.BICUBIC)
     return image.rotate(frame.rotation, expand=True)

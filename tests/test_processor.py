@@ -418,6 +418,14 @@ def test_without_its_files_a_processor_is_refused_by_name(checkpoint, tmp_path, 
         load(tmp_path / "copy")
 
 
+@pytest.mark.parametrize("content", [b"{}", b"[]", b"5", b"null", b'{"suffix": "\xff"}'])
+def test_a_settings_file_that_holds_no_settings_is_refused_by_name(saved, content):
+    folder = saved()
+    (folder / "processor_config.json").write_bytes(content)
+    with pytest.raises(ValueError, match="processor_config.json"):
+        PlumeProcessor.from_pretrained(folder)
+
+
 VALUES = st.one_of(
     st.none(), st.booleans(), st.integers(-2, 300), st.integers(), st.floats(), st.text(max_size=6),
     st.lists(st.one_of(st.integers(-1, 260), st.floats(-1, 2), st.text(max_size=2)), max_size=4),
