@@ -14,15 +14,7 @@ logger = logging.get_logger(__name__)
 
 
 class MediaKind(NamedTuple):
-    """Where one kind of media stands in the prompt, the outputs and the configurations.
-
-    Attributes:
-        placeholder: Token of the prompt that stands for one item.
-        pixels: Name of the output that holds the patches.
-        grid: Name of the output that holds the grids.
-        limits: Settings of the processor that limit the pixels.
-        token_field: Field of the model's configuration that holds the id of the placeholder.
-    """
+    """One kind of media: its token in the prompt, and the names of its outputs, limits and field of the model."""
 
     placeholder: str
     pixels: str
@@ -32,17 +24,11 @@ class MediaKind(NamedTuple):
 
 
 MEDIA_KINDS = {
-    "image": MediaKind(
-        "<|image_pad|>", "pixel_values", "image_grid_thw", ("min_pixels", "max_pixels"), "image_token_id"
-    ),
-    "video": MediaKind(
-        "<|video_pad|>",
-        "pixel_values_videos",
-        "video_grid_thw",
-        ("video_min_pixels", "video_max_pixels"),
-        "video_token_id",
-    ),
-}
+    "image": MediaKind("<|image_pad|>", "pixel_values", "image_grid_thw",
+                       ("min_pixels", "max_pixels"), "image_token_id"),
+    "video": MediaKind("<|video_pad|>", "pixel_values_videos", "video_grid_thw",
+                       ("video_min_pixels", "video_max_pixels"), "video_token_id"),
+}  # fmt: skip
 MODALITIES = ("text", *MEDIA_KINDS)
 ROLES = ("system", "user", "assistant")
 _VIDEO_ENDINGS = (".mp4", ".m4v", ".mkv", ".webm", ".mov", ".avi", ".mpg", ".mpeg", ".wmv", ".flv", ".ogv", ".gif")

@@ -1,8 +1,9 @@
 """What a processor is told: its saved settings, and the options of a call, as the libraries pass them."""
 
 import math
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from inspect import Parameter
+from typing import Any, Literal, get_args, get_origin
 
 _GROUPS = ("text_kwargs", "images_kwargs", "videos_kwargs", "common_kwargs")
 _TEXT_OPTIONS = ("return_tensors", "padding", "padding_side", "pad_to_multiple_of", "truncation", "max_length")
@@ -16,89 +17,81 @@ _UNSET = ("audio", "audio_kwargs", "load_audio_from_video", "do_sample_frames", 
 _WITHOUT_EFFECT = ("return_tensors", "padding")
 
 
-def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+# Files from when Qwen2-VL was the only backbone state this many settings; later files state all.
+_FIRST_SETTINGS = 17
 
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def _three(check: Callable[[Any], bool]) -> Callable[[Any], bool]:
-    return lambda value: isinstance(value, (list, tuple)) and len(value) == 3 and all(map(check, value))
+def _is_count(value: Any, least: int = 1) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
 
 
-def _one_of(*choices: Any) -> Callable[[Any], bool]:
-    return lambda value: isinstance(value, type(choices[0])) and value in choices
+def _are_three(value: Any, fits: Callable[[Any], bool]) -> bool:
+    return isinstance(value, (list, tuple)) and len(value) == 3 and all(map(fits, value))
 
 
-_COUNT = (_is_count, "a positive integer")
-_TEXT = (lambda value: isinstance(value, str), "a text")
-_SWITCH = (_one_of(True, False), "true or false")
-# Name of a setting -> what it must be. First those that every processor_config.json states...
-_FIRST_RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
-    **dict.fromkeys(("anchor_token", "latent_start_token", "latent_end_token", "latent_token"), _TEXT),
-    **dict.fromkeys(("embedding_token", "suffix", "query_prompt", "document_prompt"), _TEXT),
-    **dict.fromkeys(("min_pixels", "max_pixels", "video_min_pixels", "video_max_pixels", "num_frames"), _COUNT),
-    **dict.fromkeys(("patch_size", "merge_size", "temporal_patch_size"), _COUNT),
-    "blank_image_size": (lambda value: value == 0 and _is_number(value) or _is_count(value), "0 or a positive integer"),
+# Type of a setting -> what fits it, in code and in words.
+_RULES: dict[Any, tuple[Callable[[Any], bool], str]] = {
+    int: (_is_count, "a positive integer"),
+    str: (lambda value: isinstance(value, str), "a text"),
+    bool: (lambda value: isinstance(value, bool), "true or false"),
+    float | None: (lambda value: value is None or (_is_number(value) and value > 0), "a positive number or none"),
+    Sequence[float]: (lambda value: _are_three(value, _is_number), "three numbers"),
+    Sequence[int]: (
+        lambda value: _are_three(value, lambda part: _is_count(part, 0) and part < 256),
+        "three integers in 0..255",
+    ),
 }
-# ... then those that files of Qwen2-VL checkpoints of version 0.1 do not have, and state together since.
-_LATER_RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "image_mean": (_three(_is_number), "three numbers"),
-    "image_std": (_three(lambda value: _is_number(value) and value > 0), "three positive numbers"),
-    "background_color": (_three(lambda value: _is_count(value + 1) and value < 256), "three integers in 0..255"),
-    "resize": (_one_of("once", "released"), "'once' or 'released'"),
-    "video_limits": (_one_of("frame", "clip"), "'frame' or 'clip'"),
-    "fps": (lambda value: value is None or _is_number(value) and value > 0, "a positive number or none"),
-    "min_frames": _COUNT,
-    "timestamps": _SWITCH,
-    "time_positions": _SWITCH,
-}
-_RULES = {**_FIRST_RULES, **_LATER_RULES}
-_BESIDE_SETTINGS = {"processor_class", "auto_map", "chat_template"}
 
 
-def _check_value(what: str, name: str, value: Any) -> None:
-    fits, expected = _RULES.get(name, _COUNT)
+def _check_value(what: str, name: str, value: Any, kind: Any = int) -> None:
+    choices = get_args(kind) if get_origin(kind) is Literal else ()
+    fits, expected = (choices.__contains__, " or ".join(map(repr, choices))) if choices else _RULES[kind]
     if not fits(value):
         raise ValueError(f"The {what} {name} must be {expected}, got {value!r}.")
 
 
-def check_settings(settings: Mapping[str, Any]) -> None:
-    """Check the settings of a processor, among its other attributes.
+def check_settings(known: Mapping[str, Parameter], settings: Mapping[str, Any]) -> None:
+    """Refuse settings of a wrong type or value, or that contradict each other.
+
+    Args:
+        known: Parameters of the processor's constructor that are settings, whose annotations they must fit.
+        settings: Their values, and other attributes.
 
     Raises:
-        ValueError: If one has the wrong type or value, or two contradict each other.
+        ValueError: If there are some.
     """
-    for name in _RULES:
-        _check_value("setting", name, settings[name])
+    for name, parameter in known.items():
+        value = settings[name]
+        if parameter.default is not value:  # a count may be 0 only where that is its default
+            _check_value("setting", name, value, parameter.annotation)
     for names in (("min_pixels", "max_pixels"), ("video_min_pixels", "video_max_pixels")):
         check_limits((settings[names[0]], settings[names[1]]), names)
+    if min(settings["image_std"]) <= 0:
+        raise ValueError(f"The setting image_std must be three positive numbers, got {settings['image_std']}.")
     if settings["timestamps"] and settings["fps"] is None:
         raise ValueError("timestamps need fps, the rate of frames that come without a file. Set it.")
 
 
-def check_stated(saved: Mapping[str, Any], overrides: Mapping[str, Any]) -> None:
-    """Check that saved settings leave nothing open that changes vectors.
-
-    Args:
-        saved: Content of ``processor_config.json``, with the chat template.
-        overrides: What the caller sets instead.
+def check_stated(known: Mapping[str, Parameter], saved: Mapping[str, Any], overrides: Mapping[str, Any]) -> None:
+    """Refuse a ``processor_config.json`` that, with what the caller sets, leaves open what changes vectors.
 
     Raises:
-        ValueError: If the file or the template is missing, or the file lacks settings or has unknown ones.
+        ValueError: If the file or the chat template is missing, or it lacks settings or has unknown ones.
     """
-    stated = {*saved, *overrides}
-    missing = [name for name in _RULES if name not in stated]
-    if not _RULES.keys() & saved.keys():
+    if not known.keys() & saved.keys():
         raise ValueError(
             "There is no processor_config.json, or it is empty. It says which prompt and which pixels the model was "
             "trained with, so nothing can be embedded without it. Take the file of the checkpoint, or start a new "
             "processor with PlumeProcessor.from_backbone."
         )
-    unknown = sorted(saved.keys() - _RULES.keys() - _BESIDE_SETTINGS)
-    if unknown or (missing and missing != list(_LATER_RULES)):
+    stated = {*saved, *overrides}
+    missing = [name for name in known if name not in stated]
+    unknown = sorted(saved.keys() - known.keys() - {"processor_class", "auto_map", "chat_template"})
+    if unknown or (missing and missing != list(known)[_FIRST_SETTINGS:]):
         raise ValueError(
             f"processor_config.json lacks the settings {missing} and has the unknown ones {unknown}, so the vectors "
             "that it stands for are unknown. Take the file of the checkpoint, or mend the names."
@@ -171,7 +164,7 @@ def clip_rates(chosen: dict[str, Any], num_clips: int) -> list[float | None]:
         raise ValueError(f"video_metadata holds {len(entries)} entries for {num_clips} videos. Give each a dict.")
     rates = [entry.get("fps") for entry in entries]
     for rate in rates:
-        _check_value("option", "fps", rate)
+        _check_value("option", "fps", rate, float | None)
     return rates
 
 

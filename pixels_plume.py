@@ -35,15 +35,8 @@ def smart_resize(
 ) -> tuple[int, int]:
     """Size with sides divisible by ``edge`` and an area in [min_pixels, max_pixels], aspect kept.
 
-    Args:
-        height: In pixels.
-        width: In pixels.
-        edge: Of a visual token, in pixels.
-        min_pixels: Smallest area.
-        max_pixels: Largest area.
-        frames: Frames that share the limits.
-        padded: The same, rounded to whole temporal patches.
-        shortest: Shortest side that is compared with the limits.
+    Frames of a clip may share the limits: there are ``frames``, ``padded`` with those that fill temporal patches. No
+    side is taken to be less than ``shortest`` when areas are compared.
 
     Raises:
         ValueError: If one side is more than 200 times the other.
@@ -62,19 +55,6 @@ def smart_resize(
         grow = math.sqrt(min_pixels / (frames * height * width))
         rows, columns = math.ceil(height * grow / edge) * edge, math.ceil(width * grow / edge) * edge
     return rows, columns
-
-
-def _clip_size(
-    height: int, width: int, edge: int, min_pixels: int, max_pixels: int, frames: int, temporal: int
-) -> tuple[int, int]:
-    """:func:`smart_resize` with limits on the pixels of the whole clip, as Qwen3-VL has them."""
-    if min(height, width) < edge:
-        scale = max(edge / height, edge / width)
-        height, width = int(height * scale), int(width * scale)
-    frames = max(frames, temporal)
-    return smart_resize(
-        height, width, edge, min_pixels, max_pixels, frames=frames, padded=round(frames / temporal) * temporal
-    )
 
 
 def patchify(
@@ -101,20 +81,22 @@ def patchify(
         temporal_patch_size: Frames per patch; the last frame is repeated to fill it.
         image_mean: Mean of each colour, subtracted from values in [0, 1].
         image_std: Deviation of each colour, which the difference is divided by.
-        whole_clip: Whether the limits hold for the pixels of all frames together.
+        whole_clip: Whether the limits hold for the pixels of all frames together, as Qwen3-VL has them.
         resize_twice: Whether to resize the way the released checkpoint's pipeline does.
 
     Returns:
         Patches ``(t * h * w, 3 * temporal_patch_size * patch_size**2)``, fp32, and the grid (t, h, w) in patches.
     """
-    edge = patch_size * merge_size
     if resize_twice:
         frames = [_first_resize(frame) for frame in frames]
-    height, width = frames[0].height, frames[0].width
+    height, width, edge, shared = frames[0].height, frames[0].width, patch_size * merge_size, {}
     if whole_clip:
-        rows, columns = _clip_size(height, width, edge, min_pixels, max_pixels, len(frames), temporal_patch_size)
-    else:
-        rows, columns = smart_resize(height, width, edge, min_pixels, max_pixels)
+        if min(height, width) < edge:
+            scale = max(edge / height, edge / width)
+            height, width = int(height * scale), int(width * scale)
+        count = max(len(frames), temporal_patch_size)
+        shared = {"frames": count, "padded": round(count / temporal_patch_size) * temporal_patch_size}
+    rows, columns = smart_resize(height, width, edge, min_pixels, max_pixels, **shared)
     pixels = np.stack([_normalized(frame, rows, columns, image_mean, image_std) for frame in frames])
     missing = -len(frames) % temporal_patch_size
     if missing:

@@ -12,7 +12,8 @@ What differs between backbones is data: :data:`BACKBONE_SETTINGS`, saved in ``pr
 import os
 import re
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NamedTuple
+from inspect import signature
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from huggingface_hub import CommitInfo
@@ -59,23 +60,17 @@ BACKBONE_SETTINGS: dict[str, dict[str, Any]] = {
 
 
 class Item(NamedTuple):
-    """One image or clip as the model sees it.
+    """One image or clip as the model sees it."""
 
-    Attributes:
-        patches: ``(t * h * w, values)``.
-        grid: (t, h, w) in patches.
-        times: Seconds of each of the t parts of a clip, to be written as text; none otherwise.
-        seconds_per_grid: Time between two of the t parts; 1 where unknown.
-    """
-
-    patches: np.ndarray
-    grid: Grid
-    times: Sequence[float] = ()
-    seconds_per_grid: float = 1.0
+    patches: np.ndarray  # (t * h * w, values)
+    grid: Grid  # (t, h, w) in patches
+    times: Sequence[float] = ()  # of each of the t parts of a clip, in seconds, where they are written as text
+    seconds_per_grid: float = 1.0  # between two of the t parts; 1 where unknown
 
 
 Media = dict[str, list[Item]]  # of one input, by kind
 _VISION_START, _VISION_END = "<|vision_start|>", "<|vision_end|>"
+_TOKENS = ("anchor_token", "latent_start_token", "latent_end_token", "latent_token", "embedding_token")
 
 
 class PlumeProcessor(ProcessorMixin):
@@ -83,34 +78,27 @@ class PlumeProcessor(ProcessorMixin):
 
     Args:
         tokenizer: Qwen2 tokenizer that knows the five PLUME tokens, see :meth:`from_backbone`.
-        chat_template: Jinja template of the prompt; built from the token strings where omitted.
-        anchor_token: String of ``<anchor>``.
-        latent_start_token: String of ``<slt>``.
-        latent_end_token: String of ``<elt>``.
-        latent_token: String of ``<ct>``.
-        embedding_token: String of ``<gen>``.
+        chat_template: Jinja template of the prompt; built from the token strings by default.
+        anchor_token, latent_start_token, latent_end_token, latent_token, embedding_token: Strings of ``<anchor>``,
+            ``<slt>``, ``<elt>``, ``<ct>`` and ``<gen>``.
         suffix: Text between the latent block and the embedding, ``<elt> ... <gen>``.
-        query_prompt: Instruction in front of queries.
-        document_prompt: Instruction in front of documents.
-        min_pixels: Smallest area of an image after resizing, in pixels.
-        max_pixels: Largest area of an image after resizing, in pixels.
-        video_min_pixels: Smallest area of a video after resizing, in pixels.
-        video_max_pixels: Largest area of a video after resizing, in pixels.
+        query_prompt, document_prompt: Instructions of queries and documents.
+        min_pixels, max_pixels: Smallest and largest area of an image after resizing.
+        video_min_pixels, video_max_pixels: The same for videos.
         num_frames: Most frames taken from a video, evenly spaced.
         blank_image_size: Edge in pixels of a white image put in front of inputs without media; 0 for none. The
             released checkpoint was trained and scored with one.
-        patch_size: Edge of a patch, in pixels.
-        merge_size: Patches per token along an edge.
-        temporal_patch_size: Frames per patch.
-        image_mean: Mean of each colour, for values in [0, 1].
-        image_std: Standard deviation of each colour.
+        patch_size, merge_size, temporal_patch_size: Pixels per patch and patches per token along an edge, and frames
+            per patch.
+        image_mean, image_std: Mean and deviation of each colour, for values in [0, 1].
         background_color: RGB in 0..255 that shows through transparency.
-        resize: ``"once"``, or ``"released"``: twice and without regard to EXIF, as the released checkpoint's pipeline.
-        video_limits: Whether limits of pixels hold for each ``"frame"`` of a video or for the whole ``"clip"``.
+        resize: ``"once"``, or ``"released"``: twice, and as stored whatever EXIF says, as the released checkpoint was
+            evaluated.
+        video_limits: Whether pixels of a video are limited for each ``"frame"`` or for the whole ``"clip"``.
         fps: Frames taken per second of a video, up to ``num_frames``; ``num_frames`` of any video if None.
         min_frames: With ``fps``, fewest frames taken from a video that has them.
         timestamps: Whether the time of each temporal patch is written into the prompt.
-        time_positions: Whether ``second_per_grid_ts`` is given to the model.
+        time_positions: Whether the model is given ``second_per_grid_ts``.
     """
 
     def __init__(
@@ -137,31 +125,29 @@ class PlumeProcessor(ProcessorMixin):
         image_mean: Sequence[float] = CLIP_MEAN,
         image_std: Sequence[float] = CLIP_STD,
         background_color: Sequence[int] = WHITE,
-        resize: str = "once",
-        video_limits: str = "frame",
+        resize: Literal["once", "released"] = "once",
+        video_limits: Literal["frame", "clip"] = "frame",
         fps: float | None = None,
         min_frames: int = 1,
         timestamps: bool = False,
         time_positions: bool = False,
     ) -> None:
         self.anchor_token, self.latent_token, self.embedding_token = anchor_token, latent_token, embedding_token
-        self.latent_start_token, self.latent_end_token = latent_start_token, latent_end_token
-        self.suffix = suffix
+        self.latent_start_token, self.latent_end_token, self.suffix = latent_start_token, latent_end_token, suffix
         self.query_prompt, self.document_prompt = query_prompt, document_prompt
         self.min_pixels, self.max_pixels = min_pixels, max_pixels
         self.video_min_pixels, self.video_max_pixels = video_min_pixels, video_max_pixels
         self.num_frames, self.blank_image_size = num_frames, blank_image_size
         self.patch_size, self.merge_size, self.temporal_patch_size = patch_size, merge_size, temporal_patch_size
         self.image_mean, self.image_std, self.background_color = image_mean, image_std, background_color
-        self.resize, self.video_limits = resize, video_limits
-        self.fps, self.min_frames = fps, min_frames
+        self.resize, self.video_limits, self.fps, self.min_frames = resize, video_limits, fps, min_frames
         self.timestamps, self.time_positions = timestamps, time_positions
+        check_settings(_SETTINGS, vars(self))
         self.row_sources: dict[int, int] = {}
-        check_settings(vars(self))
         layout = PromptLayout(anchor=anchor_token, latent_start=latent_start_token)
         super().__init__(tokenizer, chat_template=chat_template or build_chat_template(layout))
-        unknown = [token for token in self._tokens.values() if not is_token(token, tokenizer)]
-        if unknown or not self.suffix.endswith(self.embedding_token):
+        unknown = [vars(self)[name] for name in _TOKENS if not is_token(vars(self)[name], tokenizer)]
+        if unknown or not suffix.endswith(embedding_token):
             raise ValueError(
                 f"The tokenizer does not know {unknown or 'the end of the suffix'}, so no model could read its "
                 "prompts. Start from a backbone with PlumeProcessor.from_backbone, or give the token strings and the "
@@ -209,29 +195,30 @@ class PlumeProcessor(ProcessorMixin):
             **BACKBONE_SETTINGS[model_type],
         }
         processor = cls(tokenizer, build_chat_template(layout), **{**settings, **kwargs})
-        processor.row_sources = {processor._id(token): processor._id(sources[token]) for token in added}
+        processor.row_sources = {processor._ids(token)[0]: processor._ids(sources[token])[0] for token in added}
         return processor
+
+    @classmethod
+    def get_processor_dict(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any) -> Any:
+        """Content of ``processor_config.json`` and the chat template, as transformers reads them."""
+        try:
+            return super().get_processor_dict(pretrained_model_name_or_path, **kwargs)
+        except (AttributeError, UnicodeDecodeError) as error:
+            raise ValueError(
+                f"processor_config.json or chat_template.jinja of {pretrained_model_name_or_path} cannot be read "
+                f"({error}). Take the files of the checkpoint."
+            ) from error
 
     @classmethod
     def from_args_and_dict(cls, args: Any, processor_dict: dict[str, Any], **kwargs: Any) -> Any:
         """Build from ``processor_config.json``, refusing one that leaves open what changes vectors."""
-        check_stated(processor_dict, kwargs)
+        check_stated(_SETTINGS, processor_dict, kwargs)
         return super().from_args_and_dict(args, processor_dict, **kwargs)
 
     def token_fields(self) -> dict[str, Any]:
         """Fields of [`PlumeConfig`] that hold the ids of this processor's tokens and suffix."""
-        fields = {f"{name}_id": self._id(token) for name, token in self._tokens.items()}
-        return {**fields, "suffix_token_ids": self._ids(self.suffix)}
-
-    @property
-    def _tokens(self) -> dict[str, str]:
-        return {
-            "anchor_token": self.anchor_token,
-            "latent_start_token": self.latent_start_token,
-            "latent_end_token": self.latent_end_token,
-            "latent_token": self.latent_token,
-            "embedding_token": self.embedding_token,
-        }
+        fields: dict[str, Any] = {f"{name}_id": self._ids(vars(self)[name])[0] for name in _TOKENS}
+        return fields | {"suffix_token_ids": self._ids(self.suffix)}
 
     @property
     def control_tokens(self) -> list[str]:
@@ -314,13 +301,7 @@ class PlumeProcessor(ProcessorMixin):
         if not tokenize:
             prompts = [self._render(messages, template) for messages in conversations]
             return prompts if is_batch else prompts[0]
-        sources = {
-            kind: [
-                [part[kind] for m in messages for part in m["content"] if part["type"] == kind]
-                for messages in conversations
-            ]
-            for kind in MEDIA_KINDS
-        }
+        sources = {kind: [_parts(messages, kind) for messages in conversations] for kind in MEDIA_KINDS}
         media = self._see_all(sources, options)
         max_length, truncate = length_limit(options["text"], self.tokenizer.model_max_length)
         rows = _each(
@@ -429,7 +410,7 @@ class PlumeProcessor(ProcessorMixin):
 
     def _patchify(self, frames: list[Image.Image], kind: str, chosen: dict[str, Any]) -> tuple[np.ndarray, Grid]:
         settings = vars(self)
-        low, high = (chosen.get(name[-10:], settings[name]) for name in MEDIA_KINDS[kind].limits)
+        low, high = (chosen.get(name.removeprefix("video_"), settings[name]) for name in MEDIA_KINDS[kind].limits)
         check_limits((low, high), ("min_pixels", "max_pixels"))
         return patchify(
             frames,
@@ -470,23 +451,17 @@ class PlumeProcessor(ProcessorMixin):
         check_text(text)
         return read(text, self.tokenizer)["input_ids"]
 
-    def _id(self, token: str) -> int:
-        [found] = self._ids(token)
-        return found
-
     # 4. Fit
 
     def _fit(
         self, messages: list[dict], media: Media, template: dict[str, Any], max_length: int, truncate: bool
     ) -> list[int]:
         texts = [p for m in messages if m["role"] == "user" for p in m["content"] if p["type"] == "text" and p["text"]]
-        return fit(
-            lambda: self._ids(self._expand(self._render(messages, template), media)),
-            texts,
-            self.tokenizer,
-            max_length,
-            truncate,
-        )
+
+        def encode() -> list[int]:
+            return self._ids(self._expand(self._render(messages, template), media))
+
+        return fit(encode, texts, self.tokenizer, max_length, truncate)
 
     # 5. Pad
 
@@ -506,6 +481,10 @@ class PlumeProcessor(ProcessorMixin):
         return BatchFeature(outputs, tensor_type=return_tensors)
 
 
+def _parts(messages: list[dict], kind: str) -> list[Any]:
+    return [part[kind] for message in messages for part in message["content"] if part["type"] == kind]
+
+
 def is_token(text: str, tokenizer: PreTrainedTokenizerBase) -> bool:
     """Whether a tokenizer reads a text as exactly one id: a control token, or a word of its vocabulary."""
     return len(read(text, tokenizer)["input_ids"]) == 1
@@ -520,6 +499,8 @@ def _each(function: Callable[[Any], Any], inputs: Iterable[Any]) -> list[Any]:
     return results
 
 
+# What is saved in processor_config.json: the parameters of the constructor after the tokenizer and the template.
+_SETTINGS = dict(list(signature(PlumeProcessor.__init__).parameters.items())[3:])
 PlumeProcessor.register_for_auto_class("AutoProcessor")
 
 __all__ = ["PlumeProcessor"]

@@ -22,23 +22,10 @@ _DIRECTIVE = (
 
 @dataclass(frozen=True)
 class PromptLayout:
-    """Strings of a checkpoint: the five tokens and what stands around them.
+    """Strings of a checkpoint: the five tokens and what stands around them; ``system`` may be empty.
 
     A token is any string that the tokenizer reads as one id. The anchor may be ``<|im_end|>``, the end of the user's
     turn, and the start ``assistant``, the role in front of the answer.
-
-    Attributes:
-        anchor: ``<anchor>``, whose prefix state is the semantic anchor.
-        latent_start: ``<slt>``, end of the prefix.
-        latent_end: ``<elt>``, end of the latent block.
-        latent: ``<ct>``, a latent position.
-        embedding: ``<gen>``, whose state is the embedding.
-        directive: Text after the anchor.
-        opening: Text in front of ``latent_start``.
-        suffix: Text from the end of the latent block to the embedding.
-        system: System turn; none where empty.
-        instruction_in_system: Whether an instruction replaces the system turn; else it stands before the user's text.
-        query_prompt: Default instruction of queries.
     """
 
     anchor: str = "<anchor>"
@@ -50,7 +37,7 @@ class PromptLayout:
     opening: str = ""
     suffix: str = "<elt><gen>"
     system: str = "You are a helpful assistant."
-    instruction_in_system: bool = False
+    instruction_in_system: bool = False  # in place of `system`; else it stands in front of the user's text
     query_prompt: str = "Find the item that matches the given query."
 
     def row_sources(self) -> dict[str, str]:

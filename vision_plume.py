@@ -39,24 +39,19 @@ _FORMATS_REFUSED = {"EPS"}  # a program, which Pillow would hand to Ghostscript
 # Formats of clips by name: a "clip" that is a playlist would make the decoder open other files and addresses.
 CLIP_FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpeg,mpegts,gif,ogg,flv,asf"
 # What Pillow and PyAV raise for damaged files.
-_UNREADABLE = (OSError, ValueError, SyntaxError, EOFError, LookupError, TypeError, ArithmeticError, HTTPException,
-               NotImplementedError, Image.DecompressionBombError, struct.error, zlib.error)  # fmt: skip
-
-File = str | os.PathLike | bytes
+_UNREADABLE = (OSError, ValueError, SyntaxError, EOFError, LookupError, TypeError, AttributeError, ArithmeticError,
+               RuntimeError, HTTPException, Image.DecompressionBombError, struct.error, zlib.error)  # fmt: skip
+if av is not None:
+    _UNREADABLE += (av.FFmpegError,)  # type: ignore[assignment]
+_FILE = (str, os.PathLike, bytes)
 
 
 class Clip(NamedTuple):
-    """Frames of a clip, all of one size.
-
-    Attributes:
-        frames: The frames that were kept.
-        times: When each is shown, in seconds; none where the clip's rate is unknown.
-        fps: Kept frames per second; none where the clip's rate is unknown.
-    """
+    """Kept frames of a clip, their times in seconds and their number per second; None where the rate is unknown."""
 
     frames: list[Image.Image]
-    times: list[float] | None
-    fps: float | None
+    times: list[float] | None = None
+    fps: float | None = None
 
 
 @contextmanager
@@ -88,37 +83,25 @@ def _reading(kind: str, source: Any) -> Iterator[None]:
 # 1. Open
 
 
-@contextmanager
-def _open(source: File) -> Iterator[IO[bytes]]:
+def _open(source: str | os.PathLike | bytes) -> IO[bytes]:
     if isinstance(source, bytes):
-        yield BytesIO(source)
-        return
+        return BytesIO(source)
     address = os.fspath(source)
+    if address.startswith("file:") and urlsplit(address).netloc in ("", "localhost"):
+        address = url2pathname(urlsplit(address).path)
     if os.path.isfile(address):
-        with open(address, "rb") as file:
-            yield file
-    elif address.startswith("file:"):
-        with open(url2pathname(urlsplit(address).path), "rb") as file:
-            yield file
-    elif address.startswith(("http://", "https://")):
-        request = Request(address, headers={"User-Agent": "plume-embedding"})
-        with urlopen(request, timeout=_TIMEOUT) as answer, TemporaryFile() as file:
+        return open(address, "rb")
+    if address.startswith(("http://", "https://")):
+        with urlopen(Request(address, headers={"User-Agent": "plume-embedding"}), timeout=_TIMEOUT) as answer:
+            file = TemporaryFile()  # noqa: SIM115
             shutil.copyfileobj(answer, file)
-            file.seek(0)
-            yield file
-    else:
-        yield BytesIO(_from_text(address))
-
-
-def _from_text(address: str) -> bytes:
-    """Bytes of a data URI or of base64."""
-    header, comma, payload = address.partition(",") if address.startswith("data:") else (";base64", ",", address)
-    if not comma:
-        raise ValueError("a data URI without a comma")
+        file.seek(0)
+        return file
+    header, _, payload = address.partition(",") if address.startswith("data:") else (";base64", ",", address)
     if not header.endswith(";base64"):
-        return unquote_to_bytes(payload)
+        return BytesIO(unquote_to_bytes(payload))
     try:
-        return b64decode("".join(payload.split()), validate=True)
+        return BytesIO(b64decode("".join(payload.split()), validate=True))
     except ValueError as error:
         raise FileNotFoundError("no such file, and neither URL nor base64") from error
 
@@ -139,11 +122,11 @@ def load_image(source: Any, background: Sequence[int] = WHITE, upright: bool = T
         ValueError: If the source is unreadable, corrupt or of an unknown kind.
     """
     if isinstance(source, (np.ndarray, torch.Tensor)):
-        source = _array_to_image(_as_array(source))
+        source = _array_to_image(source)
     if isinstance(source, Image.Image):
         with _reading("image", source):
             return _to_rgb(source, background, upright)
-    if not isinstance(source, (str, os.PathLike, bytes)):
+    if not isinstance(source, _FILE):
         raise ValueError(
             f"An image is given as {type(source).__name__}. Pass a PIL image, a path, a URL, bytes, or an array of "
             "shape (H, W, 3)."
@@ -154,18 +137,25 @@ def load_image(source: Any, background: Sequence[int] = WHITE, upright: bool = T
         return _to_rgb(image, background, upright)
 
 
-def _to_rgb(image: Image.Image, background: Sequence[int], upright: bool) -> Image.Image:
-    _warn_of_frames(image)
+def _to_rgb(image: Any, background: Sequence[int], upright: bool) -> Image.Image:
+    with suppress(AttributeError, ValueError):  # a format of one picture, or a loaded picture whose file is closed
+        if image.n_frames > 1 and image.format != "MPO":  # a photo of a phone, with previews of itself
+            logger.warning_once(
+                "A picture file holds several frames or pages, and only one is embedded. Pass an animation as a "
+                'video, {"video": source}, and pages as one picture each, to embed all.'
+            )
     if upright:
         image = ImageOps.exif_transpose(image)
-    hidden = image.info.get("transparency")
-    if image.mode.startswith("I;16"):  # the range is known, however dark the picture
+    hidden, deep = image.info.get("transparency"), image.mode.startswith("I;16")
+    if deep or image.mode in ("I", "F"):
         values = np.asarray(image)
-        image = _array_to_image(values.astype(np.float32) / _MAX_16_BIT)
+        # The range of 16 bits is known, however dark the picture.
+        image = _array_to_image(values.astype(np.float32) / _MAX_16_BIT if deep else values)
         if hidden is not None:
-            image.putalpha(Image.fromarray((values != hidden).astype(np.uint8) * 255))
-    elif image.mode in ("I", "F"):
-        image = _array_to_image(np.asarray(image))
+            image.putalpha(_array_to_image(values != hidden))
+    elif isinstance(hidden, tuple) and max(hidden) > 255:  # a colour in 16 bits, which Pillow reads as 8
+        image = image.copy()
+        image.info["transparency"] = tuple(value >> 8 for value in hidden)
     if not image.has_transparency_data:
         return image.convert("RGB")
     image = image.convert("RGBA")
@@ -174,23 +164,10 @@ def _to_rgb(image: Image.Image, background: Sequence[int], upright: bool) -> Ima
     return canvas
 
 
-def _warn_of_frames(image: Any) -> None:
-    with suppress(AttributeError, ValueError):  # a format of one picture, or a loaded picture whose file is closed
-        if image.n_frames > 1 and image.format != "MPO":  # photos of phones, with previews of themselves
-            logger.warning_once(
-                "A picture file holds several frames or pages, and only one is embedded. Pass an animation as a "
-                'video, {"video": source}, and pages as one picture each, to embed all.'
-            )
-
-
-def _as_array(values: np.ndarray | torch.Tensor) -> np.ndarray:
-    if isinstance(values, torch.Tensor):
-        values = values.detach().cpu()
-        return (values.float() if values.is_floating_point() else values).numpy()
-    return values
-
-
-def _array_to_image(array: np.ndarray) -> Image.Image:
+def _array_to_image(array: np.ndarray | torch.Tensor) -> Image.Image:
+    if isinstance(array, torch.Tensor):
+        array = array.detach().cpu()
+        array = (array.float() if array.is_floating_point() else array).numpy()
     channels = (1, 3, 4)
     if array.ndim == 3 and array.shape[-1] not in channels and array.shape[0] in channels:
         array = np.moveaxis(array, 0, -1)
@@ -210,7 +187,7 @@ def _array_to_image(array: np.ndarray) -> Image.Image:
     elif array.dtype == bool:
         array = array.astype(np.uint8) * 255
     elif (
-        array.dtype.kind in "iu" and array.dtype.itemsize > 1 and 255 < array.max() <= _MAX_16_BIT and array.min() >= 0
+        array.dtype.kind in "iu" and array.dtype.itemsize > 1 and array.min() >= 0 and 255 < array.max() <= _MAX_16_BIT
     ):
         array = (array * (255 / _MAX_16_BIT)).round().astype(np.uint8)  # 16-bit: PIL would clip it to white
     elif array.dtype != np.uint8:
@@ -238,18 +215,18 @@ def load_clip(
     background: Sequence[int] = WHITE,
     upright: bool = True,
 ) -> Clip:
-    """Read a clip as upright RGB frames of one size, evenly spaced over its length.
+    """Read a clip as RGB frames of one size, evenly spaced over its length.
 
     Args:
         source: A list of frames (each as in :func:`load_image`), an array or tensor ``(T, H, W, C)`` or
             ``(T, C, H, W)``, or a file as in :func:`load_image`, which PyAV decodes.
         num_frames: Most frames to keep; a shorter clip keeps all of its frames.
         fps: Frames to keep per second, within ``min_frames`` and ``num_frames``; ``num_frames`` of any clip if None.
-            Frames that come without a rate are taken to be sampled at ``fps`` already.
+            Frames that come without a rate are taken to be ``1 / fps`` apart.
         min_frames: With ``fps``, fewest frames to keep of a clip that has them.
-        rate: Frames per second of the source, for lists and arrays.
-        background: RGB colour that shows through transparency.
-        upright: Whether to turn frames given as photos the way their EXIF data say.
+        rate: Frames per second of a list or array.
+        background: As in :func:`load_image`.
+        upright: As in :func:`load_image`, for lists of frames.
 
     Raises:
         ValueError: If the clip has no frame, is unreadable, or its frames differ in size.
@@ -262,26 +239,24 @@ def load_clip(
         wanted = min(max(int(total / (rate or fps) * fps), min_frames), num_frames, total)
         return np.linspace(0, total - 1, wanted).round().astype(int).tolist()  # as Qwen3-VL rounds
 
-    if isinstance(source, (str, os.PathLike, bytes)):
+    if isinstance(source, _FILE):
         frames, indices, total, found = _decode(source, choose, background)
-        rate = rate or found
+        rate = found or rate
     else:
-        total = _check_frames(source)
+        total = _count(source)
         indices = choose(total, rate)
         frames = [load_image(source[index], background, upright) for index in indices]
-    if len({frame.size for frame in frames}) > 1:
+    sizes = {frame.size for frame in frames}
+    if len(sizes) > 1:
         raise ValueError(
-            f"The frames of a video differ in size ({sorted({frame.size for frame in frames})}), so they do not fit "
-            "one grid. Resize them to one size first."
+            f"The frames of a video differ in size ({sorted(sizes)}), so they do not fit one grid. Resize them to one "
+            "size first."
         )
     rate = rate or fps
-    if rate is None:
-        return Clip(frames, None, None)
-    return Clip(frames, [index / rate for index in indices], len(indices) / total * rate)
+    return Clip(frames, [index / rate for index in indices], len(frames) / total * rate) if rate else Clip(frames)
 
 
-def _check_frames(source: Any) -> int:
-    """Number of frames of a list or array."""
+def _count(source: Any) -> int:
     if not isinstance(source, (np.ndarray, torch.Tensor, Sequence)):
         raise ValueError(
             f"A video is given as {type(source).__name__}. Pass a list of frames, an array of shape (T, H, W, 3), a "
@@ -295,58 +270,59 @@ def _check_frames(source: Any) -> int:
 
 
 def _decode(
-    source: File, choose: Callable[[int, float | None], list[int]], background: Sequence[int]
+    source: str | os.PathLike | bytes, choose: Callable[[int, float | None], list[int]], background: Sequence[int]
 ) -> tuple[list[Image.Image], list[int], int, float | None]:
-    """Chosen frames of a file, their indices, the number of all its frames and their rate."""
+    """Chosen frames of a file, their indices, the number of all its frames, and their rate."""
     if av is None:
         raise ImportError(
             f"{describe('video', source)} needs PyAV to be decoded. Install it with pip install "
             "'plume-embedding[video]', or pass the frames as a list of images."
         )
     with _reading("video", source), _open(source) as file:
-        # Packets are cheap to count and usually one per frame. Where they are not, the decoded frames decide.
-        with _stream(file) as (container, stream):
-            total = sum(1 for packet in container.demux(stream) if packet.size)
+        with _moving_pictures(file) as (container, stream):
             rate = float(stream.average_rate) if stream.average_rate else None
-        frames, decoded = _pick(file, set(choose(total, rate)), background) if total else ([], 0)
+            # Cheap to count, and usually one per frame. Where they are not, the decoded frames decide.
+            total = sum(1 for packet in container.demux(stream) if packet.size)
+        frames, decoded = _pick(file, choose(total, rate) if total else [], background)
         if decoded != total and decoded:
             total = decoded
-            frames, _ = _pick(file, set(choose(total, rate)), background)
+            frames, _ = _pick(file, choose(total, rate), background)
         if not frames:
             raise ValueError("it has no decodable frames")
     return frames, choose(total, rate), total, rate
 
 
 @contextmanager
-def _stream(file: IO[bytes]) -> Iterator[tuple[Any, Any]]:
-    """The container and its moving pictures; a cover picture is not one."""
+def _moving_pictures(file: IO[bytes]) -> Iterator[tuple[Any, Any]]:
     file.seek(0)
     # No protocol is allowed: a file that refers to others must not have them opened.
     options = {"format_whitelist": CLIP_FORMATS, "protocol_whitelist": "none"}
     with av.open(file, options=options, metadata_errors="ignore") as container:
-        stream = container.streams.best("video")  # its guess is a stream of many frames
+        stream = container.streams.best("video")  # not one of a single picture, where there is another
         if stream is None or stream.disposition & av.stream.Disposition.attached_pic:
             raise ValueError("it holds sound or a cover picture but no moving pictures")
         yield container, stream
 
 
-def _pick(file: IO[bytes], wanted: set[int], background: Sequence[int]) -> tuple[list[Image.Image], int]:
-    """The wanted frames of a file, and the number of all that it has."""
-    frames, count = [], 0
-    with _stream(file) as (container, stream):
+def _pick(file: IO[bytes], indices: list[int], background: Sequence[int]) -> tuple[list[Image.Image], int]:
+    """Frames of a file, and the number of all that it has."""
+    wanted, frames, count = set(indices), [], 0
+    with _moving_pictures(file) as (container, stream):
         for count, frame in enumerate(container.decode(stream), start=1):
             if count - 1 in wanted:
-                frames.append(_shown(frame, stream.sample_aspect_ratio, background))
+                frames.append(_as_shown(frame, stream.sample_aspect_ratio, background))
     return frames, count
 
 
-def _shown(frame: Any, aspect: Any, background: Sequence[int]) -> Image.Image:
-    """A frame as a player shows it: transparency composited, pixels made square, turned as it was filmed."""
+def _as_shown(frame: Any, aspect: Any, background: Sequence[int]) -> Image.Image:
+    """A frame as a player shows it: on a background, with square pixels, turned as it was filmed."""
     if any(component.is_alpha for component in frame.format.components):
         image = load_image(frame.to_ndarray(format="rgba"), background)
     else:
         image = frame.to_image()
     if aspect and aspect != 1:  # enlarged along one side, so that nothing is thrown away
         width, height = round(image.width * max(aspect, 1)), round(image.height / min(aspect, 1))
+        if Image.MAX_IMAGE_PIXELS and width * height > Image.MAX_IMAGE_PIXELS:
+            raise ValueError(f"its frames would be shown at {width}x{height} pixels")
         image = image.resize((width, height), Image.Resampling.BICUBIC)
     return image.rotate(frame.rotation, expand=True)

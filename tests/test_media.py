@@ -2,6 +2,7 @@
 
 import base64
 import struct
+import zlib
 from fractions import Fraction
 from functools import cache
 from io import BytesIO
@@ -14,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageDraw
 
-from inputs import MEDIA, noise_image, noise_video
+from inputs import MEDIA, ROOT, noise_image, noise_video
 from plume import content_plume, vision_plume
 from plume.pixels_plume import patchify
 from plume.vision_plume import load_clip, load_image, load_video
@@ -78,6 +79,24 @@ def test_transparency_of_16_bit_grey_shows_white():
     assert found.tolist() == [[255, 35], [78, 255]]
 
 
+def png_of_16_bits(values: np.ndarray, transparent: tuple[int, int, int]) -> bytes:
+    """Pillow writes none in colour."""
+
+    def chunk(kind, content):
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
+    header = struct.pack(">IIBBBBB", values.shape[1], values.shape[0], 16, 2, 0, 0, 0)
+    parts = [(b"IHDR", header), (b"tRNS", struct.pack(">HHH", *transparent)), (b"IDAT", zlib.compress(rows))]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*part) for part in [*parts, (b"IEND", b"")])
+
+
+def test_transparency_of_16_bit_colour_shows_white():
+    values = np.array([[[0x1234] * 3, [0xFFFF, 0, 0]]], dtype=np.uint16)
+    found = np.asarray(load_image(png_of_16_bits(values, (0x1234,) * 3)))
+    assert found.tolist() == [[[255, 255, 255], [255, 0, 0]]]
+
+
 @pytest.mark.parametrize("source", ["array", "tensor", "channels first", "float", "file", "bytes", "data URI", "frame"])
 def test_transparency_shows_white_from_every_source(source, tmp_path):
     image = logo()
@@ -108,6 +127,16 @@ def test_the_background_is_a_setting(processor, monkeypatch):
     red = Image.new("RGB", (112, 112), "red")
     red.paste(logo(), mask=logo())
     assert torch.equal(seen, processor.process_documents([red])["pixel_values"])
+
+
+def test_sentence_transformers_shows_white_too(tmp_path):
+    transformers = pytest.importorskip("sentence_transformers")
+    model = transformers.SentenceTransformer(str(ROOT / "checkpoints" / "plume-tiny"), device="cpu")
+    logo().save(tmp_path / "logo.png")
+    uri = "data:image/png;base64," + base64.b64encode(as_png(logo())).decode()
+    given_items = [logo(), str(tmp_path / "logo.png"), uri, {"image": uri}, {"image": logo().convert("LA")}]
+    vectors = model.encode([load_image(logo()), *given_items], convert_to_tensor=True)
+    assert (vectors - vectors[0]).abs().max() <= 1e-6
 
 
 # Sources
@@ -152,8 +181,7 @@ def test_every_source_of_a_clip_gives_its_frames(source, name, tmp_path, monkeyp
 
 @pytest.mark.parametrize("kind", ["image", "video"])
 def test_the_processor_takes_bytes_and_paths(processor, kind):
-    path = MEDIA / {"image": "bus_stop.png", "video": "rolling_ball.mp4"}[kind]
-    path = path if path.exists() else next(MEDIA.glob("*.png"))
+    path = MEDIA / {"image": "bus.png", "video": "rolling_ball.mp4"}[kind]
     name = {"image": "pixel_values", "video": "pixel_values_videos"}[kind]
     plain = processor.process_documents([{kind: str(path)}])[name]
     for given_item in ({kind: path.read_bytes()}, {kind: path}, path, {kind: [path.as_uri()]}):
@@ -272,6 +300,20 @@ def test_sound_is_no_clip(cover, tmp_path):
 def test_a_clip_has_the_size_it_is_shown_at(name, aspect, size, tmp_path):
     path = write_clip(tmp_path / name, 12, aspect=aspect)
     assert {frame.size for frame in load_video(path, 4)} == {size}
+
+
+def test_a_clip_whose_pixels_are_absurdly_long_is_refused(tmp_path, monkeypatch):
+    """As a picture is that claims more pixels than Pillow decodes."""
+    path = write_clip(tmp_path / "clip.mp4", 3, aspect=Fraction(4))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10_000)
+    with pytest.raises(ValueError, match=r"clip.mp4.*shown at 256x64 pixels"):
+        load_video(path, 2)
+
+
+def test_a_file_of_another_machine_is_refused():
+    path = (MEDIA / "bus.png").as_uri().replace("file://", "file://elsewhere")
+    with pytest.raises(ValueError, match="no such file"):
+        load_image(path)
 
 
 def test_an_array_that_is_no_clip_is_refused(processor):

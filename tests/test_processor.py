@@ -346,13 +346,14 @@ def test_options_without_effect_are_refused(processor, options):
 
 @pytest.fixture
 def saved(processor, tmp_path):
-    """A saved processor, with settings changed or (None) left out."""
+    """A saved processor, with settings changed or "absent"."""
+    processor.save_pretrained(tmp_path)
+    path = tmp_path / "processor_config.json"
+    original = json.loads(path.read_text())
 
-    def change(**settings):
-        processor.save_pretrained(tmp_path)
-        path = tmp_path / "processor_config.json"
-        content = {**json.loads(path.read_text()), **settings}
-        path.write_text(json.dumps({name: value for name, value in content.items() if value != "absent"}))
+    def change(**changed):
+        content = {name: value for name, value in {**original, **changed}.items() if value != "absent"}
+        path.write_text(json.dumps(content))
         return tmp_path
 
     return change
@@ -370,8 +371,8 @@ def saved(processor, tmp_path):
         ({"min_pixels": None}, "min_pixels must be a positive integer"),
         ({"min_pixels": 10**7}, "min_pixels=10000000 exceeds max_pixels"),
         ({"video_min_pixels": 10**7}, "exceeds video_max_pixels"),
-        ({"blank_image_size": -1}, "0 or a positive integer"),
-        ({"blank_image_size": False}, "0 or a positive integer"),
+        ({"blank_image_size": -1}, "blank_image_size must be a positive integer"),
+        ({"blank_image_size": False}, "blank_image_size must be a positive integer"),
         ({"image_mean": [0.5, 0.5]}, "three numbers"),
         ({"image_mean": [0.5, 0.5, float("nan")]}, "three numbers"),
         ({"image_std": [0.5, 0.5, 0]}, "three positive numbers"),
@@ -415,6 +416,14 @@ def test_without_its_files_a_processor_is_refused_by_name(checkpoint, tmp_path, 
     (tmp_path / "copy" / name).unlink()
     with pytest.raises(ValueError, match=name):
         load(tmp_path / "copy")
+
+
+@pytest.mark.parametrize("content", [b"{}", b"[]", b"5", b"null", b'{"suffix": "\xff"}'])
+def test_a_settings_file_that_holds_no_settings_is_refused_by_name(saved, content):
+    folder = saved()
+    (folder / "processor_config.json").write_bytes(content)
+    with pytest.raises(ValueError, match="processor_config.json"):
+        PlumeProcessor.from_pretrained(folder)
 
 
 VALUES = st.one_of(
@@ -530,6 +539,10 @@ def test_a_backbone_without_settings_is_refused(for_backbone):
 @pytest.mark.parametrize("frames", [1, 2, 3, 4, 5, 8, 17])
 def test_a_clip_gets_the_size_of_transformers_qwen3_vl(frames):
     theirs = pytest.importorskip("transformers.models.qwen3_vl.video_processing_qwen3_vl").smart_resize
+    try:
+        theirs(2, 8, 8, factor=32)
+    except ValueError:
+        pytest.skip("the rule of an older transformers, which refuses small clips")
     rng = np.random.default_rng(frames)
     for height, width in rng.integers(8, 400, (20, 2)).tolist():
         limits = {"min_pixels": 32 * 32 * int(rng.integers(1, 40)), "max_pixels": 32 * 32 * int(rng.integers(40, 200))}
