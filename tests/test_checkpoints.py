@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModel, Qwen2VLForConditionalGeneration
 
 from inputs import embed, mixed_inputs
-from plume import RELEASED_LAYOUT, PlumeConfig, PlumeForEmbedding, PlumeProcessor
+from plume import RELEASED_LAYOUT, PlumeConfig, PlumeForEmbedding, PlumeProcessor, from_backbone
 from plume.hub.random_checkpoint import build_backbone_config, build_tokenizer, save_random_backbone
 from plume.hub_files_plume import check_weights
 
@@ -25,8 +25,7 @@ def test_a_backbone_loads_in_both_key_layouts_with_only_the_adapter_new(tmp_path
     names = load_file(tmp_path / "model.safetensors").keys()
     assert any(name.startswith("model.visual.") for name in names) == nested_keys
     original = Qwen2VLForConditionalGeneration.from_pretrained(tmp_path).state_dict()
-    processor = PlumeProcessor.from_backbone(tmp_path)
-    model = PlumeForEmbedding.from_backbone(tmp_path, processor.token_fields(), processor.row_sources)
+    model, processor = from_backbone(tmp_path)
     loaded = model.state_dict()
     assert {name for name in loaded if name not in original} == {name for name in loaded if name.startswith(ADAPTER)}
     for name, weight in original.items():
@@ -69,8 +68,7 @@ def test_a_table_without_spare_rows_grows(tmp_path):
     config.text_config.vocab_size = len(tokenizer)
     Qwen2VLForConditionalGeneration(config).save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
-    processor = PlumeProcessor.from_backbone(tmp_path)
-    model = PlumeForEmbedding.from_backbone(tmp_path, processor.token_fields(), processor.row_sources)
+    model, processor = from_backbone(tmp_path)
     assert len(model.get_input_embeddings().weight) == len(tokenizer) + 5
     assert torch.isfinite(embed(model.eval(), processor, ["a red bus"])).all()
 
@@ -82,9 +80,8 @@ def test_a_backbone_and_a_foreign_checkpoint_are_not_taken_for_plume(backbone, t
     weights = load_file(backbone / "model.safetensors")
     dropped = {name: weight for name, weight in weights.items() if "layers.1" not in name}
     save_file(dropped, tmp_path / "partial" / "model.safetensors", {"format": "pt"})
-    processor = PlumeProcessor.from_backbone(backbone)
     with pytest.raises(ValueError, match="would be random"):
-        PlumeForEmbedding.from_backbone(tmp_path / "partial", processor.token_fields(), processor.row_sources)
+        from_backbone(tmp_path / "partial")
 
 
 def test_a_checkpoint_without_its_adapter_is_refused(checkpoint, tmp_path):
