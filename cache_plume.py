@@ -96,7 +96,9 @@ class Context(ABC):
 class CachedContext(Context):
     """Context over a KV cache: written in place without gradient, in immutable pieces with it."""
 
-    def __init__(self, language_model: Any, inputs_embeds: torch.Tensor, attention_mask: torch.Tensor, *rest: Any) -> None:
+    def __init__(
+        self, language_model: Any, inputs_embeds: torch.Tensor, attention_mask: torch.Tensor, *rest: Any
+    ) -> None:
         cache = PieceCache if torch.is_grad_enabled() else PreallocatedCache
         self._cache: PieceCache | PreallocatedCache = cache(attention_mask.shape[1])
         self._shared: tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor]] | None = None

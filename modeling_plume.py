@@ -186,7 +186,9 @@ class PlumeModel(nn.Module):
         if causal_lm:
             return self._next_tokens(input_ids, attention_mask, media, logits_to_keep=logits_to_keep, **kwargs)
         if unknown := sorted(name for name, value in kwargs.items() if value is not None and name not in _SENT_ALONG):
-            raise ValueError(f"Unknown arguments {unknown}: they would have no effect. Remove them, or fix their names.")
+            raise ValueError(
+                f"Unknown arguments {unknown}: they would have no effect. Remove them, or fix their names."
+            )
         if num_latent_steps is None:
             num_latent_steps = self.config.num_latent_steps
         self.config.check_num_latent_steps(num_latent_steps)
@@ -210,7 +212,9 @@ class PlumeModel(nn.Module):
         thought = rollout(context, self.latent_transition, anchor_BD, suffix_BSD, num_latent_steps, steps)
         # 4. Embedding at the last <gen> of the suffix, after every read-out.
         after_BRSD, gen_id = thought.readouts[:, :, 1:], self.config.embedding_token_id
-        gen_BRD = torch.stack([state_at(states_BSD, suffix_input_ids, gen_id) for states_BSD in after_BRSD.unbind(1)], 1)
+        gen_BRD = torch.stack(
+            [state_at(states_BSD, suffix_input_ids, gen_id) for states_BSD in after_BRSD.unbind(1)], 1
+        )
         embeddings_BRD = nn.functional.normalize(gen_BRD.float(), dim=-1)
         if not self.training:
             check_finite(embeddings_BRD)
@@ -321,8 +325,8 @@ class PlumeModel(nn.Module):
         model, info = loaded
         if missing := info["missing_keys"]:
             raise ValueError(
-                f"{pretrained_model_name_or_path} lacks {len(missing)} weights, e.g. {min(missing)}: they would be random "
-                "and so would the embeddings. If this is a checkpoint of a plain backbone, start from it with "
+                f"{pretrained_model_name_or_path} lacks {len(missing)} weights, e.g. {min(missing)}: they would be "
+                "random and so would the embeddings. If this is a checkpoint of a plain backbone, start from it with "
                 "plume.from_backbone."
             )
         return loaded if wants_info else model

@@ -88,7 +88,7 @@ class PackedForward:
 
 
 class _Freshness:
-    """Before a pass: drops the copies of weights that changed. A write through ``.data`` shows in the last entry only."""
+    """Drops the copies of weights that changed, before a pass; a write through ``.data`` shows in the last entry."""
 
     def __init__(self, forwards: list[PackedForward]) -> None:
         self._forwards = forwards

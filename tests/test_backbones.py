@@ -154,7 +154,12 @@ def published(folder, prompts: list[str], images, padding_side: str) -> torch.Te
 def test_without_latent_steps_an_embedder_gives_its_published_vectors(tmp_path, padding_side):
     folder = save_random_backbone(tmp_path, model_type="qwen3_vl")
     model, processor = plume.from_backbone(folder, EMBEDDER_LAYOUT, num_latent_steps=0)
-    items = ["a red bus", "two dogs on a sofa and more", noise_image(0, 128, 96), {"image": noise_image(1), "text": "a"}]
+    items = [
+        "a red bus",
+        "two dogs on a sofa and more",
+        noise_image(0, 128, 96),
+        {"image": noise_image(1), "text": "a"},
+    ]
     contents = ["a red bus", "two dogs on a sofa and more", "@", "@a"]
     for instruction in ("Represent the user's input.", "Find the page."):
         prompts = [

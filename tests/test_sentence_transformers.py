@@ -80,5 +80,5 @@ def test_the_page_runs_as_printed(tmp_path, monkeypatch, model_type):  # noqa: F
     (tmp_path / "examples").symlink_to(ROOT / "examples")
     scope: dict = {}
     for block in blocks:
-        exec(compile(block, "docs/sentence-transformers.md", "exec"), scope)  # noqa: S102
+        exec(compile(block, "docs/sentence-transformers.md", "exec"), scope)
     assert len(blocks) >= 5

@@ -7,11 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from transformers import AutoModel
 
 from inputs import MEDIA, embed, mixed_inputs, noise_image, noise_video
 from inputs import every_backbone as model_type  # noqa: F401 (the fixture of this module)
-from transformers import AutoModel
-
 from plume.cache_plume import CachedContext, RecomputedContext
 from plume.hub.random_checkpoint import save_random_plume
 from reference import embed_row

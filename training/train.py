@@ -21,7 +21,7 @@ from transformers import AutoConfig, AutoModel, AutoProcessor, set_seed
 from transformers.utils import logging
 from trl import ModelConfig, TrlParser, get_peft_config, get_quantization_config
 
-from plume import PAPER_LAYOUT, RELEASED_LAYOUT, PlumeForEmbedding, PlumeProcessor
+from plume import PAPER_LAYOUT, RELEASED_LAYOUT, PlumeModel, PlumeProcessor, from_backbone
 from plume.arguments import show_dashes
 from plume.training.collator import PairCollator
 from plume.training.config import PlumeTrainingConfig
@@ -108,27 +108,23 @@ def load_processor(name: str, layout: str, **hub: Any) -> PlumeProcessor:
     return PlumeProcessor.from_backbone(name, _LAYOUTS[layout], **_SETTINGS[layout], **hub)
 
 
-def load_model(arguments: ModelConfig, layout: str) -> tuple[PlumeForEmbedding, PlumeProcessor]:
+def load_model(arguments: ModelConfig, layout: str) -> tuple[PlumeModel, PlumeProcessor]:
     """A PLUME checkpoint as it is, or a plain backbone with a fresh adapter.
 
     Raises:
         ValueError: If the layout is unknown or the checkpoint is of another model.
     """
     name, hub = str(arguments.model_name_or_path), {"revision": arguments.model_revision}
-    processor = load_processor(name, layout, **hub)
-    kind = AutoConfig.from_pretrained(name, **hub).model_type
     options: dict[str, Any] = {"dtype": arguments.dtype, "attn_implementation": arguments.attn_implementation, **hub}
     if quantization := get_quantization_config(arguments):
         options["quantization_config"] = quantization
+    processor = load_processor(name, layout, **hub)
     if _is_plume(name, **hub):
         return AutoModel.from_pretrained(name, **options), processor
-    if kind != "qwen2_vl":
-        raise ValueError(f"{name} is a {kind!r} model; PLUME starts from 'plume' or 'qwen2_vl' checkpoints.")
-    model = PlumeForEmbedding.from_backbone(name, processor.token_fields(), processor.row_sources, **options)
-    return model, processor
+    return from_backbone(name, _LAYOUTS[layout], processor_options=_SETTINGS[layout], model_options=options)
 
 
-def peft_config(arguments: ModelConfig, model: PlumeForEmbedding) -> Any:
+def peft_config(arguments: ModelConfig, model: PlumeModel) -> Any:
     """LoRA settings with the adapter and the new token rows always trained and saved; None without LoRA."""
     config: Any = get_peft_config(arguments)
     if config is None:
@@ -202,7 +198,7 @@ def read_pairs(script: PlumeScriptArguments, args: PlumeTrainingConfig, processo
 
 
 def make_plan(
-    args: PlumeTrainingConfig, given: set[str], rows: Any, model: PlumeForEmbedding, start: ModelConfig
+    args: PlumeTrainingConfig, given: set[str], rows: Any, model: PlumeModel, start: ModelConfig
 ) -> list[Decision]:
     """Settle the settings that were not given."""
     num_rationales, num_negatives = look(rows)

@@ -22,7 +22,7 @@ from torch.utils.data import Sampler
 from transformers.trainer_utils import HubStrategy
 from transformers.utils import logging
 
-from plume import PlumeForEmbedding, PlumeOutput, PlumeProcessor
+from plume import PlumeModel, PlumeOutput, PlumeProcessor
 from plume.training.callbacks import EpochCallback
 from plume.training.card import run_card
 from plume.training.checkpoints import CheckpointedTrainer
@@ -40,7 +40,7 @@ logger = logging.get_logger(__name__)
 
 
 class PlumeTrainer(CheckpointedTrainer):
-    """Trains [`PlumeForEmbedding`] on pairs through the explicit-to-latent curriculum.
+    """Trains [`PlumeModel`] on pairs through the explicit-to-latent curriculum.
 
     Args:
         model: The model, or a peft model around it.
@@ -60,7 +60,7 @@ class PlumeTrainer(CheckpointedTrainer):
 
     def __init__(
         self,
-        model: PlumeForEmbedding,
+        model: PlumeModel,
         args: PlumeTrainingConfig,
         train_dataset: Any,
         processing_class: PlumeProcessor,
