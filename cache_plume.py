@@ -22,10 +22,10 @@ from typing import Any
 import torch
 from transformers import Cache
 from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.models.qwen2_vl.modeling_qwen2_vl import Qwen2VLTextModel
+from transformers.models.qwen2.modeling_qwen2 import Qwen2Model
 
 # transformers 5.24 renamed the argument and warns about the old name.
-CACHE_ARGUMENT = "cache" if "cache" in inspect.signature(Qwen2VLTextModel.forward).parameters else "past_key_values"
+CACHE_ARGUMENT = "cache" if "cache" in inspect.signature(Qwen2Model.forward).parameters else "past_key_values"
 # Older layers drop any cache under gradient checkpointing and have no switch to keep it.
 _KEEPS_CACHE = "_can_checkpoint_with_cache"
 
@@ -96,7 +96,9 @@ class Context(ABC):
 class CachedContext(Context):
     """Context over a KV cache: written in place without gradient, in immutable pieces with it."""
 
-    def __init__(self, language_model: Any, inputs_embeds: torch.Tensor, attention_mask: torch.Tensor, *rest: Any) -> None:
+    def __init__(
+        self, language_model: Any, inputs_embeds: torch.Tensor, attention_mask: torch.Tensor, *rest: Any
+    ) -> None:
         cache = PieceCache if torch.is_grad_enabled() else PreallocatedCache
         self._cache: PieceCache | PreallocatedCache = cache(attention_mask.shape[1])
         self._shared: tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor]] | None = None
@@ -247,7 +249,7 @@ def context_class(language_model: Any) -> type[Context]:
         return CachedContext
     functions: list[partial] = [layer._gradient_checkpointing_func for layer in language_model.layers]
     reentrant = any(function.keywords.get("use_reentrant", True) for function in functions)  # torch's default
-    return RecomputedContext if reentrant or not hasattr(GradientCheckpointingLayer, _KEEPS_CACHE) else CachedContext
+    return RecomputedContext if reentrant or _KEEPS_CACHE not in vars(GradientCheckpointingLayer) else CachedContext
 
 
 def _is_checkpointing(language_model: Any) -> bool:
@@ -256,7 +258,7 @@ def _is_checkpointing(language_model: Any) -> bool:
 
 def _takes_plain_masks(config: Any) -> bool:
     """Whether every layer of the decoder takes one additive mask; other kernels have formats of their own."""
-    sliding = "sliding_attention" in (getattr(config, "layer_types", None) or ())
+    sliding = "sliding_attention" in (vars(config).get("layer_types") or ())
     return config._attn_implementation in ("sdpa", "eager") and not sliding
 
 

@@ -11,9 +11,7 @@ from .positions_plume import Media
 logger = logging.get_logger(__name__)
 
 
-def left_aligned(
-    input_ids: torch.Tensor, attention_mask: torch.Tensor | None
-) -> tuple[torch.Tensor, torch.Tensor]:
+def left_aligned(input_ids: torch.Tensor, attention_mask: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
     """Token ids and mask, ``(B, T)`` each, with the padding of every row moved to its left.
 
     A row's tokens keep their order, and media follow the rows, so nothing else has to move. Padding between two tokens
@@ -102,10 +100,15 @@ def check_readout_steps(readout_steps: Sequence[int] | None, num_latent_steps: i
         return (num_latent_steps,)
     steps = tuple(readout_steps)
     whole = all(isinstance(step, int) and not isinstance(step, bool) for step in steps)
-    if not steps or not whole or list(steps) != sorted(set(steps)) or not 0 <= steps[0] <= steps[-1] <= num_latent_steps:
+    if (
+        not steps
+        or not whole
+        or list(steps) != sorted(set(steps))
+        or not 0 <= steps[0] <= steps[-1] <= num_latent_steps
+    ):
         raise ValueError(
-            f"readout_steps={list(steps)} must be increasing integers from 0 to num_latent_steps={num_latent_steps}: the "
-            "rollout passes these steps once, in order. Sort them, or raise num_latent_steps."
+            f"readout_steps={list(steps)} must be increasing integers from 0 to num_latent_steps={num_latent_steps}: "
+            "the rollout passes these steps once, in order. Sort them, or raise num_latent_steps."
         )
     return steps if steps[-1] == num_latent_steps else (*steps, num_latent_steps)
 

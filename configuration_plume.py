@@ -42,7 +42,7 @@ class LatentConfig:
         latent_end_token_id: ``<elt>``, closes the latent block.
         latent_token_id: ``<ct>``, a latent position in serialized text: counted, never embedded.
         embedding_token_id: ``<gen>``, whose state is the embedding (Eq. 7).
-        suffix_token_ids: Tokens after the latent block, ``<elt> ... <gen>``.
+        suffix_token_ids: Tokens after the latent block, ``<elt> ... <gen>``. Defaults to these two.
         **kwargs: Fields of the backbone's configuration.
 
     Raises:
@@ -90,7 +90,8 @@ class LatentConfig:
         self.latent_end_token_id = latent_end_token_id
         self.latent_token_id = latent_token_id
         self.embedding_token_id = embedding_token_id
-        self.suffix_token_ids = suffix_token_ids or [latent_end_token_id, embedding_token_id]
+        closing = [latent_end_token_id, embedding_token_id]
+        self.suffix_token_ids = closing if suffix_token_ids is None else suffix_token_ids
         self._check_latent_fields()
         super().__init__(**kwargs)
 
@@ -127,8 +128,8 @@ class LatentConfig:
         model_type = config_dict.get("model_type", cls.model_type)
         if model_type != cls.model_type and str(model_type).startswith("plume"):
             raise ValueError(
-                f"The checkpoint is a {model_type!r} and {cls.__name__} reads {cls.model_type!r}: its weights would not "
-                "fit. Load it with AutoModel.from_pretrained, which picks the class."
+                f"The checkpoint is a {model_type!r} and {cls.__name__} reads {cls.model_type!r}: its weights would "
+                "not fit. Load it with AutoModel.from_pretrained, which picks the class."
             )
         if config_dict.get("model_type") == cls.model_type:
             absent = [name for name in _STATED_FIELDS if name not in config_dict and name not in kwargs]
@@ -160,40 +161,39 @@ class LatentConfig:
         return num_latent_steps
 
     def _check_latent_fields(self) -> None:
-        numbers = {name: 1 for name in _COUNTS} | {f"{name}_token_id": 0 for name in _TOKENS}
-        for name, least in numbers.items():
-            _check_integer(name, vars(self)[name], least)
+        least = {name: 1 for name in _COUNTS} | {f"{name}_token_id": 0 for name in _TOKENS}
+        for name, value in least.items():
+            _check_integer(name, vars(self)[name], value)
         for name in _SWITCHES:
             if not isinstance(vars(self)[name], bool):
                 raise ValueError(f"{name} must be true or false, got {vars(self)[name]!r}.")
-        if not isinstance(self.suffix_token_ids, list):
-            raise ValueError(f"suffix_token_ids must be a list of token ids, got {self.suffix_token_ids!r}.")
-        for token_id in self.suffix_token_ids:
-            _check_integer("suffix_token_ids", token_id, 0)
+        for name in ("expert_dropout", "transition_norm_eps"):
+            value = vars(self)[name]
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < 1:
+                raise ValueError(f"{name} must be a number in [0, 1), got {value!r}.")
         self.check_num_latent_steps(self.num_latent_steps)
         if self.num_active_experts > self.num_experts:
             raise ValueError(
                 f"num_active_experts={self.num_active_experts} exceeds num_experts={self.num_experts}: the router "
                 "cannot select more experts than there are. Lower num_active_experts or raise num_experts."
             )
-        if not _is_number(self.expert_dropout) or not 0 <= self.expert_dropout < 1:
-            raise ValueError(f"expert_dropout must be in [0, 1), got {self.expert_dropout!r}.")
-        if not _is_number(self.transition_norm_eps) or not 0 < self.transition_norm_eps < 1:
-            raise ValueError(f"transition_norm_eps must be in (0, 1), got {self.transition_norm_eps!r}.")
         if self.position_scheme not in POSITION_SCHEMES:
             raise ValueError(
                 f"position_scheme={self.position_scheme!r} is unknown. Use 'mrope' (the paper) or 'kv_length' "
                 "(the released checkpoint's evaluation)."
             )
+        self._check_suffix()
+
+    def _check_suffix(self) -> None:
+        if not isinstance(self.suffix_token_ids, list):
+            raise ValueError(f"suffix_token_ids must be a list of token ids, got {self.suffix_token_ids!r}.")
+        for token_id in self.suffix_token_ids:
+            _check_integer("suffix_token_ids", token_id, 0)
         if self.embedding_token_id not in self.suffix_token_ids:
             raise ValueError(
                 f"suffix_token_ids={self.suffix_token_ids} lacks embedding_token_id={self.embedding_token_id}, so "
                 "there is no state to read the embedding from. End the suffix with that token."
             )
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def _check_integer(name: str, value: Any, least: int) -> None:

@@ -3,15 +3,36 @@
 import os
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from PIL import Image
+from transformers.utils import logging
 
-MODALITIES = ("text", "image", "video")
+logger = logging.get_logger(__name__)
+
+
+class MediaKind(NamedTuple):
+    """One kind of media: its token in the prompt, and the names of its outputs, limits and field of the model."""
+
+    placeholder: str
+    pixels: str
+    grid: str
+    limits: tuple[str, str]
+    token_field: str
+
+
+MEDIA_KINDS = {
+    "image": MediaKind("<|image_pad|>", "pixel_values", "image_grid_thw",
+                       ("min_pixels", "max_pixels"), "image_token_id"),
+    "video": MediaKind("<|video_pad|>", "pixel_values_videos", "video_grid_thw",
+                       ("video_min_pixels", "video_max_pixels"), "video_token_id"),
+}  # fmt: skip
+MODALITIES = ("text", *MEDIA_KINDS)
 ROLES = ("system", "user", "assistant")
 _VIDEO_ENDINGS = (".mp4", ".m4v", ".mkv", ".webm", ".mov", ".avi", ".mpg", ".mpeg", ".wmv", ".flv", ".ogv", ".gif")
+_FILE_ENDINGS = (*_VIDEO_ENDINGS, ".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".avif", ".heic", ".pdf")
 
 
 def neutralize(text: str, control_tokens: Sequence[str]) -> str:
@@ -26,7 +47,8 @@ def to_conversation(item: Any, prompt: str = "") -> list[dict[str, Any]]:
     """Express one input as chat messages.
 
     Args:
-        item: A text, a PIL image, an array (3-D image, 4-D video), a dict of ``text``, ``image`` and ``video``
+        item: A text, a PIL image, an array (3-D image, 4-D video), a path object (a clip by its ending, else an
+            image), a dict of ``text``, ``image`` and ``video``
             (each one value or a list of values; a list of frames is one video, a list of video files or of lists
             of frames is several), or chat messages, which pass through.
         prompt: Instruction in front of the text; none where empty.
@@ -47,6 +69,8 @@ def _as_parts(item: Any) -> dict[str, list[Any]]:
         return {"text": [item]}
     if isinstance(item, Image.Image):
         return {"image": [item]}
+    if isinstance(item, os.PathLike):
+        return {"video" if _is_whole_video(item) else "image": [item]}
     if isinstance(item, (np.ndarray, torch.Tensor)):
         return {"video" if item.ndim == 4 else "image": [item]}
     if not isinstance(item, Mapping):
@@ -86,9 +110,10 @@ def _as_several(kind: str, value: Any) -> list[Any]:
 def _is_whole_video(entry: Any) -> bool:
     if isinstance(entry, (np.ndarray, torch.Tensor)):
         return entry.ndim == 4
-    return isinstance(entry, (list, tuple)) or (
-        isinstance(entry, (str, os.PathLike)) and os.fspath(entry).lower().split("?")[0].endswith(_VIDEO_ENDINGS)
-    )
+    if isinstance(entry, (list, tuple)):
+        return True
+    name = os.fspath(entry).lower() if isinstance(entry, (str, os.PathLike)) else ""
+    return name.startswith("data:video/") or name.split("?")[0].endswith(_VIDEO_ENDINGS)
 
 
 def canonical_messages(
@@ -142,6 +167,8 @@ def _canonical_message(message: Mapping[str, Any], control_tokens: Sequence[str]
     texts = [part for part in parts if part["type"] == "text"]
     if len(texts) == 1:
         parts = [part for part in parts if part["type"] != "text"] + texts
+    if role == "user" and parts == texts:
+        _warn_of_file_names(texts)
     return {"role": role, "content": _merge_texts(parts, control_tokens)}
 
 
@@ -180,8 +207,34 @@ def _canonical_parts(part: Mapping[str, Any]) -> list[dict[str, Any]]:
     if kind == "text":
         if not all(isinstance(text, str) for text in values):
             raise ValueError(f"A text is given as {type(values[0]).__name__}. Pass a string.")
+        for text in values:
+            check_text(text)
         values = [text for text in values if text.strip()]
     return [{"type": kind, kind: entry} for entry in values]
+
+
+def check_text(text: str) -> None:
+    """Refuse a text that no tokenizer can read.
+
+    Raises:
+        ValueError: If it holds half of a surrogate pair.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"A text holds the lone surrogate {text[error.start]!r} at position {error.start}, which is no character. "
+            "Read its source in the right encoding, or drop it: text.encode(errors='ignore').decode()."
+        ) from error
+
+
+def _warn_of_file_names(texts: list[dict[str, Any]]) -> None:
+    name = texts[0]["text"].strip().lower() if len(texts) == 1 else ""
+    if "\n" not in name and name.split("?")[0].endswith(_FILE_ENDINGS):
+        logger.warning_once(
+            "A text that ends like the name of a media file is embedded as a text, not as the file. Pass "
+            '{"image": path} or {"video": path} to embed the file.'
+        )
 
 
 def _shorten(value: Any) -> str:

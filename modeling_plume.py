@@ -32,7 +32,7 @@ from transformers.utils import logging
 from .cache_plume import Context, context_class
 from .checks_plume import check_finite, check_prefix, check_readout_steps, check_suffix, left_aligned, warn_of_emulation
 from .configuration_plume import PlumeConfig
-from .hub_files_plume import HUB_OPTIONS, PUSH_OPTIONS, push_saved, write_hub_files
+from .hub_files_plume import PUSH_OPTIONS, check_folder, push_saved, replacing_weights, write_hub_files
 from .latent_plume import LatentExperts, LatentRouter, LatentTransition
 from .positions_plume import Media, media_of, mrope_index, rollout_positions
 from .rollout_plume import PlumeOutput, rollout, state_at
@@ -186,7 +186,9 @@ class PlumeModel(nn.Module):
         if causal_lm:
             return self._next_tokens(input_ids, attention_mask, media, logits_to_keep=logits_to_keep, **kwargs)
         if unknown := sorted(name for name, value in kwargs.items() if value is not None and name not in _SENT_ALONG):
-            raise ValueError(f"Unknown arguments {unknown}: they would have no effect. Remove them, or fix their names.")
+            raise ValueError(
+                f"Unknown arguments {unknown}: they would have no effect. Remove them, or fix their names."
+            )
         if num_latent_steps is None:
             num_latent_steps = self.config.num_latent_steps
         self.config.check_num_latent_steps(num_latent_steps)
@@ -209,11 +211,11 @@ class PlumeModel(nn.Module):
         suffix_BSD = self.get_input_embeddings()(suffix_input_ids)
         thought = rollout(context, self.latent_transition, anchor_BD, suffix_BSD, num_latent_steps, steps)
         # 4. Embedding at the last <gen> of the suffix, after every read-out.
-        gen_RBD = [
-            state_at(states_BSD[:, 1:], suffix_input_ids, self.config.embedding_token_id)
-            for states_BSD in thought.readouts.unbind(1)
-        ]
-        embeddings_BRD = nn.functional.normalize(torch.stack(gen_RBD, dim=1).float(), dim=-1)
+        after_BRSD, gen_id = thought.readouts[:, :, 1:], self.config.embedding_token_id
+        gen_BRD = torch.stack(
+            [state_at(states_BSD, suffix_input_ids, gen_id) for states_BSD in after_BRSD.unbind(1)], 1
+        )
+        embeddings_BRD = nn.functional.normalize(gen_BRD.float(), dim=-1)
         if not self.training:
             check_finite(embeddings_BRD)
         suffix_states = thought.readouts[:, -1]
@@ -312,57 +314,22 @@ class PlumeModel(nn.Module):
     def from_pretrained(  # type: ignore[override]
         cls, pretrained_model_name_or_path: str | os.PathLike, *args: Any, **kwargs: Any
     ) -> "PlumeModel":
-        """Load a PLUME checkpoint; see :meth:`from_backbone` for one of a plain backbone.
+        """Load a PLUME checkpoint; ``plume.from_backbone`` starts from one of a plain backbone.
 
         Raises:
             ValueError: If the checkpoint lacks weights, which would otherwise be random.
         """
+        check_folder(pretrained_model_name_or_path, kwargs)
         wants_info = kwargs.pop("output_loading_info", False)
         loaded: Any = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
         model, info = loaded
-        if info["missing_keys"]:
-            _refuse_missing(pretrained_model_name_or_path, set(info["missing_keys"]))
+        if missing := info["missing_keys"]:
+            raise ValueError(
+                f"{pretrained_model_name_or_path} lacks {len(missing)} weights, e.g. {min(missing)}: they would be "
+                "random and so would the embeddings. If this is a checkpoint of a plain backbone, start from it with "
+                "plume.from_backbone."
+            )
         return loaded if wants_info else model
-
-    @classmethod
-    def from_backbone(
-        cls,
-        pretrained_model_name_or_path: str | os.PathLike,
-        config_fields: dict[str, Any],
-        row_sources: dict[int, int],
-        **kwargs: Any,
-    ) -> "PlumeModel":
-        """Start from a checkpoint of the backbone: its weights, a fresh adapter, rows for the new tokens.
-
-        Args:
-            pretrained_model_name_or_path: Folder or Hub id.
-            config_fields: Fields of the configuration; at least ``PlumeProcessor.token_fields()``.
-            row_sources: New token id -> the id whose embedding row it starts from, ``PlumeProcessor.row_sources``.
-            **kwargs: Of ``from_pretrained``.
-
-        Raises:
-            ValueError: If anything but the adapter is missing from the checkpoint.
-        """
-        hub = {name: kwargs[name] for name in HUB_OPTIONS if name in kwargs}
-        backbone = cls.config_class.backbone_config_class.from_pretrained(pretrained_model_name_or_path, **hub)
-        loaded: Any = super().from_pretrained(
-            pretrained_model_name_or_path,
-            config=cls.config_class.from_backbone(backbone, **config_fields),
-            output_loading_info=True,
-            **kwargs,
-        )
-        model, info = loaded
-        unexpected = {name for name in info["missing_keys"] if not name.startswith("latent_transition.")}
-        if unexpected:
-            _refuse_missing(pretrained_model_name_or_path, unexpected)
-        highest = max([*row_sources, model.config.latent_token_id])
-        if highest >= model.config.text_config.vocab_size:
-            model.resize_token_embeddings(highest + 1, mean_resizing=False)
-        with torch.no_grad():
-            for rows in {model.get_input_embeddings().weight, model.get_output_embeddings().weight}:
-                for new_id, source_id in row_sources.items():
-                    rows[new_id] = rows[source_id]
-        return model
 
     def save_pretrained(
         self,
@@ -376,7 +343,8 @@ class PlumeModel(nn.Module):
         pushed = {name: kwargs.pop(name) for name in PUSH_OPTIONS if name in kwargs}
         # Tensors keep the names of our modules: Trainer restores a checkpoint by these names, and with the Hub's older
         # ones it would go on from fresh weights with no more than a warning.
-        super().save_pretrained(save_directory, *args, **{"save_original_format": False, **kwargs})
+        with replacing_weights(save_directory, args[0] if args else kwargs.get("is_main_process", True)):
+            super().save_pretrained(save_directory, *args, **{"save_original_format": False, **kwargs})
         write_hub_files(save_directory)
         if push_to_hub:
             self.push_to_hub(repo_id or os.path.basename(os.path.normpath(save_directory)), **pushed)
@@ -384,13 +352,6 @@ class PlumeModel(nn.Module):
     def push_to_hub(self, repo_id: str, **kwargs: Any) -> CommitInfo:  # type: ignore[override]
         """Upload all that :meth:`save_pretrained` writes; options of :func:`~plume.hub_files_plume.push_saved`."""
         return push_saved(self.save_pretrained, repo_id, **kwargs)
-
-
-def _refuse_missing(source: str | os.PathLike, missing: set[str]) -> None:
-    raise ValueError(
-        f"{source} lacks {len(missing)} weights, e.g. {min(missing)}: they would be random and so would the "
-        "embeddings. If this is a checkpoint of a plain backbone, start from it with plume.from_backbone(source)."
-    )
 
 
 class _PatchEmbed(LinearPatches, PatchEmbed):

@@ -1,24 +1,110 @@
-"""How a processor is called: options flat or grouped, media alone, flat or nested, as the libraries pass them."""
+"""What a processor is told: its saved settings, and the options of a call, as the libraries pass them."""
 
-from typing import Any
+import math
+from collections.abc import Callable, Mapping, Sequence
+from inspect import Parameter
+from typing import Any, Literal, get_args, get_origin
 
 _GROUPS = ("text_kwargs", "images_kwargs", "videos_kwargs", "common_kwargs")
 _TEXT_OPTIONS = ("return_tensors", "padding", "padding_side", "pad_to_multiple_of", "truncation", "max_length")
 _LIMITS = {"min_pixels", "max_pixels"}
-_KNOWN = {"text": set(_TEXT_OPTIONS), "image": _LIMITS, "video": {*_LIMITS, "num_frames"}}
+_KNOWN = {"text": set(_TEXT_OPTIONS), "image": _LIMITS, "video": {*_LIMITS, "num_frames", "video_metadata"}}
 # The libraries send these to every processor. They mean nothing here unless they are set to something.
 _UNSET = ("audio", "audio_kwargs", "load_audio_from_video", "do_sample_frames", "tools", "documents",
           "continue_final_message", "return_assistant_tokens_mask", "sanitize_control_tokens",
           "restore_suffix")  # fmt: skip
-# Media have one form each, and frames are evenly spaced by their number, whatever a clip says of itself.
-_WITHOUT_EFFECT = {"image": ("return_tensors", "padding"), "video": ("return_tensors", "padding", "video_metadata")}
+# Media have one form each.
+_WITHOUT_EFFECT = ("return_tensors", "padding")
+
+
+# Files from when Qwen2-VL was the only backbone state this many settings; later files state all.
+_FIRST_SETTINGS = 17
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_count(value: Any, least: int = 1) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
+def _are_three(value: Any, fits: Callable[[Any], bool]) -> bool:
+    return isinstance(value, (list, tuple)) and len(value) == 3 and all(map(fits, value))
+
+
+# Type of a setting -> what fits it, in code and in words.
+_RULES: dict[Any, tuple[Callable[[Any], bool], str]] = {
+    int: (_is_count, "a positive integer"),
+    str: (lambda value: isinstance(value, str), "a text"),
+    bool: (lambda value: isinstance(value, bool), "true or false"),
+    float | None: (lambda value: value is None or (_is_number(value) and value > 0), "a positive number or none"),
+    Sequence[float]: (lambda value: _are_three(value, _is_number), "three numbers"),
+    Sequence[int]: (
+        lambda value: _are_three(value, lambda part: _is_count(part, 0) and part < 256),
+        "three integers in 0..255",
+    ),
+}
+
+
+def _check_value(what: str, name: str, value: Any, kind: Any = int) -> None:
+    choices = get_args(kind) if get_origin(kind) is Literal else ()
+    fits, expected = (choices.__contains__, " or ".join(map(repr, choices))) if choices else _RULES[kind]
+    if not fits(value):
+        raise ValueError(f"The {what} {name} must be {expected}, got {value!r}.")
+
+
+def check_settings(known: Mapping[str, Parameter], settings: Mapping[str, Any]) -> None:
+    """Refuse settings of a wrong type or value, or that contradict each other.
+
+    Args:
+        known: Parameters of the processor's constructor that are settings, whose annotations they must fit.
+        settings: Their values, and other attributes.
+
+    Raises:
+        ValueError: If there are some.
+    """
+    for name, parameter in known.items():
+        value = settings[name]
+        if parameter.default is not value:  # a count may be 0 only where that is its default
+            _check_value("setting", name, value, parameter.annotation)
+    for names in (("min_pixels", "max_pixels"), ("video_min_pixels", "video_max_pixels")):
+        check_limits((settings[names[0]], settings[names[1]]), names)
+    if min(settings["image_std"]) <= 0:
+        raise ValueError(f"The setting image_std must be three positive numbers, got {settings['image_std']}.")
+    if settings["timestamps"] and settings["fps"] is None:
+        raise ValueError("timestamps need fps, the rate of frames that come without a file. Set it.")
+
+
+def check_stated(known: Mapping[str, Parameter], saved: Mapping[str, Any], overrides: Mapping[str, Any]) -> None:
+    """Refuse a ``processor_config.json`` that, with what the caller sets, leaves open what changes vectors.
+
+    Raises:
+        ValueError: If the file or the chat template is missing, or it lacks settings or has unknown ones.
+    """
+    if not known.keys() & saved.keys():
+        raise ValueError(
+            "There is no processor_config.json, or it is empty. It says which prompt and which pixels the model was "
+            "trained with, so nothing can be embedded without it. Take the file of the checkpoint, or start a new "
+            "processor with PlumeProcessor.from_backbone."
+        )
+    stated = {*saved, *overrides}
+    missing = [name for name in known if name not in stated]
+    unknown = sorted(saved.keys() - known.keys() - {"processor_class", "auto_map", "chat_template"})
+    if unknown or (missing and missing != list(known)[_FIRST_SETTINGS:]):
+        raise ValueError(
+            f"processor_config.json lacks the settings {missing} and has the unknown ones {unknown}, so the vectors "
+            "that it stands for are unknown. Take the file of the checkpoint, or mend the names."
+        )
+    if "chat_template" not in stated:
+        raise ValueError("The file chat_template.jinja is missing, so the prompt is unknown. Take the checkpoint's.")
 
 
 def split_options(kwargs: dict[str, Any]) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
     """Sort keyword arguments into options for text, image and video; what is left are template variables.
 
     Accepts them flat or grouped, the way transformers and sentence-transformers of all supported versions pass
-    them. Flat pixel limits hold for images and for video frames.
+    them. Flat pixel limits hold for images and for videos, which may count them per frame or per clip.
 
     Raises:
         ValueError: If an option is unknown or has an impossible value.
@@ -39,7 +125,7 @@ def split_options(kwargs: dict[str, Any]) -> tuple[dict[str, dict[str, Any]], di
         if left.get(name) in (None, False, [], {}) or name == "audio_kwargs":
             left.pop(name, None)
     for kind, chosen in options.items():
-        for name in _WITHOUT_EFFECT.get(kind, ()):
+        for name in _WITHOUT_EFFECT if kind != "text" else ():
             chosen.pop(name, None)
         _check(kind, chosen)
     return options, left
@@ -51,17 +137,35 @@ def _check(kind: str, chosen: dict[str, Any]) -> None:
         raise ValueError(f"Unknown {kind} options {unknown}: they would have no effect. Use {sorted(_KNOWN[kind])}.")
     for name in ("min_pixels", "max_pixels", "num_frames", "max_length"):
         if chosen.get(name) is not None:
-            check_positive(name, chosen[name])
+            _check_value("option", name, chosen[name])
 
 
-def check_positive(name: str, value: Any) -> None:
-    """Refuse what is no positive integer.
+def check_limits(limits: tuple[int, int], names: tuple[str, str]) -> None:
+    """Refuse limits that no size fits.
 
     Raises:
-        ValueError: If ``value`` is none.
+        ValueError: If the lower one exceeds the upper one.
     """
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ValueError(f"The option {name} must be a positive integer, got {value!r}.")
+    if limits[0] > limits[1]:
+        raise ValueError(f"{names[0]}={limits[0]} exceeds {names[1]}={limits[1]}, so no size fits. Change one of them.")
+
+
+def clip_rates(chosen: dict[str, Any], num_clips: int) -> list[float | None]:
+    """Frames per second of each clip, taken out of the options of videos; none where nobody says.
+
+    Raises:
+        ValueError: If there is not one entry per clip, or a rate is no positive number.
+    """
+    metadata = chosen.pop("video_metadata", None)
+    if metadata is None:
+        return [None] * num_clips
+    entries = flatten_media(metadata, "image")
+    if len(entries) != num_clips or not all(isinstance(entry, Mapping) for entry in entries):
+        raise ValueError(f"video_metadata holds {len(entries)} entries for {num_clips} videos. Give each a dict.")
+    rates = [entry.get("fps") for entry in entries]
+    for rate in rates:
+        _check_value("option", "fps", rate, float | None)
+    return rates
 
 
 def length_limit(options: dict[str, Any], default: int) -> tuple[int, bool]:

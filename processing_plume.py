@@ -1,42 +1,76 @@
 """PLUME processor: owns every string and every pixel of the prompt.
 
 1. **Order** (``content_plume``): chat messages are checked, user text is neutralised.
-2. **See** (``vision_plume``): images and videos become patches and grids.
+2. **See** (``vision_plume``, ``pixels_plume``): images and videos become frames, frames become patches and grids.
 3. **Write** (``prompt_plume``): the chat template is rendered, placeholders are repeated once per visual token.
 4. **Fit** (``truncation_plume``): an over-long prefix loses the end of the user's text, nothing else.
 5. **Pad**: on the left, so that ``<slt>`` is the last column of every row.
+
+What differs between backbones is data: :data:`BACKBONE_SETTINGS`, saved in ``processor_config.json``.
 """
 
 import os
 import re
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from inspect import signature
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from huggingface_hub import CommitInfo
-from transformers import AutoTokenizer, BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
+from PIL import Image
+from transformers import AutoConfig, AutoTokenizer, BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
 from transformers.tokenization_utils_base import AddedToken
 
-from .content_plume import canonical_messages, to_conversation, with_blank_image
+from .content_plume import MEDIA_KINDS, canonical_messages, check_text, to_conversation, with_blank_image
 from .hub_files_plume import HUB_OPTIONS, push_saved, write_hub_files
-from .options_plume import check_positive, flatten_media, length_limit, split_options
-from .prompt_plume import (
-    PAPER_LAYOUT,
-    TEMPLATE_VARIABLES,
-    PromptLayout,
-    build_chat_template,
+from .options_plume import (
+    check_limits,
+    check_settings,
+    check_stated,
+    clip_rates,
+    flatten_media,
+    length_limit,
+    split_options,
 )
-from .truncation_plume import fit
-from .vision_plume import load_image, load_video, patchify
+from .pixels_plume import CLIP_MEAN, CLIP_STD, Grid, patchify
+from .prompt_plume import PAPER_LAYOUT, TEMPLATE_VARIABLES, PromptLayout, build_chat_template
+from .truncation_plume import fit, read
+from .vision_plume import WHITE, describe, load_clip, load_image, naming
 
-# Placeholder token and output names per kind of media.
-_MEDIA = {
-    "image": ("<|image_pad|>", "pixel_values", "image_grid_thw"),
-    "video": ("<|video_pad|>", "pixel_values_videos", "video_grid_thw"),
+# Model type of a backbone -> what differs from the constructor's defaults, which are Qwen2-VL's.
+BACKBONE_SETTINGS: dict[str, dict[str, Any]] = {
+    "qwen2_vl": {},
+    "qwen2_5_vl": {"time_positions": True},
+    "qwen3_vl": {
+        "patch_size": 16,
+        "image_mean": [0.5, 0.5, 0.5],
+        "image_std": [0.5, 0.5, 0.5],
+        "timestamps": True,
+        # Limits and sampling of Qwen3-VL-Embedding's published recipe: 1800 tokens an image, 7680 a clip.
+        "min_pixels": 4 * 32 * 32,
+        "max_pixels": 1800 * 32 * 32,
+        "video_limits": "clip",
+        "video_min_pixels": 4 * 32 * 32,
+        "video_max_pixels": 2 * 7680 * 32 * 32,
+        "fps": 1.0,
+        "min_frames": 4,
+        "num_frames": 64,
+    },
 }
-_LIMITS = ("min_pixels", "max_pixels")
 
-Media = list[tuple[np.ndarray, tuple[int, int, int]]]
+
+class Item(NamedTuple):
+    """One image or clip as the model sees it."""
+
+    patches: np.ndarray  # (t * h * w, values)
+    grid: Grid  # (t, h, w) in patches
+    times: Sequence[float] = ()  # of each of the t parts of a clip, in seconds, where they are written as text
+    seconds_per_grid: float = 1.0  # between two of the t parts; 1 where unknown
+
+
+Media = dict[str, list[Item]]  # of one input, by kind
+_VISION_START, _VISION_END = "<|vision_start|>", "<|vision_end|>"
+_TOKENS = ("anchor_token", "latent_start_token", "latent_end_token", "latent_token", "embedding_token")
 
 
 class PlumeProcessor(ProcessorMixin):
@@ -44,25 +78,27 @@ class PlumeProcessor(ProcessorMixin):
 
     Args:
         tokenizer: Qwen2 tokenizer that knows the five PLUME tokens, see :meth:`from_backbone`.
-        chat_template: Jinja template of the prompt; built from the token strings where omitted.
-        anchor_token: String of ``<anchor>``.
-        latent_start_token: String of ``<slt>``.
-        latent_end_token: String of ``<elt>``.
-        latent_token: String of ``<ct>``.
-        embedding_token: String of ``<gen>``.
+        chat_template: Jinja template of the prompt; built from the token strings by default.
+        anchor_token, latent_start_token, latent_end_token, latent_token, embedding_token: Strings of ``<anchor>``,
+            ``<slt>``, ``<elt>``, ``<ct>`` and ``<gen>``.
         suffix: Text between the latent block and the embedding, ``<elt> ... <gen>``.
-        query_prompt: Instruction in front of queries.
-        document_prompt: Instruction in front of documents.
-        min_pixels: Smallest area of an image after resizing, in pixels.
-        max_pixels: Largest area of an image after resizing, in pixels.
-        video_min_pixels: Smallest area of a video frame after resizing, in pixels.
-        video_max_pixels: Largest area of a video frame after resizing, in pixels.
-        num_frames: Frames taken from a video, evenly spaced.
+        query_prompt, document_prompt: Instructions of queries and documents.
+        min_pixels, max_pixels: Smallest and largest area of an image after resizing.
+        video_min_pixels, video_max_pixels: The same for videos.
+        num_frames: Most frames taken from a video, evenly spaced.
         blank_image_size: Edge in pixels of a white image put in front of inputs without media; 0 for none. The
             released checkpoint was trained and scored with one.
-        patch_size: Edge of a patch, in pixels.
-        merge_size: Patches per token along an edge.
-        temporal_patch_size: Frames per patch.
+        patch_size, merge_size, temporal_patch_size: Pixels per patch and patches per token along an edge, and frames
+            per patch.
+        image_mean, image_std: Mean and deviation of each colour, for values in [0, 1].
+        background_color: RGB in 0..255 that shows through transparency.
+        resize: ``"once"``, or ``"released"``: twice, and as stored whatever EXIF says, as the released checkpoint was
+            evaluated.
+        video_limits: Whether pixels of a video are limited for each ``"frame"`` or for the whole ``"clip"``.
+        fps: Frames taken per second of a video, up to ``num_frames``; ``num_frames`` of any video if None.
+        min_frames: With ``fps``, fewest frames taken from a video that has them.
+        timestamps: Whether the time of each temporal patch is written into the prompt.
+        time_positions: Whether the model is given ``second_per_grid_ts``.
     """
 
     def __init__(
@@ -75,7 +111,7 @@ class PlumeProcessor(ProcessorMixin):
         latent_token: str = PAPER_LAYOUT.latent,
         embedding_token: str = PAPER_LAYOUT.embedding,
         suffix: str = PAPER_LAYOUT.suffix,
-        query_prompt: str = "Find the item that matches the given query.",
+        query_prompt: str = PAPER_LAYOUT.query_prompt,
         document_prompt: str = "",
         min_pixels: int = 56 * 56,
         max_pixels: int = 1280 * 28 * 28,
@@ -86,34 +122,32 @@ class PlumeProcessor(ProcessorMixin):
         patch_size: int = 14,
         merge_size: int = 2,
         temporal_patch_size: int = 2,
+        image_mean: Sequence[float] = CLIP_MEAN,
+        image_std: Sequence[float] = CLIP_STD,
+        background_color: Sequence[int] = WHITE,
+        resize: Literal["once", "released"] = "once",
+        video_limits: Literal["frame", "clip"] = "frame",
+        fps: float | None = None,
+        min_frames: int = 1,
+        timestamps: bool = False,
+        time_positions: bool = False,
     ) -> None:
         self.anchor_token, self.latent_token, self.embedding_token = anchor_token, latent_token, embedding_token
-        self.latent_start_token, self.latent_end_token = latent_start_token, latent_end_token
-        self.suffix = suffix
+        self.latent_start_token, self.latent_end_token, self.suffix = latent_start_token, latent_end_token, suffix
         self.query_prompt, self.document_prompt = query_prompt, document_prompt
         self.min_pixels, self.max_pixels = min_pixels, max_pixels
         self.video_min_pixels, self.video_max_pixels = video_min_pixels, video_max_pixels
         self.num_frames, self.blank_image_size = num_frames, blank_image_size
         self.patch_size, self.merge_size, self.temporal_patch_size = patch_size, merge_size, temporal_patch_size
+        self.image_mean, self.image_std, self.background_color = image_mean, image_std, background_color
+        self.resize, self.video_limits, self.fps, self.min_frames = resize, video_limits, fps, min_frames
+        self.timestamps, self.time_positions = timestamps, time_positions
+        check_settings(_SETTINGS, vars(self))
         self.row_sources: dict[int, int] = {}
         layout = PromptLayout(anchor=anchor_token, latent_start=latent_start_token)
         super().__init__(tokenizer, chat_template=chat_template or build_chat_template(layout))
-        self._check_settings()
-
-    def _check_settings(self) -> None:
-        counts = {
-            "min_pixels": self.min_pixels,
-            "max_pixels": self.max_pixels,
-            "video_min_pixels": self.video_min_pixels,
-            "video_max_pixels": self.video_max_pixels,
-            "num_frames": self.num_frames,
-        }
-        for name, value in counts.items():
-            check_positive(name, value)
-        tokens = (self.anchor_token, self.latent_start_token, self.latent_end_token, self.latent_token)
-        vocabulary = self.tokenizer.get_vocab()
-        unknown = [token for token in (*tokens, self.embedding_token) if token not in vocabulary]
-        if unknown or not self.suffix.endswith(self.embedding_token):
+        unknown = [vars(self)[name] for name in _TOKENS if not is_token(vars(self)[name], tokenizer)]
+        if unknown or not suffix.endswith(embedding_token):
             raise ValueError(
                 f"The tokenizer does not know {unknown or 'the end of the suffix'}, so no model could read its "
                 "prompts. Start from a backbone with PlumeProcessor.from_backbone, or give the token strings and the "
@@ -124,7 +158,7 @@ class PlumeProcessor(ProcessorMixin):
     def from_backbone(
         cls, pretrained_model_name_or_path: str | os.PathLike, layout: PromptLayout = PAPER_LAYOUT, **kwargs: Any
     ) -> "PlumeProcessor":
-        """Start from the tokenizer of a Qwen2-VL or UME-R1 checkpoint, adding the tokens that it lacks.
+        """Start from the tokenizer of a backbone in :data:`BACKBONE_SETTINGS`, adding the tokens that it lacks.
 
         The new tokens and the rows they start from are in :attr:`row_sources`, for
         ``PlumeForEmbedding.from_backbone``. The order of the additions is the released checkpoint's, so that
@@ -135,38 +169,56 @@ class PlumeProcessor(ProcessorMixin):
             layout: Token strings and prompt.
             **kwargs: Arguments of the constructor, and ``revision``, ``subfolder``, ``token``, ``cache_dir`` and
                 ``local_files_only`` of the hub.
+
+        Raises:
+            ValueError: If the backbone is of another kind.
         """
         hub = {name: kwargs.pop(name) for name in HUB_OPTIONS if name in kwargs}
+        model_type = AutoConfig.from_pretrained(pretrained_model_name_or_path, **hub).model_type
+        if model_type not in BACKBONE_SETTINGS:
+            raise ValueError(
+                f"{pretrained_model_name_or_path} is a {model_type!r} model, whose pixels and prompt are not known "
+                f"here. Start from one of {', '.join(BACKBONE_SETTINGS)}."
+            )
         tokenizer = AutoTokenizer.from_pretrained(pretrained_model_name_or_path, padding_side="left", **hub)
         sources = layout.row_sources()
-        added = [token for token in sources if token not in tokenizer.get_vocab()]
+        added = [token for token in sources if not is_token(token, tokenizer)]
         tokenizer.add_tokens([AddedToken(token, normalized=False) for token in added])
-        processor = cls(
-            tokenizer,
-            build_chat_template(layout),
-            anchor_token=layout.anchor,
-            latent_start_token=layout.latent_start,
-            latent_end_token=layout.latent_end,
-            latent_token=layout.latent,
-            embedding_token=layout.embedding,
-            suffix=layout.suffix,
-            **kwargs,
-        )
-        to_id: Any = tokenizer.convert_tokens_to_ids
-        processor.row_sources = {to_id(token): to_id(sources[token]) for token in added}
+        settings = {
+            "anchor_token": layout.anchor,
+            "latent_start_token": layout.latent_start,
+            "latent_end_token": layout.latent_end,
+            "latent_token": layout.latent,
+            "embedding_token": layout.embedding,
+            "suffix": layout.suffix,
+            "query_prompt": layout.query_prompt,
+            **BACKBONE_SETTINGS[model_type],
+        }
+        processor = cls(tokenizer, build_chat_template(layout), **{**settings, **kwargs})
+        processor.row_sources = {processor._ids(token)[0]: processor._ids(sources[token])[0] for token in added}
         return processor
+
+    @classmethod
+    def get_processor_dict(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any) -> Any:
+        """Content of ``processor_config.json`` and the chat template, as transformers reads them."""
+        try:
+            return super().get_processor_dict(pretrained_model_name_or_path, **kwargs)
+        except (AttributeError, UnicodeDecodeError) as error:
+            raise ValueError(
+                f"processor_config.json or chat_template.jinja of {pretrained_model_name_or_path} cannot be read "
+                f"({error}). Take the files of the checkpoint."
+            ) from error
+
+    @classmethod
+    def from_args_and_dict(cls, args: Any, processor_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """Build from ``processor_config.json``, refusing one that leaves open what changes vectors."""
+        check_stated(_SETTINGS, processor_dict, kwargs)
+        return super().from_args_and_dict(args, processor_dict, **kwargs)
 
     def token_fields(self) -> dict[str, Any]:
         """Fields of [`PlumeConfig`] that hold the ids of this processor's tokens and suffix."""
-        to_id = self.tokenizer.convert_tokens_to_ids
-        return {
-            "anchor_token_id": to_id(self.anchor_token),
-            "latent_start_token_id": to_id(self.latent_start_token),
-            "latent_end_token_id": to_id(self.latent_end_token),
-            "latent_token_id": to_id(self.latent_token),
-            "embedding_token_id": to_id(self.embedding_token),
-            "suffix_token_ids": self.tokenizer(self.suffix, add_special_tokens=False)["input_ids"],
-        }
+        fields: dict[str, Any] = {f"{name}_id": self._ids(vars(self)[name])[0] for name in _TOKENS}
+        return fields | {"suffix_token_ids": self._ids(self.suffix)}
 
     @property
     def control_tokens(self) -> list[str]:
@@ -176,7 +228,8 @@ class PlumeProcessor(ProcessorMixin):
     @property
     def model_input_names(self) -> list[str]:
         """Names of the outputs."""
-        return ["input_ids", "attention_mask", *(name for _, *names in _MEDIA.values() for name in names)]
+        media = [name for kind in MEDIA_KINDS.values() for name in (kind.pixels, kind.grid)]
+        return ["input_ids", "attention_mask", *media, *(["second_per_grid_ts"] if self.time_positions else [])]
 
     def process_queries(self, queries: Sequence[Any], prompt: str | None = None, **kwargs: Any) -> BatchFeature:
         """Model inputs of queries, with the query instruction.
@@ -198,7 +251,7 @@ class PlumeProcessor(ProcessorMixin):
     def _process(self, items: Sequence[Any], prompt: str, **kwargs: Any) -> BatchFeature:
         if isinstance(items, str) or not isinstance(items, Sequence):
             raise ValueError(f"Pass a list of inputs, not a single {type(items).__name__}: [input].")
-        conversations = [to_conversation(item, prompt) for item in items]
+        conversations = _each(lambda item: to_conversation(item, prompt), items)
         return self.apply_chat_template(
             conversations, tokenize=True, return_dict=True, **{"return_tensors": "pt", **kwargs}
         )
@@ -230,10 +283,10 @@ class PlumeProcessor(ProcessorMixin):
         if len(conversation) == 0:
             raise ValueError("The batch is empty: pass at least one input.")
         is_batch = not isinstance(conversation[0], dict)
-        conversations = [
-            canonical_messages(messages, self.control_tokens)
-            for messages in (conversation if is_batch else [conversation])
-        ]
+        control_tokens = self.control_tokens
+        conversations = _each(
+            lambda messages: canonical_messages(messages, control_tokens), conversation if is_batch else [conversation]
+        )
         if self.blank_image_size:
             conversations = [with_blank_image(messages, self.blank_image_size) for messages in conversations]
         options, variables = split_options(kwargs)
@@ -248,12 +301,12 @@ class PlumeProcessor(ProcessorMixin):
         if not tokenize:
             prompts = [self._render(messages, template) for messages in conversations]
             return prompts if is_batch else prompts[0]
-        media = {kind: self._load(conversations, kind, options) for kind in _MEDIA}
+        sources = {kind: [_parts(messages, kind) for messages in conversations] for kind in MEDIA_KINDS}
+        media = self._see_all(sources, options)
         max_length, truncate = length_limit(options["text"], self.tokenizer.model_max_length)
-        rows = [
-            self._fit(messages, {kind: media[kind][row] for kind in media}, template, max_length, truncate)
-            for row, messages in enumerate(conversations)
-        ]
+        rows = _each(
+            lambda row: self._fit(conversations[row], media[row], template, max_length, truncate), range(len(media))
+        )
         outputs = self._collate(rows, media, options)
         return outputs if return_dict else outputs["input_ids"]
 
@@ -284,22 +337,20 @@ class PlumeProcessor(ProcessorMixin):
         options, unknown = split_options(kwargs)
         if unknown:
             raise ValueError(f"Unknown options {sorted(unknown)}: they would have no effect. Remove them.")
-        sources = {"image": flatten_media(images, "image"), "video": flatten_media(videos, "video")}
-        media: dict[str, list[Media]] = {}
-        for kind, (placeholder, *_) in _MEDIA.items():
+        sources = {}
+        for kind, given in (("image", images), ("video", videos)):
+            placeholder, flat = MEDIA_KINDS[kind].placeholder, flatten_media(given, kind)
             counts = [prompt.count(placeholder) for prompt in prompts]
-            if sum(counts) != len(sources[kind]):
+            if sum(counts) != len(flat):
                 raise ValueError(
-                    f"The prompts hold {sum(counts)} placeholders {placeholder} but {len(sources[kind])} {kind}s are "
-                    f"given, so they cannot be matched. Give one {kind} per placeholder."
+                    f"The prompts hold {sum(counts)} placeholders {placeholder} but {len(flat)} {kind}s are given, so "
+                    f"they cannot be matched. Give one {kind} per placeholder."
                 )
-            remaining = iter([self._see(kind, source, options) for source in sources[kind]])
-            media[kind] = [[next(remaining) for _ in range(count)] for count in counts]
+            remaining = iter(flat)
+            sources[kind] = [[next(remaining) for _ in range(count)] for count in counts]
+        media = self._see_all(sources, options)
         max_length, _ = length_limit(options["text"], self.tokenizer.model_max_length)
-        rows = [
-            self._ids(self._expand(prompt, {kind: media[kind][row] for kind in media}))
-            for row, prompt in enumerate(prompts)
-        ]
+        rows = _each(lambda row: self._ids(self._expand(prompts[row], media[row])), range(len(prompts)))
         longest = max(map(len, rows))
         if longest > max_length:
             raise ValueError(
@@ -324,36 +375,54 @@ class PlumeProcessor(ProcessorMixin):
 
     # 2. See
 
-    def _load(self, conversations: list[list[dict]], kind: str, options: dict[str, dict]) -> list[Media]:
-        return [
-            [
-                self._see(kind, part[kind], options)
-                for message in messages
-                for part in message["content"]
-                if part["type"] == kind
-            ]
-            for messages in conversations
-        ]
+    def _see_all(self, sources: dict[str, list[list[Any]]], options: dict[str, dict]) -> list[Media]:
+        """The media of each input, from their sources per kind and input."""
+        rates = iter(clip_rates(options["video"], sum(map(len, sources["video"]))))
 
-    def _see(self, kind: str, source: Any, options: dict[str, dict]) -> tuple[np.ndarray, tuple[int, int, int]]:
-        chosen = options[kind]
-        if kind == "image":
-            frames, limits = [load_image(source)], (self.min_pixels, self.max_pixels)
-        else:
-            frames = load_video(source, chosen.get("num_frames", self.num_frames))
-            limits = (self.video_min_pixels, self.video_max_pixels)
-        min_pixels, max_pixels = (chosen.get(name, limit) for name, limit in zip(_LIMITS, limits, strict=True))
-        if min_pixels > max_pixels:
-            raise ValueError(
-                f"min_pixels={min_pixels} exceeds max_pixels={max_pixels}, so no size fits. Change one of them."
-            )
+        def see(row: int) -> Media:
+            images = [self._see_image(source, options["image"]) for source in sources["image"][row]]
+            videos = [self._see_video(source, next(rates), options["video"]) for source in sources["video"][row]]
+            return {"image": images, "video": videos}
+
+        return _each(see, range(len(sources["image"])))
+
+    def _see_image(self, source: Any, chosen: dict[str, Any]) -> Item:
+        frame = load_image(source, self.background_color, upright=self.resize == "once")
+        with naming(describe("image", source)):
+            return Item(*self._patchify([frame], "image", chosen))
+
+    def _see_video(self, source: Any, rate: float | None, chosen: dict[str, Any]) -> Item:
+        clip = load_clip(
+            source,
+            chosen.get("num_frames", self.num_frames),
+            self.fps,
+            self.min_frames,
+            rate,
+            self.background_color,
+            upright=self.resize == "once",
+        )
+        with naming(describe("video", source)):
+            patches, grid = self._patchify(clip.frames, "video", chosen)
+        step, times = self.temporal_patch_size, clip.times or []
+        times += times[-1:] * (-len(times) % step)
+        middles = [(times[first] + times[first + step - 1]) / 2 for first in range(0, len(times), step)]
+        return Item(patches, grid, middles if self.timestamps else (), step / clip.fps if clip.fps else 1.0)
+
+    def _patchify(self, frames: list[Image.Image], kind: str, chosen: dict[str, Any]) -> tuple[np.ndarray, Grid]:
+        settings = vars(self)
+        low, high = (chosen.get(name.removeprefix("video_"), settings[name]) for name in MEDIA_KINDS[kind].limits)
+        check_limits((low, high), ("min_pixels", "max_pixels"))
         return patchify(
             frames,
-            min_pixels=min_pixels,
-            max_pixels=max_pixels,
+            min_pixels=low,
+            max_pixels=high,
             patch_size=self.patch_size,
             merge_size=self.merge_size,
             temporal_patch_size=self.temporal_patch_size,
+            image_mean=self.image_mean,
+            image_std=self.image_std,
+            whole_clip=kind == "video" and self.video_limits == "clip",
+            resize_twice=self.resize == "released",
         )
 
     # 3. Write
@@ -361,46 +430,77 @@ class PlumeProcessor(ProcessorMixin):
     def _render(self, messages: list[dict], template: dict[str, Any]) -> str:
         return self.tokenizer.apply_chat_template(messages, tokenize=False, **template)
 
-    def _expand(self, prompt: str, media: dict[str, Media]) -> str:
-        """Repeat each placeholder once per visual token of its item."""
-        for kind, (placeholder, *_) in _MEDIA.items():
-            counts = iter([np.prod(grid) // self.merge_size**2 for _, grid in media[kind]])
-            prompt = re.sub(re.escape(placeholder), lambda found: found[0] * next(counts), prompt)  # noqa: B023
+    def _expand(self, prompt: str, media: Media) -> str:
+        """Repeat each placeholder once per visual token of its item, in parts with their times where those are text."""
+        for kind, items in media.items():
+            pad, remaining = MEDIA_KINDS[kind].placeholder, iter(items)
+
+            def write(found: re.Match) -> str:
+                item = next(remaining)  # noqa: B023
+                tokens = int(np.prod(item.grid)) // self.merge_size**2
+                if not item.times:
+                    return (found[1] or "") + pad * tokens + (found[2] or "")  # noqa: B023
+                part = _VISION_START + pad * (tokens // len(item.times)) + _VISION_END  # noqa: B023
+                return "".join(f"<{seconds:.1f} seconds>{part}" for seconds in item.times)
+
+            around = (re.escape(text) for text in (_VISION_START, pad, _VISION_END))
+            prompt = re.sub("({})?{}({})?".format(*around), write, prompt)
         return prompt
 
     def _ids(self, text: str) -> list[int]:
-        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        check_text(text)
+        return read(text, self.tokenizer)["input_ids"]
 
     # 4. Fit
 
     def _fit(
-        self, messages: list[dict], media: dict[str, Media], template: dict[str, Any], max_length: int, truncate: bool
+        self, messages: list[dict], media: Media, template: dict[str, Any], max_length: int, truncate: bool
     ) -> list[int]:
         texts = [p for m in messages if m["role"] == "user" for p in m["content"] if p["type"] == "text" and p["text"]]
-        return fit(
-            lambda: self._ids(self._expand(self._render(messages, template), media)),
-            texts,
-            self.tokenizer,
-            max_length,
-            truncate,
-        )
+
+        def encode() -> list[int]:
+            return self._ids(self._expand(self._render(messages, template), media))
+
+        return fit(encode, texts, self.tokenizer, max_length, truncate)
 
     # 5. Pad
 
-    def _collate(self, rows: list[list[int]], media: dict[str, list[Media]], options: dict[str, dict]) -> BatchFeature:
+    def _collate(self, rows: list[list[int]], media: list[Media], options: dict[str, dict]) -> BatchFeature:
         text_options = {"padding": True, "padding_side": "left", **options["text"]}
         return_tensors = text_options.pop("return_tensors", None)
         # `pad` is plain Python. Asking the Rust tokenizer to pad would change its state, and fail between threads.
         padded = self.tokenizer.pad({"input_ids": rows}, **text_options)
         outputs = {"input_ids": padded["input_ids"], "attention_mask": padded["attention_mask"]}
-        for kind, (_, pixels_name, grid_name) in _MEDIA.items():
-            items = [item for row in media[kind] for item in row]
+        for kind, names in MEDIA_KINDS.items():
+            items = [item for row in media for item in row[kind]]
             if items:
-                outputs[pixels_name] = np.concatenate([patches for patches, _ in items])
-                outputs[grid_name] = np.array([grid for _, grid in items])
+                outputs[names.pixels] = np.concatenate([item.patches for item in items])
+                outputs[names.grid] = np.array([item.grid for item in items])
+                if kind == "video" and self.time_positions:
+                    outputs["second_per_grid_ts"] = np.array([item.seconds_per_grid for item in items], np.float32)
         return BatchFeature(outputs, tensor_type=return_tensors)
 
 
+def _parts(messages: list[dict], kind: str) -> list[Any]:
+    return [part[kind] for message in messages for part in message["content"] if part["type"] == kind]
+
+
+def is_token(text: str, tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether a tokenizer reads a text as exactly one id: a control token, or a word of its vocabulary."""
+    return len(read(text, tokenizer)["input_ids"]) == 1
+
+
+def _each(function: Callable[[Any], Any], inputs: Iterable[Any]) -> list[Any]:
+    """Apply a function to every input; an error says to which it belongs."""
+    results = []
+    for index, given in enumerate(inputs):
+        with naming(f"Input {index}"):
+            results.append(function(given))
+    return results
+
+
+# What is saved in processor_config.json: the parameters of the constructor after the tokenizer and the template.
+_SETTINGS = dict(list(signature(PlumeProcessor.__init__).parameters.items())[3:])
 PlumeProcessor.register_for_auto_class("AutoProcessor")
 
 __all__ = ["PlumeProcessor"]

@@ -22,7 +22,11 @@ _DIRECTIVE = (
 
 @dataclass(frozen=True)
 class PromptLayout:
-    """Strings of a checkpoint: the five tokens and what stands around them; ``system`` may be empty."""
+    """Strings of a checkpoint: the five tokens and what stands around them; ``system`` may be empty.
+
+    A token is any string that the tokenizer reads as one id. The anchor may be ``<|im_end|>``, the end of the user's
+    turn, and the start ``assistant``, the role in front of the answer.
+    """
 
     anchor: str = "<anchor>"
     latent_start: str = "<slt>"
@@ -33,6 +37,8 @@ class PromptLayout:
     opening: str = ""
     suffix: str = "<elt><gen>"
     system: str = "You are a helpful assistant."
+    instruction_in_system: bool = False  # in place of `system`; else it stands in front of the user's text
+    query_prompt: str = "Find the item that matches the given query."
 
     def row_sources(self) -> dict[str, str]:
         """New token -> Qwen2-VL token whose embedding row it starts from, in the order of the additions."""
@@ -55,16 +61,24 @@ RELEASED_LAYOUT = PromptLayout(
     opening="<think>",
     suffix="<eot></think>\n<gen_emb>",
 )
+# Qwen3-VL-Embedding's published prompt. With K = 0 the embedding is its vector: the state of the last token.
+EMBEDDER_LAYOUT = PromptLayout(
+    anchor="<|im_end|>",
+    latent_start="assistant",
+    embedding="\n",
+    suffix="\n",
+    system="Represent the user's input.",
+    instruction_in_system=True,
+    query_prompt="",
+)
 
 _TEMPLATE = r"""
 {%- set state = namespace(instruction='') -%}
-{{- @SYSTEM@ -}}
+@HEAD@
 {%- for message in messages -%}
     {%- set parts = [{'type': 'text', 'text': message.content}] if message.content is string else message.content -%}
     {%- if message.role == 'system' -%}
-        {%- for part in parts -%}
-            {%- set state.instruction = state.instruction + ('\n' if state.instruction else '') + part.text -%}
-        {%- endfor -%}
+@INSTRUCTION@
     {%- elif message.role == 'user' -%}
         {{- '<|im_start|>user\n' -}}
         {%- for part in parts -%}
@@ -78,7 +92,7 @@ _TEMPLATE = r"""
                 {{- part.text -}}
             {%- endif -%}
         {%- endfor -%}
-        {{- state.instruction + '\n' + @ANCHOR@ + @DIRECTIVE@ + '<|im_end|>\n' -}}
+        {{- state.instruction + @CLOSING@ -}}
         {%- set state.instruction = '' -%}
     {%- elif message.role == 'assistant' -%}
         {{- '<|im_start|>assistant\n' -}}
@@ -90,9 +104,18 @@ _TEMPLATE = r"""
     {%- endif -%}
 {%- endfor -%}
 {%- if add_generation_prompt -%}
-    {{- '<|im_start|>assistant\n' + @OPENING@ -}}
-    {%- if latent is not defined or latent -%}{{- @START@ -}}{%- endif -%}
+    {{- @PREFIX_END@ if latent is not defined or latent else @REASONING@ -}}
 {%- endif -%}
+"""
+_COLLECT_INSTRUCTION = r"""
+        {%- for part in parts -%}
+            {%- set state.instruction = state.instruction + ('\n' if state.instruction else '') + part.text -%}
+        {%- endfor -%}
+"""
+_WRITE_INSTRUCTION = r"""
+        {{- '<|im_start|>system\n' -}}
+        {%- for part in parts -%}{{- part.text -}}{%- endfor -%}
+        {{- '<|im_end|>\n' -}}
 """
 # Variables that a caller may set, beside those of the rendering itself.
 TEMPLATE_VARIABLES = {"latent"}
@@ -100,14 +123,19 @@ TEMPLATE_VARIABLES = {"latent"}
 
 def build_chat_template(layout: PromptLayout) -> str:
     """Chat template of a layout; ``latent=False`` leaves out ``<slt>``, to generate an explicit rationale."""
+    head, instruction = "{{- @SYSTEM@ -}}", _COLLECT_INSTRUCTION
+    if layout.instruction_in_system:
+        head, instruction = "{%- if messages[0].role != 'system' -%}{{- @SYSTEM@ -}}{%- endif -%}", _WRITE_INSTRUCTION
+    turn_end, role = "<|im_end|>\n", "<|im_start|>assistant"
+    reasoning = f"{role}\n{layout.opening}"
     filled = {
-        "@ANCHOR@": layout.anchor,
-        "@DIRECTIVE@": layout.directive,
-        "@OPENING@": layout.opening,
-        "@START@": layout.latent_start,
-        "@SYSTEM@": f"<|im_start|>system\n{layout.system}<|im_end|>\n" if layout.system else "",
+        "@SYSTEM@": f"<|im_start|>system\n{layout.system}{turn_end}" if layout.system else "",
+        # Anchor and start may be strings that every turn has anyway.
+        "@CLOSING@": turn_end if layout.anchor in turn_end else f"\n{layout.anchor}{layout.directive}{turn_end}",
+        "@PREFIX_END@": role if layout.latent_start in role else reasoning + layout.latent_start,
+        "@REASONING@": reasoning,
     }
-    template = _TEMPLATE.strip()
+    template = _TEMPLATE.strip().replace("@HEAD@", head).replace("@INSTRUCTION@", instruction.strip("\n"))
     for mark, text in filled.items():
         template = template.replace(mark, json.dumps(text))
     return template

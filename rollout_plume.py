@@ -1,4 +1,4 @@
-"""The latent rollout (paper section 3.3): think K steps over the KV cache, then read the embedding. No backbone in here.
+"""The latent rollout (paper section 3.3): think K steps over the KV cache, then read the embedding.
 
 Legend: B batch, T prefix length, S suffix length, K latent steps, R read-outs, D width, E experts.
 
@@ -6,7 +6,7 @@ For k = 1..K:
 
 1. **Refine** (Eq. 4-5):  z~(k-1) = transition(z(k-1), k, c(x)).
 2. **Think** (Eq. 3):     z(k) = backbone(z~(k-1)) at position p_slt + k, over the cache.
-3. **Read** (Eq. 7):      after a step of ``readout_steps``, the backbone reads the suffix ``<elt> ... <gen>`` too, in the
+3. **Read** (Eq. 7):      after a step of ``readout_steps``, the backbone reads the suffix ``<elt> ... <gen>`` in the
    same pass. The suffix is dropped from the cache again, so thinking goes on as if nobody had looked.
 
 The usual call reads out once, after step K. K = 0 reads the suffix right after ``<slt>``.
@@ -32,7 +32,7 @@ class Context(Protocol):
     hidden: torch.Tensor
 
     def extend(self, inputs_embeds: torch.Tensor, keep: int | None = None) -> torch.Tensor:
-        """Read ``(B, S, D)`` input vectors at the next positions; keep the first ``keep`` (default: all) in the cache."""
+        """Read ``(B, S, D)`` input vectors at the next positions; ``keep`` of them stay in the cache."""
         ...
 
 

@@ -1,4 +1,4 @@
-"""Shortening an input that is too long: the end of the user's text goes, nothing else ever does."""
+"""Reading texts as tokens, and shortening an input that is too long: the end of the user's text goes, nothing else."""
 
 from collections.abc import Callable
 from typing import Any
@@ -7,6 +7,9 @@ from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging
 
 logger = logging.get_logger(__name__)
+
+# A text is read in pieces of this many characters per token that may stay, until it is known to be too long.
+_CHARACTERS_PER_TOKEN = 8
 
 
 def fit(
@@ -28,12 +31,16 @@ def fit(
     Raises:
         ValueError: If the input is too long and may not be shortened, or is too long without any text.
     """
+    before = [part["text"] for part in texts]
+    for part in texts:
+        part["text"] = _beginning(part["text"], tokenizer, max_length)
+    cut = [part["text"] for part in texts] != before
     ids = encode()
-    given = len(ids)
-    if given > max_length and not truncate:
+    cut = cut or len(ids) > max_length
+    if cut and not truncate:
         raise ValueError(
-            f"An input has {given} tokens, more than max_length={max_length}, and truncation is off. Shorten its text, "
-            "raise max_length, or allow truncation."
+            f"An input has {len(ids)} tokens or more, over max_length={max_length}, and truncation is off. Shorten its "
+            "text, raise max_length, or allow truncation."
         )
     while len(ids) > max_length:
         if not texts:
@@ -42,17 +49,41 @@ def fit(
                 "its instruction, lower max_pixels or num_frames, or raise max_length."
             )
         text = texts[-1]["text"]
-        offsets = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
-        kept = len(offsets) - (len(ids) - max_length)
-        # Up to the start of the first token that must go: the tokens of one character share its offsets, so the end of
-        # the last token that may stay can lie behind it. The text gets shorter in every round.
-        texts[-1]["text"] = text[: offsets[kept][0]].rstrip() if kept > 0 else ""
+        offsets = _offsets(text, tokenizer)
+        texts[-1]["text"] = _first_tokens(text, offsets, len(offsets) - (len(ids) - max_length))
         if not texts[-1]["text"]:
             texts.pop()
         ids = encode()
-    if given > len(ids):
+    if cut:
         logger.warning_once(
             "An input was longer than max_length and was shortened: the end of its text is not part of the embedding. "
             "Pass a larger max_length, or raise processor.tokenizer.model_max_length, to keep more."
         )
     return ids
+
+
+def read(text: str, tokenizer: PreTrainedTokenizerBase, **options: Any) -> Any:
+    """Tokens of a text, without the tokenizer's warning of its length, which is checked here."""
+    return tokenizer(text, add_special_tokens=False, verbose=False, **options)
+
+
+def _offsets(text: str, tokenizer: PreTrainedTokenizerBase) -> list[tuple[int, int]]:
+    return read(text, tokenizer, return_offsets_mapping=True)["offset_mapping"]
+
+
+def _beginning(text: str, tokenizer: PreTrainedTokenizerBase, max_tokens: int) -> str:
+    """The text, or its first ``max_tokens`` tokens where it has more, found without reading all of a long one."""
+    size = _CHARACTERS_PER_TOKEN * max_tokens
+    while size < len(text):
+        # Where the piece ends, inside a word, its last tokens may differ from the text's: they are not used.
+        offsets = _offsets(text[:size], tokenizer)
+        if len(offsets) > max_tokens + _CHARACTERS_PER_TOKEN:
+            return _first_tokens(text, offsets, max_tokens)
+        size *= 2
+    return text
+
+
+def _first_tokens(text: str, offsets: list[tuple[int, int]], kept: int) -> str:
+    # Up to the start of the first token that must go: the tokens of one character share its offsets, so the end of
+    # the last token that may stay can lie behind it. The text gets shorter in every round.
+    return text[: offsets[kept][0]].rstrip() if kept > 0 else ""

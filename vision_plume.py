@@ -1,110 +1,173 @@
-"""From pictures and clips to Qwen2-VL patches, with PIL and numpy only (no torchvision).
+"""From any source to upright RGB pictures and frames, with PIL, numpy and PyAV only (no torchvision).
 
-1. **Load** (:func:`load_image`, :func:`load_video`): any source becomes upright RGB frames.
-2. **Resize** (:func:`smart_resize`): sides divisible by the token edge, area within the limits, aspect kept.
-3. **Patchify** (:func:`patchify`): frames become rows of patches; an image is a clip of one frame.
-
-The values equal those of transformers' PIL image processor for Qwen2-VL bit for bit.
+1. **Open**: a path, URL, data URI, base64 or bytes becomes a readable file, for pictures and clips alike.
+2. **Picture** (:func:`load_image`): upright, 8-bit, transparency composited on a background.
+3. **Clip** (:func:`load_clip`): its decodable frames at the size they are shown at, evenly spaced. What a file's
+   header says about their number is not trusted.
 """
 
-import math
 import os
+import shutil
 import struct
+import zlib
 from base64 import b64decode
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from http.client import HTTPException
 from io import BytesIO
-from typing import Any
-from urllib.request import Request, urlopen
+from tempfile import TemporaryFile
+from typing import IO, Any, NamedTuple
+from urllib.parse import unquote_to_bytes, urlsplit
+from urllib.request import Request, url2pathname, urlopen
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
-from transformers import image_utils
-from transformers.image_transforms import normalize, rescale
+from PIL import Image, ImageOps
+from transformers.utils import logging
 
 try:
     import av
 except ImportError:  # the extra `video`
     av = None  # type: ignore[assignment]
 
-_MAX_ASPECT_RATIO = 200
+logger = logging.get_logger(__name__)
+
+WHITE = [255, 255, 255]
 _MAX_16_BIT = 65535
 _TIMEOUT = 20.0  # seconds to wait for an answer
 _FORMATS_REFUSED = {"EPS"}  # a program, which Pillow would hand to Ghostscript
 # Formats of clips by name: a "clip" that is a playlist would make the decoder open other files and addresses.
 CLIP_FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpeg,mpegts,gif,ogg,flv,asf"
+# What Pillow and PyAV raise for damaged files.
+_UNREADABLE = (OSError, ValueError, SyntaxError, EOFError, LookupError, TypeError, AttributeError, ArithmeticError,
+               RuntimeError, HTTPException, Image.DecompressionBombError, struct.error, zlib.error)  # fmt: skip
+if av is not None:
+    _UNREADABLE += (av.FFmpegError,)  # type: ignore[assignment]
+_FILE = (str, os.PathLike, bytes)
+
+
+class Clip(NamedTuple):
+    """Kept frames of a clip, their times in seconds and their number per second; None where the rate is unknown."""
+
+    frames: list[Image.Image]
+    times: list[float] | None = None
+    fps: float | None = None
 
 
 @contextmanager
-def _as_value_error(what: str, errors: tuple[type[BaseException], ...]) -> Iterator[None]:
+def naming(what: str) -> Iterator[None]:
+    """Put ``what`` in front of the message of a ValueError, so that it says which input is meant."""
     try:
         yield
-    except errors as error:
+    except ValueError as error:
+        raise ValueError(f"{what}: {error}") from error
+
+
+def describe(kind: str, source: Any) -> str:
+    """What an error calls a picture or clip: its path or address, or its type."""
+    known = isinstance(source, (str, os.PathLike))
+    return f"The {kind} {str(source)[:200]!r}" if known else f"The {kind} given as {type(source).__name__}"
+
+
+@contextmanager
+def _reading(kind: str, source: Any) -> Iterator[None]:
+    try:
+        yield
+    except _UNREADABLE as error:
         raise ValueError(
-            f"{what} could not be read ({error}), so it cannot be embedded. Check that the file exists, is complete "
-            "and has the format its name says."
+            f"{describe(kind, source)} could not be read ({error}), so it cannot be embedded. Check that the file "
+            "exists, is complete and has the format its name says."
         ) from error
 
 
-def load_image(source: Any) -> Image.Image:
-    """Read one picture as upright RGB.
+# 1. Open
+
+
+def _open(source: str | os.PathLike | bytes) -> IO[bytes]:
+    if isinstance(source, bytes):
+        return BytesIO(source)
+    address = os.fspath(source)
+    if address.startswith("file:") and urlsplit(address).netloc in ("", "localhost"):
+        address = url2pathname(urlsplit(address).path)
+    if os.path.isfile(address):
+        return open(address, "rb")
+    if address.startswith(("http://", "https://")):
+        with urlopen(Request(address, headers={"User-Agent": "plume-embedding"}), timeout=_TIMEOUT) as answer:
+            file = TemporaryFile()  # noqa: SIM115
+            shutil.copyfileobj(answer, file)
+        file.seek(0)
+        return file
+    header, _, payload = address.partition(",") if address.startswith("data:") else (";base64", ",", address)
+    if not header.endswith(";base64"):
+        return BytesIO(unquote_to_bytes(payload))
+    try:
+        return BytesIO(b64decode("".join(payload.split()), validate=True))
+    except ValueError as error:
+        raise FileNotFoundError("no such file, and neither URL nor base64") from error
+
+
+# 2. Picture
+
+
+def load_image(source: Any, background: Sequence[int] = WHITE, upright: bool = True) -> Image.Image:
+    """Read one picture as RGB.
 
     Args:
-        source: PIL image of any mode, path, URL, data URI, or an array or tensor ``(H, W)``, ``(H, W, C)`` or
-            ``(C, H, W)`` of uint8 in 0..255 or floats in [0, 1].
+        source: PIL image of any mode, path, URL, data URI, bytes of a file, or an array or tensor ``(H, W)``,
+            ``(H, W, C)`` or ``(C, H, W)`` of uint8 in 0..255 or floats in [0, 1].
+        background: RGB colour that shows through transparency.
+        upright: Whether to turn a photo the way its EXIF data say.
 
     Raises:
         ValueError: If the source is unreadable, corrupt or of an unknown kind.
     """
-    if isinstance(source, (str, os.PathLike)):
-        unreadable = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
-        with _as_value_error(f"The image {str(source)[:200]!r}", unreadable):
-            source = _open_image(os.fspath(source))
-    elif isinstance(source, (np.ndarray, torch.Tensor)):
-        source = _array_to_image(_as_array(source))
-    if not isinstance(source, Image.Image):
+    if isinstance(source, (np.ndarray, torch.Tensor)):
+        source = _array_to_image(source)
+    if isinstance(source, Image.Image):
+        with _reading("image", source):
+            return _to_rgb(source, background, upright)
+    if not isinstance(source, _FILE):
         raise ValueError(
-            f"An image is given as {type(source).__name__}. Pass a PIL image, a path, a URL, or an array of shape "
-            "(H, W, 3)."
+            f"An image is given as {type(source).__name__}. Pass a PIL image, a path, a URL, bytes, or an array of "
+            "shape (H, W, 3)."
         )
-    # Pillow raises the last three for EXIF data that are cut off.
-    with _as_value_error(
-        "The image", (OSError, SyntaxError, UnidentifiedImageError, struct.error, KeyError, TypeError)
-    ):
-        source = ImageOps.exif_transpose(source)
-        if source.mode.startswith("I;16"):  # the range is known, however dark the picture
-            source = _array_to_image(np.asarray(source).astype(np.float32) / _MAX_16_BIT)
-        elif source.mode in ("I", "F"):
-            source = _array_to_image(np.asarray(source))
-        return source.convert("RGB")
-
-
-def _open_image(source: str) -> Image.Image:
-    """A picture from a path, a URL, a data URI or base64, not decoded yet."""
-    if os.path.isfile(source):
-        file: Any = source
-    elif source.startswith(("http://", "https://")):
-        with urlopen(Request(source, headers={"User-Agent": "plume-embedding"}), timeout=_TIMEOUT) as answer:
-            file = BytesIO(answer.read())
-    else:
-        encoded = source.partition(",")[2] if source.startswith("data:") else source
-        try:
-            file = BytesIO(b64decode("".join(encoded.split()), validate=True))
-        except ValueError as error:
-            raise FileNotFoundError("no such file, and neither URL nor base64") from error
     Image.init()
-    return Image.open(file, formats=[name for name in Image.OPEN if name not in _FORMATS_REFUSED])
+    formats = [name for name in Image.OPEN if name not in _FORMATS_REFUSED]
+    with _reading("image", source), _open(source) as file, Image.open(file, formats=formats) as image:
+        return _to_rgb(image, background, upright)
 
 
-def _as_array(values: np.ndarray | torch.Tensor) -> np.ndarray:
-    if isinstance(values, torch.Tensor):
-        values = values.detach().cpu()
-        return (values.float() if values.is_floating_point() else values).numpy()
-    return values
+def _to_rgb(image: Any, background: Sequence[int], upright: bool) -> Image.Image:
+    with suppress(AttributeError, ValueError):  # a format of one picture, or a loaded picture whose file is closed
+        if image.n_frames > 1 and image.format != "MPO":  # a photo of a phone, with previews of itself
+            logger.warning_once(
+                "A picture file holds several frames or pages, and only one is embedded. Pass an animation as a "
+                'video, {"video": source}, and pages as one picture each, to embed all.'
+            )
+    if upright:
+        image = ImageOps.exif_transpose(image)
+    hidden, deep = image.info.get("transparency"), image.mode.startswith("I;16")
+    if deep or image.mode in ("I", "F"):
+        values = np.asarray(image)
+        # The range of 16 bits is known, however dark the picture.
+        image = _array_to_image(values.astype(np.float32) / _MAX_16_BIT if deep else values)
+        if hidden is not None:
+            image.putalpha(_array_to_image(values != hidden))
+    elif isinstance(hidden, tuple) and max(hidden) > 255:  # a colour in 16 bits, which Pillow reads as 8
+        image = image.copy()
+        image.info["transparency"] = tuple(value >> 8 for value in hidden)
+    if not image.has_transparency_data:
+        return image.convert("RGB")
+    image = image.convert("RGBA")
+    canvas = Image.new("RGB", image.size, tuple(background))
+    canvas.paste(image, mask=image.getchannel("A"))
+    return canvas
 
 
-def _array_to_image(array: np.ndarray) -> Image.Image:
+def _array_to_image(array: np.ndarray | torch.Tensor) -> Image.Image:
+    if isinstance(array, torch.Tensor):
+        array = array.detach().cpu()
+        array = (array.float() if array.is_floating_point() else array).numpy()
     channels = (1, 3, 4)
     if array.ndim == 3 and array.shape[-1] not in channels and array.shape[0] in channels:
         array = np.moveaxis(array, 0, -1)
@@ -124,7 +187,7 @@ def _array_to_image(array: np.ndarray) -> Image.Image:
     elif array.dtype == bool:
         array = array.astype(np.uint8) * 255
     elif (
-        array.dtype.kind in "iu" and array.dtype.itemsize > 1 and 255 < array.max() <= _MAX_16_BIT and array.min() >= 0
+        array.dtype.kind in "iu" and array.dtype.itemsize > 1 and array.min() >= 0 and 255 < array.max() <= _MAX_16_BIT
     ):
         array = (array * (255 / _MAX_16_BIT)).round().astype(np.uint8)  # 16-bit: PIL would clip it to white
     elif array.dtype != np.uint8:
@@ -135,139 +198,131 @@ def _array_to_image(array: np.ndarray) -> Image.Image:
     return Image.fromarray(array)
 
 
+# 3. Clip
+
+
 def load_video(source: Any, num_frames: int) -> list[Image.Image]:
-    """Read a clip as at most ``num_frames`` upright RGB frames of one size, evenly spaced.
+    """Frames of :func:`load_clip`: at most ``num_frames``, evenly spaced."""
+    return load_clip(source, num_frames).frames
+
+
+def load_clip(
+    source: Any,
+    num_frames: int,
+    fps: float | None = None,
+    min_frames: int = 1,
+    rate: float | None = None,
+    background: Sequence[int] = WHITE,
+    upright: bool = True,
+) -> Clip:
+    """Read a clip as RGB frames of one size, evenly spaced over its length.
 
     Args:
         source: A list of frames (each as in :func:`load_image`), an array or tensor ``(T, H, W, C)`` or
-            ``(T, C, H, W)``, or a path or URL of a video file, which PyAV decodes.
-        num_frames: Frames to keep; a shorter clip keeps all of its frames.
+            ``(T, C, H, W)``, or a file as in :func:`load_image`, which PyAV decodes.
+        num_frames: Most frames to keep; a shorter clip keeps all of its frames.
+        fps: Frames to keep per second, within ``min_frames`` and ``num_frames``; ``num_frames`` of any clip if None.
+            Frames that come without a rate are taken to be ``1 / fps`` apart.
+        min_frames: With ``fps``, fewest frames to keep of a clip that has them.
+        rate: Frames per second of a list or array.
+        background: As in :func:`load_image`.
+        upright: As in :func:`load_image`, for lists of frames.
 
     Raises:
         ValueError: If the clip has no frame, is unreadable, or its frames differ in size.
         ImportError: If a file is given and PyAV is not installed.
     """
-    if isinstance(source, (str, os.PathLike)):
-        return _decode_video(os.fspath(source), num_frames)
+
+    def choose(total: int, rate: float | None) -> list[int]:
+        if fps is None:
+            return np.linspace(0, total - 1, min(total, num_frames), dtype=int).tolist()
+        wanted = min(max(int(total / (rate or fps) * fps), min_frames), num_frames, total)
+        return np.linspace(0, total - 1, wanted).round().astype(int).tolist()  # as Qwen3-VL rounds
+
+    if isinstance(source, _FILE):
+        frames, indices, total, found = _decode(source, choose, background)
+        rate = found or rate
+    else:
+        total = _count(source)
+        indices = choose(total, rate)
+        frames = [load_image(source[index], background, upright) for index in indices]
+    sizes = {frame.size for frame in frames}
+    if len(sizes) > 1:
+        raise ValueError(
+            f"The frames of a video differ in size ({sorted(sizes)}), so they do not fit one grid. Resize them to one "
+            "size first."
+        )
+    rate = rate or fps
+    return Clip(frames, [index / rate for index in indices], len(frames) / total * rate) if rate else Clip(frames)
+
+
+def _count(source: Any) -> int:
     if not isinstance(source, (np.ndarray, torch.Tensor, Sequence)):
         raise ValueError(
-            f"A video is given as {type(source).__name__}. Pass a list of frames, an array of shape (T, H, W, 3), or a "
-            "path."
+            f"A video is given as {type(source).__name__}. Pass a list of frames, an array of shape (T, H, W, 3), a "
+            "path, a URL or bytes."
         )
+    if not isinstance(source, Sequence) and source.ndim != 4:
+        raise ValueError(f"A video array has shape {tuple(source.shape)}. Pass (T, H, W, 3) or (T, 3, H, W).")
     if len(source) == 0:
         raise ValueError("A video has no frames, so there is nothing to embed. Pass at least one frame.")
-    frames = [load_image(source[i]) for i in _evenly_spaced(len(source), num_frames)]
-    if len({frame.size for frame in frames}) > 1:
-        raise ValueError(
-            f"The frames of a video differ in size ({sorted({frame.size for frame in frames})}), so they do not fit "
-            "one grid. Resize them to one size first."
-        )
-    return frames
+    return len(source)
 
 
-def _evenly_spaced(total: int, wanted: int) -> list[int]:
-    return np.linspace(0, total - 1, min(total, wanted), dtype=int).tolist()
-
-
-def _decode_video(path: str, num_frames: int) -> list[Image.Image]:
+def _decode(
+    source: str | os.PathLike | bytes, choose: Callable[[int, float | None], list[int]], background: Sequence[int]
+) -> tuple[list[Image.Image], list[int], int, float | None]:
+    """Chosen frames of a file, their indices, the number of all its frames, and their rate."""
     if av is None:
         raise ImportError(
-            f"The video file {path!r} needs PyAV to be decoded. Install it with pip install 'plume-embedding[video]', "
-            "or pass the frames as a list of images."
+            f"{describe('video', source)} needs PyAV to be decoded. Install it with pip install "
+            "'plume-embedding[video]', or pass the frames as a list of images."
         )
-    with _as_value_error(f"The video {path!r}", (OSError, av.FFmpegError, IndexError)):
-        with _open_video(path) as container:
-            total = container.streams.video[0].frames
-        frames = _decode_frames(path, _evenly_spaced(total, num_frames)) if total else []
-        if len(frames) < min(total, num_frames) or not total:  # the header is silent or wrong: count by decoding
-            total = sum(1 for _ in _iterate_frames(path))
-            frames = _decode_frames(path, _evenly_spaced(total, num_frames)) if total else []
-    if not frames:
-        raise ValueError(f"The video {path!r} has no decodable frames, so there is nothing to embed.")
-    return frames
+    with _reading("video", source), _open(source) as file:
+        with _moving_pictures(file) as (container, stream):
+            rate = float(stream.average_rate) if stream.average_rate else None
+            # Cheap to count, and usually one per frame. Where they are not, the decoded frames decide.
+            total = sum(1 for packet in container.demux(stream) if packet.size)
+        frames, decoded = _pick(file, choose(total, rate) if total else [], background)
+        if decoded != total and decoded:
+            total = decoded
+            frames, _ = _pick(file, choose(total, rate), background)
+        if not frames:
+            raise ValueError("it has no decodable frames")
+    return frames, choose(total, rate), total, rate
 
 
-def _open_video(path: str) -> Any:
-    protocols = "http,https,tcp,tls" if path.startswith(("http://", "https://")) else "file"
-    return av.open(path, options={"format_whitelist": CLIP_FORMATS, "protocol_whitelist": protocols})
+@contextmanager
+def _moving_pictures(file: IO[bytes]) -> Iterator[tuple[Any, Any]]:
+    file.seek(0)
+    # No protocol is allowed: a file that refers to others must not have them opened.
+    options = {"format_whitelist": CLIP_FORMATS, "protocol_whitelist": "none"}
+    with av.open(file, options=options, metadata_errors="ignore") as container:
+        stream = container.streams.best("video")  # not one of a single picture, where there is another
+        if stream is None or stream.disposition & av.stream.Disposition.attached_pic:
+            raise ValueError("it holds sound or a cover picture but no moving pictures")
+        yield container, stream
 
 
-def _iterate_frames(path: str) -> Iterator[Any]:
-    with _open_video(path) as container:
-        yield from container.decode(video=0)
+def _pick(file: IO[bytes], indices: list[int], background: Sequence[int]) -> tuple[list[Image.Image], int]:
+    """Frames of a file, and the number of all that it has."""
+    wanted, frames, count = set(indices), [], 0
+    with _moving_pictures(file) as (container, stream):
+        for count, frame in enumerate(container.decode(stream), start=1):
+            if count - 1 in wanted:
+                frames.append(_as_shown(frame, stream.sample_aspect_ratio, background))
+    return frames, count
 
 
-def _decode_frames(path: str, indices: list[int]) -> list[Image.Image]:
-    wanted, frames = set(indices), []
-    for index, frame in enumerate(_iterate_frames(path)):
-        if index in wanted:
-            # Phones store clips as filmed and say how to turn them.
-            frames.append(frame.to_image().rotate(frame.rotation, expand=True))
-        if index >= indices[-1]:
-            break
-    return frames
-
-
-def smart_resize(height: int, width: int, edge: int, min_pixels: int, max_pixels: int) -> tuple[int, int]:
-    """Size with sides divisible by ``edge`` and an area in [min_pixels, max_pixels], aspect kept (Qwen2-VL).
-
-    Raises:
-        ValueError: If one side is more than 200 times the other.
-    """
-    if max(height, width) > _MAX_ASPECT_RATIO * min(height, width):
-        raise ValueError(
-            f"An image of {width}x{height} pixels is more than {_MAX_ASPECT_RATIO} times longer than wide, so no grid "
-            "keeps its aspect. Crop or split it first."
-        )
-    rows, columns = round(height / edge) * edge, round(width / edge) * edge
-    if rows * columns > max_pixels:
-        shrink = math.sqrt(height * width / max_pixels)
-        rows = max(edge, math.floor(height / shrink / edge) * edge)
-        columns = max(edge, math.floor(width / shrink / edge) * edge)
-    elif rows * columns < min_pixels:
-        grow = math.sqrt(min_pixels / (height * width))
-        rows, columns = math.ceil(height * grow / edge) * edge, math.ceil(width * grow / edge) * edge
-    return rows, columns
-
-
-def patchify(
-    frames: list[Image.Image],
-    *,
-    min_pixels: int,
-    max_pixels: int,
-    patch_size: int,
-    merge_size: int,
-    temporal_patch_size: int,
-) -> tuple[np.ndarray, tuple[int, int, int]]:
-    """Turn frames of one size into patch rows.
-
-    Args:
-        frames: RGB frames; one for an image.
-        min_pixels: Smallest area of a frame after resizing, in pixels.
-        max_pixels: Largest area of a frame after resizing, in pixels.
-        patch_size: Edge of a patch, in pixels.
-        merge_size: Patches per token along an edge.
-        temporal_patch_size: Frames per patch; the last frame is repeated to fill it.
-
-    Returns:
-        Patches ``(t * h * w, 3 * temporal_patch_size * patch_size**2)``, fp32, and the grid (t, h, w) in patches.
-    """
-    rows, columns = smart_resize(frames[0].height, frames[0].width, patch_size * merge_size, min_pixels, max_pixels)
-    pixels = np.stack([_to_normalized_array(frame, rows, columns) for frame in frames])
-    missing = -len(frames) % temporal_patch_size
-    if missing:
-        pixels = np.concatenate([pixels, np.repeat(pixels[-1:], missing, axis=0)])
-    t, h, w = len(pixels) // temporal_patch_size, rows // patch_size, columns // patch_size
-    blocks = pixels.reshape(
-        t, temporal_patch_size, 3, h // merge_size, merge_size, patch_size, w // merge_size, merge_size, patch_size
-    )
-    # Patches of one token lie next to each other: (t, token row, token column, row, column, then values).
-    return blocks.transpose(0, 3, 6, 4, 7, 2, 1, 5, 8).reshape(t * h * w, -1), (t, h, w)
-
-
-def _to_normalized_array(frame: Image.Image, rows: int, columns: int) -> np.ndarray:
-    """Channels-first fp32 values, ``(3, rows, columns)``, CLIP-normalised."""
-    resized = np.moveaxis(np.asarray(frame.resize((columns, rows), Image.Resampling.BICUBIC)), -1, 0)
-    scaled = rescale(resized, 1 / 255, input_data_format="channels_first")
-    mean, std = image_utils.OPENAI_CLIP_MEAN, image_utils.OPENAI_CLIP_STD
-    return normalize(scaled, mean=mean, std=std, input_data_format="channels_first").astype(np.float32)
+def _as_shown(frame: Any, aspect: Any, background: Sequence[int]) -> Image.Image:
+    """A frame as a player shows it: on a background, with square pixels, turned as it was filmed."""
+    if any(component.is_alpha for component in frame.format.components):
+        image = load_image(frame.to_ndarray(format="rgba"), background)
+    else:
+        image = frame.to_image()
+    if aspect and aspect != 1:  # enlarged along one side, so that nothing is thrown away
+        width, height = round(image.width * max(aspect, 1)), round(image.height / min(aspect, 1))
+        if Image.MAX_IMAGE_PIXELS and width * height > Image.MAX_IMAGE_PIXELS:
+            raise ValueError(f"its frames would be shown at {width}x{height} pixels")
+        image = image.resize((width, height), Image.Resampling.BICUBIC)
+    return image.rotate(frame.rotation, expand=True)

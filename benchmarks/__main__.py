@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 
+from plume.arguments import ArgumentParser
 from plume.benchmarks import compare, parts, report, training
 from plume.benchmarks.models import DTYPES, INPUTS, build_model
 from plume.evaluation.report import markdown
@@ -26,9 +27,7 @@ from plume.hub.random_checkpoint import MODEL_TYPES, SIZES
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m plume.benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = ArgumentParser(prog="plume bench", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     device = "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -140,11 +139,11 @@ def run_parts(options: argparse.Namespace) -> None:
         write_json(options.json, {"header": {"machine": compare.describe_machine(options.device)}, "rows": rows})
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+def main(arguments: list[str] | None = None) -> None:
     """Run one of the commands.
 
     Args:
-        arguments: Command line without the program; ``sys.argv`` where omitted.
+        arguments: Command line without the program; ``sys.argv`` if omitted.
     """
     options = build_parser().parse_args(arguments)
     if options.command == "compare":

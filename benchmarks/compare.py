@@ -22,14 +22,14 @@ import torch
 import transformers
 from tqdm import tqdm
 
-from plume import PlumeForEmbedding, PlumeProcessor
+from plume import PlumeModel, PlumeProcessor
 from plume.benchmarks.models import DTYPES, INPUTS, build_model
 from plume.benchmarks.systems import LATENT_STEPS, SLOW, timers
 from plume.evaluation.embedders import fingerprint, load_checkpoint
 from plume.evaluation.store import check_condition, write_whole
 
 Row = dict[str, Any]
-Loaded = tuple[PlumeForEmbedding, PlumeProcessor]
+Loaded = tuple[PlumeModel, PlumeProcessor]
 COLUMNS = (
     *("system", "size", "device", "dtype", "batch", "input", "latent_steps"),
     *("ms_median", "ms_iqr", "per_second", "turns"),

@@ -9,7 +9,7 @@ from PIL import Image
 from transformers import AutoModel
 from transformers.initialization import no_init_weights
 
-from plume import PlumeForEmbedding, PlumeProcessor
+from plume import PlumeModel, PlumeProcessor
 from plume.hub.layout import plume_config_class
 from plume.hub.random_checkpoint import build_backbone_config, build_tokenizer
 
@@ -43,7 +43,7 @@ def build_model(
     device: str = "cpu",
     model_type: str = "qwen2_vl",
     **fields: Any,
-) -> tuple[PlumeForEmbedding, PlumeProcessor]:
+) -> tuple[PlumeModel, PlumeProcessor]:
     """A random model in evaluation mode, and its processor.
 
     Args:
@@ -68,7 +68,7 @@ def build_model(
 
 
 @torch.no_grad()
-def _fill(model: PlumeForEmbedding) -> None:
+def _fill(model: PlumeModel) -> None:
     noise = torch.randn(_NOISE, generator=torch.Generator().manual_seed(0)).to(model.device, model.dtype)
     for name, parameter in model.named_parameters():
         flat = parameter.view(-1)

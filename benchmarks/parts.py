@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch.utils.benchmark import Timer
 
-from plume import PlumeForEmbedding, PlumeProcessor
+from plume import PlumeModel, PlumeProcessor
 from plume.benchmarks.models import draw_items
 from plume.benchmarks.systems import single_pass
 from plume.evaluation.embedders import prepare
@@ -29,7 +29,7 @@ def median_ms(statement: str, names: dict[str, Any], min_seconds: float) -> floa
 
 
 @torch.inference_mode()
-def measure_parts(model: PlumeForEmbedding, inputs: dict[str, torch.Tensor], min_seconds: float) -> dict[str, float]:
+def measure_parts(model: PlumeModel, inputs: dict[str, torch.Tensor], min_seconds: float) -> dict[str, float]:
     """Milliseconds of the parts of one batch; latent steps run as the model is set (see ``speed_up``)."""
     anchor_BD = torch.randn(
         len(inputs["input_ids"]), model.config.text_config.hidden_size, device=model.device, dtype=model.dtype
@@ -46,7 +46,7 @@ def measure_parts(model: PlumeForEmbedding, inputs: dict[str, torch.Tensor], min
     }
 
 
-def step_demand(model: PlumeForEmbedding, batch: int, columns: int) -> dict[str, float]:
+def step_demand(model: PlumeModel, batch: int, columns: int) -> dict[str, float]:
     """Bytes and operations of one latent step with ``columns`` columns in the cache."""
     config = model.config.text_config
     adapter = [w for name, w in model.latent_transition.named_parameters() if "step_embedding" not in name]
@@ -76,9 +76,7 @@ def machine_rates(dtype: torch.dtype, device: str, min_seconds: float = 1.0) -> 
     }
 
 
-def roofline(
-    model: PlumeForEmbedding, processor: PlumeProcessor, kind: str, batch: int, min_seconds: float
-) -> dict[str, Any]:
+def roofline(model: PlumeModel, processor: PlumeProcessor, kind: str, batch: int, min_seconds: float) -> dict[str, Any]:
     """One row of the roofline: what a step demands, its floor on this machine, and what it took."""
     inputs = prepare(model, processor, draw_items(processor, kind, batch))
     demand = step_demand(model, batch, inputs["input_ids"].shape[1] + _NUM_LATENT_STEPS // 2)

@@ -2,7 +2,7 @@
 
 1. **prepare**: the processor, from text and pictures to model inputs. It comes on top of every other system.
 2. **single_pass**: prefix and suffix in one pass of the backbone: a conventional embedding model.
-3. **plume_k4, plume_k6, plume_k8**: this package, with :meth:`~plume.PlumeForEmbedding.speed_up`;
+3. **plume_k4, plume_k6, plume_k8**: this package, with :meth:`~plume.PlumeModel.speed_up`;
    **plume_k8_plain** without.
 4. **one_at_a_time**: the released code's way (see :func:`one_at_a_time`), K = 8.
 5. **explicit_cot**: :class:`~plume.evaluation.baselines.ExplicitCoT` with 403 tokens (the paper's mean), from a
@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from plume import PlumeForEmbedding, PlumeProcessor
+from plume import PlumeModel, PlumeProcessor
 from plume.benchmarks.models import draw_items
 from plume.evaluation.baselines import ExplicitCoT
 from plume.evaluation.embedders import prepare
@@ -41,7 +41,7 @@ LATENT_STEPS = {
 SLOW = ("one_at_a_time", "explicit_cot")
 
 
-def single_pass(model: PlumeForEmbedding, inputs: Inputs) -> torch.Tensor:
+def single_pass(model: PlumeModel, inputs: Inputs) -> torch.Tensor:
     """Embeddings of prefix and suffix read at once, ``(B, D)``."""
     suffix = torch.tensor(model.config.suffix_token_ids, device=model.device).expand(len(inputs["input_ids"]), -1)
     ids = torch.cat([inputs["input_ids"], suffix], dim=1)
@@ -53,7 +53,7 @@ def single_pass(model: PlumeForEmbedding, inputs: Inputs) -> torch.Tensor:
     return torch.nn.functional.normalize(states[:, -1].float(), dim=-1)
 
 
-def one_at_a_time(model: PlumeForEmbedding, inputs: Inputs) -> torch.Tensor:
+def one_at_a_time(model: PlumeModel, inputs: Inputs) -> torch.Tensor:
     """Embeddings row by row, ``(B, D)``: facts of the released code, in our words.
 
     Logits of the whole prefix, experts chosen by masks on the host, the suffix in a pass of its own, and one step of
@@ -69,7 +69,7 @@ def split_batch(inputs: Inputs) -> list[Inputs]:
     return [{name: pieces[row] for name, pieces in columns.items()} for row in range(batch)]
 
 
-def _one_row(model: PlumeForEmbedding, row: Inputs) -> torch.Tensor:
+def _one_row(model: PlumeModel, row: Inputs) -> torch.Tensor:
     steps, embed = LATENT_STEPS["one_at_a_time"], model.get_input_embeddings()
     suffix = torch.tensor([model.config.suffix_token_ids], device=model.device)
     context = model.read_prefix(
@@ -86,7 +86,7 @@ def _one_row(model: PlumeForEmbedding, row: Inputs) -> torch.Tensor:
     return torch.nn.functional.normalize(states[:, -1].float(), dim=-1)
 
 
-def _masked_experts(model: PlumeForEmbedding, z_BD: torch.Tensor, step: int, anchor_BD: torch.Tensor) -> torch.Tensor:
+def _masked_experts(model: PlumeModel, z_BD: torch.Tensor, step: int, anchor_BD: torch.Tensor) -> torch.Tensor:
     """The transition with each expert run on the rows that chose it."""
     transition = model.latent_transition
     bank, normed = transition.experts, transition.layer_norm(z_BD)
@@ -106,7 +106,7 @@ def _masked_experts(model: PlumeForEmbedding, z_BD: torch.Tensor, step: int, anc
     return refined
 
 
-def explicit_cot_ms(model: PlumeForEmbedding, processor: PlumeProcessor, inputs: Inputs) -> float:
+def explicit_cot_ms(model: PlumeModel, processor: PlumeProcessor, inputs: Inputs) -> float:
     """Milliseconds of a prefix pass and 403 written tokens, extrapolated from 64 tokens behind the first."""
     count = 1 + COT_MEASURED
     explicit = ExplicitCoT(model, processor, count, count, checkpoint={"name": "timed"})
@@ -121,16 +121,14 @@ def explicit_cot_ms(model: PlumeForEmbedding, processor: PlumeProcessor, inputs:
     return 1000 * (marks[0] - begin + COT_TOKENS * (marks[-1] - marks[0]) / COT_MEASURED)
 
 
-def clock(model: PlumeForEmbedding) -> float:
+def clock(model: PlumeModel) -> float:
     """Seconds, when the device has done what was asked of it."""
     if model.device.type == "cuda":
         torch.cuda.synchronize()
     return time.perf_counter()
 
 
-def timers(
-    model: PlumeForEmbedding, processor: PlumeProcessor, kind: str, batch: int
-) -> dict[str, Callable[[], float]]:
+def timers(model: PlumeModel, processor: PlumeProcessor, kind: str, batch: int) -> dict[str, Callable[[], float]]:
     """Per system, a function that runs it once on the same batch and returns milliseconds.
 
     Args:

@@ -19,7 +19,7 @@ from typing import Any
 import psutil
 import torch
 
-from plume import PlumeConfig, PlumeForEmbedding, PlumeOutput
+from plume import PlumeConfig, PlumeModel, PlumeOutput
 from plume.benchmarks.models import build_model
 from plume.hub.random_checkpoint import SIZES
 from plume.training.collator import Rows, split_rows
@@ -30,7 +30,7 @@ _NUM_LATENT_STEPS = 8
 _TURNS = 5
 
 
-def build_training_model(size: str) -> PlumeForEmbedding:
+def build_training_model(size: str) -> PlumeModel:
     """A random model in training mode, without dropout."""
     return build_model(size, expert_dropout=0.0)[0].train()
 
@@ -71,7 +71,7 @@ def _pool_loss(local: Representations) -> tuple[torch.Tensor, dict[str, torch.Te
     return pool_loss(queries, targets, torch.arange(pairs), Weights())
 
 
-def train_step(model: PlumeForEmbedding, rows: Rows, chunk: int) -> None:
+def train_step(model: PlumeModel, rows: Rows, chunk: int) -> None:
     """Gradients of the whole objective over a pool in chunks of so many rows, through GradCache."""
     pairs = len(rows) // 2
 
@@ -90,7 +90,7 @@ def train_step(model: PlumeForEmbedding, rows: Rows, chunk: int) -> None:
     model.zero_grad()
 
 
-def one_at_a_time(model: PlumeForEmbedding, rows: Rows) -> None:
+def one_at_a_time(model: PlumeModel, rows: Rows) -> None:
     """The same gradients, row by row and without a cache."""
     pairs, singles = len(rows) // 2, split_rows(rows, [1] * len(rows))
     outputs = [model(**single.inputs) for single in singles]

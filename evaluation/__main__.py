@@ -10,6 +10,7 @@ import json
 import sys
 from pathlib import Path
 
+from plume.arguments import ArgumentParser
 from plume.evaluation.table import METRICS, MMEB_V2, PROMPT_SETS, read_table, select
 
 
@@ -175,11 +176,11 @@ def main(arguments: list[str] | None = None) -> int:
             print(failed)
             return 1
         return 0
-    parser = argparse.ArgumentParser(prog="python -m plume.evaluation", description=__doc__)
+    parser = ArgumentParser(prog="plume evaluate", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for add in (_add_run, _add_table, _add_doctor, _add_tasks):
         add(commands)
-    commands.add_parser("audit", help="see python -m plume.evaluation audit --help")
+    commands.add_parser("audit", help="see plume evaluate audit --help")
     options = parser.parse_args(arguments)
     return options.command(options)
 

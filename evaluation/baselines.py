@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from plume import PlumeForEmbedding, PlumeProcessor
+from plume import PlumeModel, PlumeProcessor
 from plume.checks_plume import check_finite
 from plume.evaluation.embedders import Embedder, ModelEmbedder, prepare, processor_condition, weights_hash
 
@@ -63,7 +63,7 @@ class ExplicitCoT:
 
     def __init__(
         self,
-        model: PlumeForEmbedding,
+        model: PlumeModel,
         processor: PlumeProcessor,
         max_new_tokens: int = 1024,
         min_new_tokens: int = 0,
@@ -147,7 +147,7 @@ class ExplicitCoT:
         return torch.where(token_B == ends[1], ends[0], token_B)
 
 
-def load(name: str, model: PlumeForEmbedding, processor: PlumeProcessor, **options: Any) -> Embedder:
+def load(name: str, model: PlumeModel, processor: PlumeProcessor, **options: Any) -> Embedder:
     """A baseline by its name on the command line, over a checkpoint.
 
     Args:

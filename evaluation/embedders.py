@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import torch
 from transformers import AutoConfig, AutoModel, AutoProcessor
 
-from plume import PlumeForEmbedding, PlumeProcessor
+from plume import PlumeModel, PlumeProcessor
 from plume.hub_files_plume import SETTINGS_FILES
 
 _MANY_FRAMES = 1_000_000  # frames are chosen by the task: the processor keeps all that it is given
@@ -41,7 +41,7 @@ class ModelEmbedder:
 
     def __init__(
         self,
-        model: PlumeForEmbedding,
+        model: PlumeModel,
         processor: PlumeProcessor,
         latent_steps: int | None = None,
         checkpoint: Mapping[str, Any] | None = None,
@@ -71,7 +71,7 @@ class ModelEmbedder:
 
 
 def prepare(
-    model: PlumeForEmbedding, processor: PlumeProcessor, inputs: Sequence[Mapping[str, Any]]
+    model: PlumeModel, processor: PlumeProcessor, inputs: Sequence[Mapping[str, Any]]
 ) -> dict[str, torch.Tensor]:
     """Model inputs of a batch, on the model's device. Tasks write instructions and choose frames themselves."""
     features = processor.process_documents(list(inputs), prompt="", num_frames=_MANY_FRAMES)
@@ -160,7 +160,7 @@ def load_embedder(
 
 def load_checkpoint(
     path: str | Path, device: str | None = None, dtype: str = "auto", revision: str | None = None
-) -> tuple[PlumeForEmbedding, PlumeProcessor]:
+) -> tuple[PlumeModel, PlumeProcessor]:
     """A checkpoint on one device (a GPU or the CPU where omitted), in evaluation mode."""
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     model = AutoModel.from_pretrained(path, revision=revision or "main", dtype=dtype)
@@ -198,7 +198,7 @@ def _hash_files(files: Sequence[Path]) -> str:
     return digest.hexdigest()
 
 
-def weights_hash(model: PlumeForEmbedding) -> str:
+def weights_hash(model: PlumeModel) -> str:
     """A hash over the weights and the configuration of a model in memory."""
     digest = hashlib.blake2b(model.config.to_json_string().encode(), digest_size=16)
     for name, tensor in sorted(model.state_dict().items()):

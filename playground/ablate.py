@@ -29,7 +29,7 @@ import yaml
 from tqdm import tqdm
 from transformers import AutoModel
 
-from plume import PlumeForEmbedding
+from plume import PlumeModel
 from plume.evaluation.embedders import ModelEmbedder
 from plume.evaluation.runner import evaluate
 from plume.evaluation.store import check_condition, write_json
@@ -169,7 +169,7 @@ class Sweep:
         return folder
 
     @torch.no_grad()
-    def hardest_ce(self, model: PlumeForEmbedding) -> float:
+    def hardest_ce(self, model: PlumeModel) -> float:
         """Cross entropy of written rationales and answers of some training queries, on the hardest task."""
         rows = load_rows([str(self.pairs)])
         collate = PairCollator(self.processor, str(self.folder / "train/media"))
@@ -217,7 +217,7 @@ class Sweep:
         write_json(file, rows)
         return rows
 
-    def _keep(self, model: PlumeForEmbedding, folder: Path, history: list[dict[str, float]]) -> None:
+    def _keep(self, model: PlumeModel, folder: Path, history: list[dict[str, float]]) -> None:
         """Save checkpoint and logs; a kill leaves those of before, or the new ones beside them, which are whole."""
         partial, before = folder.with_suffix(".partial"), folder.with_suffix(".before")
         for leftover in (partial, before):
@@ -239,7 +239,7 @@ class Sweep:
             return self.plan.rates
         return (json.loads(chosen[0].read_text("utf-8"))[0]["learning_rate"] / self.settings["learning_rate"],)
 
-    def _continue(self, variant: Variant, seed: int, rate: float) -> tuple[PlumeForEmbedding, list[dict[str, float]]]:
+    def _continue(self, variant: Variant, seed: int, rate: float) -> tuple[PlumeModel, list[dict[str, float]]]:
         """The model behind the latent stages, and the logs of its training."""
         start = AutoModel.from_pretrained(self.explicit(seed)).state_dict()
         model = build_student(self.processor, seed, num_latent_steps=variant.steps, **variant.fields)
@@ -252,7 +252,7 @@ class Sweep:
             history += [{**log, "step": log["step"] + behind} for log in logs]
         return model, history
 
-    def _train(self, model: PlumeForEmbedding, seed: int, **options: Any) -> list[dict[str, float]]:
+    def _train(self, model: PlumeModel, seed: int, **options: Any) -> list[dict[str, float]]:
         """Run a trainer; returns its logs."""
         self.write_world()
         fixed = {
@@ -273,7 +273,7 @@ class Sweep:
         trainer.train()
         return trainer.state.log_history
 
-    def _score(self, model: PlumeForEmbedding, split: str) -> list[dict[str, Any]]:
+    def _score(self, model: PlumeModel, split: str) -> list[dict[str, Any]]:
         table = read_table(self.folder / split / TABLE)
         embedder = ModelEmbedder(model, self.processor)
         return evaluate(embedder, table.rows, self.folder / split, batch_size=64, progress=False)

@@ -88,7 +88,7 @@ class PackedForward:
 
 
 class _Freshness:
-    """Before a pass: drops the copies of weights that changed. A write through ``.data`` shows in the last entry only."""
+    """Drops the copies of weights that changed, before a pass; a write through ``.data`` shows in the last entry."""
 
     def __init__(self, forwards: list[PackedForward]) -> None:
         self._forwards = forwards
@@ -123,10 +123,10 @@ def speed_up(model: Any, enabled: bool) -> None:
         return
     linears = [m for m in model.model.language_model.layers.modules() if isinstance(m, nn.Linear)]
     candidates = [*linears, model.latent_transition.experts]
-    problems = {type(module).__name__: problem for module in candidates if (problem := _why_not(module, linears))}
+    problems = {type(module).__name__: problem for module in candidates if (problem := _why_not(module))}
     for name, problem in problems.items():
         logger.warning(f"speed_up(): some modules ({name}) run as they are: {problem}.")
-    packed = [module for module in candidates if not _why_not(module, linears)]
+    packed = [module for module in candidates if not _why_not(module)]
     forwards = [PackedForward(module) for module in packed]
     for forward in forwards:
         forward.module.forward = forward  # type: ignore[method-assign, assignment]
@@ -134,13 +134,13 @@ def speed_up(model: Any, enabled: bool) -> None:
         model.register_forward_pre_hook(_Freshness(forwards))
 
 
-def _why_not(module: nn.Module, linears: list[nn.Linear]) -> str | None:
+def _why_not(module: nn.Module) -> str | None:
     """What keeps a module from being packed, in words; None if nothing does."""
     if _FORWARD in vars(module):
         return "something else stands in for their forward"
-    if type(module) is not nn.Linear and (isinstance(module, nn.Linear) or not hasattr(module, "up_weight")):
-        return "they are replaced or wrapped"
     weights = dict(module.named_parameters(recurse=False))
+    if "up_weight" not in weights and type(module) is not nn.Linear:
+        return "they are replaced or wrapped"
     if any(type(weight) is not nn.Parameter or weight.device.type != "cpu" for weight in weights.values()):
         return "weights are packed on a CPU and in their plain form only"
     if not {weight.dtype for weight in weights.values()} <= {torch.float32, torch.bfloat16} or not weights:

@@ -11,7 +11,6 @@ os.environ["HF_DATASETS_CACHE"] = tempfile.mkdtemp(prefix="plume-datasets-")
 from pathlib import Path
 
 import pytest
-
 from transformers import AutoModel
 
 from plume import PlumeModel, PlumeProcessor

@@ -46,6 +46,16 @@ def count_positions(ids, grids, media_ids, merge=2, time_steps=None):
     return positions, following
 
 
+def place_media(config, features, grids):
+    """What a backbone counts as one media item, and how far time goes from one temporal patch to the next."""
+    if config.model_type.endswith("qwen2_5_vl"):
+        seconds = torch.as_tensor(features.get("second_per_grid_ts", [1.0] * len(grids[config.video_token_id])))
+        return grids, {config.video_token_id: (seconds * config.vision_config.tokens_per_second).tolist()}
+    if config.model_type.endswith("qwen3_vl"):  # every temporal patch is an item of its own
+        return {token: [[1, h, w] for t, h, w in several for _ in range(t)] for token, several in grids.items()}, {}
+    return grids, {}
+
+
 def embed_row(model, features, num_latent_steps, config=None, refine=None):
     """Embedding and anchor embedding of a batch of one, following sections 3.3-3.5 step by step.
 
@@ -59,13 +69,7 @@ def embed_row(model, features, num_latent_steps, config=None, refine=None):
         config.image_token_id: features.get("image_grid_thw", torch.empty(0, 3)).int().tolist(),
         config.video_token_id: features.get("video_grid_thw", torch.empty(0, 3)).int().tolist(),
     }
-    time_steps = {}
-    if config.model_type.endswith("qwen2_5_vl"):
-        seconds = torch.as_tensor(features.get("second_per_grid_ts", [1.0] * len(grids[config.video_token_id])))
-        time_steps[config.video_token_id] = (seconds * config.vision_config.tokens_per_second).tolist()
-    items = dict(grids)
-    if config.model_type.endswith("qwen3_vl"):  # every temporal patch is an item of its own
-        items = {token: [[1, h, w] for t, h, w in several for _ in range(t)] for token, several in grids.items()}
+    items, time_steps = place_media(config, features, grids)
     positions, following = count_positions(ids, items, items.keys(), time_steps=time_steps)
     if config.position_scheme == "kv_length":
         following = len(ids)

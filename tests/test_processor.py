@@ -2,6 +2,8 @@
 
 import base64
 import importlib
+import json
+import shutil
 import threading
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -10,11 +12,18 @@ from io import BytesIO
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from PIL import Image
+from transformers import AutoProcessor
 
 from inputs import MEDIA, embed, mixed_inputs, noise_image, noise_video
-from plume import vision_plume
-from plume.vision_plume import load_image, load_video, patchify, smart_resize
+from plume import PlumeProcessor, vision_plume
+from plume.hub.random_checkpoint import build_tokenizer
+from plume.pixels_plume import patchify, smart_resize
+from plume.processing_plume import BACKBONE_SETTINGS
+from plume.prompt_plume import EMBEDDER_LAYOUT
+from plume.vision_plume import load_clip, load_image, load_video
 
 PATCHES = {"patch_size": 14, "merge_size": 2, "temporal_patch_size": 2}
 
@@ -30,12 +39,18 @@ def pil_processor(**limits):
     return pytest.skip("this transformers has no Qwen2-VL image processor that runs without torchvision")
 
 
+QWEN2 = ({"patch_size": 14}, {})
+QWEN3 = ({"patch_size": 16, "image_mean": [0.5] * 3, "image_std": [0.5] * 3},) * 2
+
+
+@pytest.mark.parametrize("backbone", [QWEN2, QWEN3], ids=["qwen2_vl", "qwen3_vl"])
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "LA", "P", "CMYK", "1"])
 @pytest.mark.parametrize("size", [(84, 56), (300, 200), (31, 97), (20, 900)])
-def test_pixels_equal_transformers_pil_processor_bit_for_bit(mode, size):
+def test_pixels_equal_transformers_pil_processor_bit_for_bit(backbone, mode, size):
     image = noise_image(1, *size).convert(mode)
-    theirs = pil_processor(min_pixels=56 * 56, max_pixels=28 * 28 * 64)(images=[image], return_tensors="np")
-    patches, grid = patchify([load_image(image)], min_pixels=56 * 56, max_pixels=28 * 28 * 64, **PATCHES)
+    limits = {"min_pixels": 56 * 56, "max_pixels": 28 * 28 * 64}
+    theirs = pil_processor(**limits, **backbone[0])(images=[image], return_tensors="np")
+    patches, grid = patchify([load_image(image)], **limits, **{**PATCHES, **backbone[1]})
     assert np.array_equal(patches, theirs["pixel_values"])
     assert list(grid) == theirs["image_grid_thw"][0].tolist()
 
@@ -189,34 +204,6 @@ def test_frames_arrays_and_files_are_the_same_video(model, processor):
     assert (vectors - vectors[0]).abs().max() <= 1e-6
 
 
-def test_a_file_whose_header_lies_about_its_frames_is_counted(monkeypatch):
-    """A stream that promises more frames than it holds must not shorten the sample."""
-
-    class Liar:
-        def __init__(self, container):
-            self._container = container
-
-        def __enter__(self):
-            return self
-
-        def __exit__(self, *args):
-            self._container.close()
-
-        @property
-        def streams(self):
-            stream = type("Stream", (), {"frames": 1000})
-            return type("Streams", (), {"video": [stream]})
-
-        def decode(self, video):
-            return self._container.decode(video=video)
-
-    real_open = vision_plume.av.open
-    expected = load_video(MEDIA / "rolling_ball.mp4", num_frames=4)
-    monkeypatch.setattr(vision_plume.av, "open", lambda path, **options: Liar(real_open(path)))
-    frames = load_video(MEDIA / "rolling_ball.mp4", num_frames=4)
-    assert [frame.tobytes() for frame in frames] == [frame.tobytes() for frame in expected]
-
-
 def test_pixel_limits_and_frames_are_settings_and_can_change_per_call(processor):
     image, video = {"image": noise_image(0, 280, 280)}, {"video": noise_video(0, 8)}
 
@@ -357,12 +344,107 @@ def test_options_without_effect_are_refused(processor, options):
         processor.process_documents([noise_image(0)], **options)
 
 
-@pytest.mark.parametrize("setting", [{"max_pixels": -5}, {"num_frames": 0}, {"suffix": "<elt>"}])
-def test_impossible_settings_are_refused(checkpoint, setting):
-    from plume import PlumeProcessor
+@pytest.fixture
+def saved(processor, tmp_path):
+    """A saved processor, with settings changed or "absent"."""
+    processor.save_pretrained(tmp_path)
+    path = tmp_path / "processor_config.json"
+    original = json.loads(path.read_text())
 
-    with pytest.raises(ValueError, match="positive integer|end of the suffix"):
-        PlumeProcessor.from_pretrained(checkpoint, **setting)
+    def change(**changed):
+        content = {name: value for name, value in {**original, **changed}.items() if value != "absent"}
+        path.write_text(json.dumps(content))
+        return tmp_path
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"max_pixels": -5}, "max_pixels must be a positive integer, got -5"),
+        ({"num_frames": 0}, "num_frames must be a positive integer"),
+        ({"merge_size": 0}, "merge_size must be a positive integer"),
+        ({"patch_size": "14"}, "patch_size must be a positive integer, got '14'"),
+        ({"patch_size": 14.0}, "patch_size must be a positive integer"),
+        ({"temporal_patch_size": True}, "temporal_patch_size must be a positive integer"),
+        ({"min_pixels": None}, "min_pixels must be a positive integer"),
+        ({"min_pixels": 10**7}, "min_pixels=10000000 exceeds max_pixels"),
+        ({"video_min_pixels": 10**7}, "exceeds video_max_pixels"),
+        ({"blank_image_size": -1}, "blank_image_size must be a positive integer"),
+        ({"blank_image_size": False}, "blank_image_size must be a positive integer"),
+        ({"image_mean": [0.5, 0.5]}, "three numbers"),
+        ({"image_mean": [0.5, 0.5, float("nan")]}, "three numbers"),
+        ({"image_std": [0.5, 0.5, 0]}, "three positive numbers"),
+        ({"background_color": [255, 255, 256]}, "three integers"),
+        ({"background_color": "white"}, "three integers"),
+        ({"resize": "twice"}, "'once' or 'released'"),
+        ({"video_limits": 1}, "'frame' or 'clip'"),
+        ({"fps": float("inf")}, "positive number or none"),
+        ({"timestamps": 1, "fps": 1.0}, "true or false"),
+        ({"timestamps": True}, "timestamps need fps"),
+        ({"query_prompt": 5}, "query_prompt must be a text"),
+        ({"suffix": "<elt>"}, "end of the suffix"),
+        ({"anchor_token": "two words"}, "does not know .'two words'"),
+        ({"max_pixel": 5}, "unknown ones .'max_pixel'"),
+        ({"max_pixels": "absent"}, "lacks the settings .'max_pixels'"),
+        ({"image_mean": "absent"}, "lacks the settings .'image_mean'"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused_by_name(saved, setting, message):
+    with pytest.raises(ValueError, match=message):
+        PlumeProcessor.from_pretrained(saved(**setting))
+
+
+def test_a_setting_given_by_the_caller_need_not_be_in_the_file(saved):
+    assert PlumeProcessor.from_pretrained(saved(max_pixels="absent"), max_pixels=9999).max_pixels == 9999
+
+
+LATER = ("image_mean", "image_std", "background_color", "resize", "video_limits", "fps", "min_frames", "timestamps",
+         "time_positions")  # fmt: skip
+
+
+def test_files_from_before_there_were_several_backbones_load(processor, saved):
+    again = PlumeProcessor.from_pretrained(saved(**dict.fromkeys(LATER, "absent")))
+    assert again.to_dict() == {name: value for name, value in processor.to_dict().items() if name != "auto_map"}
+
+
+@pytest.mark.parametrize("name", ["processor_config.json", "chat_template.jinja"])
+@pytest.mark.parametrize("load", [PlumeProcessor.from_pretrained, AutoProcessor.from_pretrained])
+def test_without_its_files_a_processor_is_refused_by_name(checkpoint, tmp_path, name, load):
+    shutil.copytree(checkpoint, tmp_path / "copy")
+    (tmp_path / "copy" / name).unlink()
+    with pytest.raises(ValueError, match=name):
+        load(tmp_path / "copy")
+
+
+@pytest.mark.parametrize("content", [b"{}", b"[]", b"5", b"null", b'{"suffix": "\xff"}'])
+def test_a_settings_file_that_holds_no_settings_is_refused_by_name(saved, content):
+    folder = saved()
+    (folder / "processor_config.json").write_bytes(content)
+    with pytest.raises(ValueError, match="processor_config.json"):
+        PlumeProcessor.from_pretrained(folder)
+
+
+VALUES = st.one_of(
+    st.none(), st.booleans(), st.integers(-2, 300), st.integers(), st.floats(), st.text(max_size=6),
+    st.lists(st.one_of(st.integers(-1, 260), st.floats(-1, 2), st.text(max_size=2)), max_size=4),
+    st.sampled_from(["once", "clip", "<gen>", "<elt><gen>", {}]),
+)  # fmt: skip
+
+
+@settings(max_examples=150, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
+@given(data=st.data())
+def test_a_changed_settings_file_is_used_as_it_is_or_refused(processor, saved, data):
+    """No other error, and no default in place of what the file says."""
+    names = sorted(processor.to_dict().keys() - {"processor_class", "auto_map"})
+    changed = data.draw(st.dictionaries(st.sampled_from([*names, "other"]), VALUES, min_size=1, max_size=3))
+    try:
+        loaded = PlumeProcessor.from_pretrained(saved(**changed))
+    except ValueError:
+        return
+    settings = loaded.to_dict()
+    assert {name: settings[name] for name in changed} == changed
 
 
 def test_padding_to_a_fixed_length(processor):
@@ -415,3 +497,141 @@ def test_more_placeholders_than_media_are_refused(processor):
     text = processor.apply_chat_template([{"role": "user", "content": [{"type": "image", "image": noise_image(0)}]}])
     with pytest.raises(ValueError, match="2 placeholders .* but 1 images"):
         processor(text=[text, text], images=[noise_image(0)])
+
+
+# Backbones
+
+
+@pytest.fixture(scope="module")
+def for_backbone(tmp_path_factory):
+    """Processors that start from backbones of a model type."""
+
+    def make(model_type, **options) -> PlumeProcessor:
+        folder = tmp_path_factory.mktemp(model_type)
+        build_tokenizer(["assistant\nassistant"] * 50).save_pretrained(folder)
+        (folder / "config.json").write_text(json.dumps({"model_type": model_type}))
+        return PlumeProcessor.from_backbone(folder, **options)
+
+    return make
+
+
+def test_a_processor_of_qwen2_vl_has_the_defaults(for_backbone):
+    tokenizer = for_backbone("qwen2_vl").tokenizer
+    assert for_backbone("qwen2_vl").to_dict() == PlumeProcessor(tokenizer).to_dict()
+
+
+@pytest.mark.parametrize("model_type", BACKBONE_SETTINGS)
+def test_settings_of_a_backbone_are_saved(for_backbone, model_type, tmp_path):
+    processor = for_backbone(model_type)
+    settings = processor.to_dict()
+    processor.save_pretrained(tmp_path)
+    again = PlumeProcessor.from_pretrained(tmp_path)
+    assert again.to_dict() == settings
+    assert BACKBONE_SETTINGS[model_type].items() <= again.to_dict().items()
+    assert json.loads((tmp_path / "processor_config.json").read_text()).keys() >= BACKBONE_SETTINGS["qwen3_vl"].keys()
+
+
+def test_a_backbone_without_settings_is_refused(for_backbone):
+    with pytest.raises(ValueError, match="'llama' model.*qwen2_vl, qwen2_5_vl, qwen3_vl"):
+        for_backbone("llama")
+
+
+@pytest.mark.parametrize("frames", [1, 2, 3, 4, 5, 8, 17])
+def test_a_clip_gets_the_size_of_transformers_qwen3_vl(frames):
+    theirs = pytest.importorskip("transformers.models.qwen3_vl.video_processing_qwen3_vl").smart_resize
+    try:
+        theirs(2, 8, 8, factor=32)
+    except ValueError:
+        pytest.skip("the rule of an older transformers, which refuses small clips")
+    rng = np.random.default_rng(frames)
+    for height, width in rng.integers(8, 400, (20, 2)).tolist():
+        limits = {"min_pixels": 32 * 32 * int(rng.integers(1, 40)), "max_pixels": 32 * 32 * int(rng.integers(40, 200))}
+        _, grid = patchify(
+            [noise_image(0, width, height)] * frames, **limits, **{**PATCHES, **QWEN3[1]}, whole_clip=True
+        )
+        expected = theirs(max(frames, 2), height, width, temporal_factor=2, factor=32, **limits)
+        assert (grid[1] * 16, grid[2] * 16) == expected
+
+
+def render_clip(processor, video, **options):
+    features = processor.process_documents([{"video": video}], **options)
+    return processor.tokenizer.decode(features["input_ids"][0]), features
+
+
+def test_qwen3_vl_reads_the_time_of_each_pair_of_frames(for_backbone):
+    """One grid row a clip; text as transformers 4.57 and the reference write it."""
+    processor = for_backbone("qwen3_vl", fps=2.0)
+    text, features = render_clip(processor, noise_video(1, 5))  # frames of a list are taken to be 1 / fps apart
+    [(t, h, w)] = features["video_grid_thw"].tolist()
+    pads = "<|video_pad|>" * (h * w // 4)
+    parts = [f"<{time} seconds><|vision_start|>{pads}<|vision_end|>" for time in ("0.2", "1.2", "2.0")]
+    assert t == 3
+    assert f"user\n{''.join(parts)}\n<anchor>" in text
+
+
+def test_qwen3_vl_samples_a_file_by_time(for_backbone):
+    """The clip has 24 frames at 12 a second."""
+    path, processor = MEDIA / "rolling_ball.mp4", for_backbone("qwen3_vl")
+    text, _ = render_clip(processor, path)
+    indices = np.linspace(0, 23, 4).round() / 12
+    for first, second in indices.reshape(2, 2):
+        assert f"<{(first + second) / 2:.1f} seconds><|vision_start|>" in text
+    assert len(load_clip(path, num_frames=64, fps=2.5).frames) == 5
+    assert len(load_clip(path, num_frames=3, fps=2.0).frames) == 3
+    assert len(load_clip(path, num_frames=64, fps=0.1, min_frames=4).frames) == 4
+
+
+def test_the_rate_of_frames_can_be_said(for_backbone):
+    processor, frames = for_backbone("qwen3_vl", min_frames=1), noise_video(1, 8)
+    text, _ = render_clip(processor, frames, videos_kwargs={"video_metadata": [{"fps": 4.0}]})
+    assert text.count("seconds>") == 1
+    assert "<0.9 seconds>" in text  # two frames of two seconds, the first and the last
+    with pytest.raises(ValueError, match="2 entries for 1 videos"):
+        render_clip(processor, frames, videos_kwargs={"video_metadata": [{}, {}]})
+
+
+def test_qwen2_5_vl_is_told_the_seconds_per_temporal_patch(for_backbone):
+    processor = for_backbone("qwen2_5_vl")
+    features = processor.process_documents([{"video": MEDIA / "rolling_ball.mp4"}, {"video": noise_video(1)}, "a"])
+    assert features["second_per_grid_ts"].tolist() == [2 / (8 / 24 * 12), 1.0]
+    assert features["second_per_grid_ts"].dtype == torch.float32
+    assert "second_per_grid_ts" in processor.model_input_names
+    assert "second_per_grid_ts" not in processor.process_documents(["a"])
+
+
+@pytest.mark.parametrize("model_type", ["qwen2_vl", "qwen3_vl"])
+def test_other_backbones_are_not_told(for_backbone, model_type):
+    processor = for_backbone(model_type)
+    assert "second_per_grid_ts" not in processor.model_input_names
+    assert "second_per_grid_ts" not in processor.process_documents([{"video": noise_video(1)}])
+
+
+def test_new_tokens_get_ids_that_are_free(for_backbone):
+    """151657 and the next are taken in Qwen2.5 and Qwen3."""
+    fields = for_backbone("qwen3_vl").token_fields()
+    tokenizer = for_backbone("qwen3_vl").tokenizer
+    assert tokenizer.convert_ids_to_tokens(fields["latent_start_token_id"]) == "<slt>"
+    assert tokenizer.convert_ids_to_tokens(fields["suffix_token_ids"]) == ["<elt>", "<gen>"]
+
+
+@pytest.mark.parametrize(("prompt", "system"), [(None, "Represent the user's input."), ("Find it.", "Find it.")])
+def test_the_embedder_prompt_is_the_published_one(for_backbone, prompt, system):
+    processor = for_backbone("qwen3_vl", layout=EMBEDDER_LAYOUT)
+    features = processor.process_queries([{"text": "a bus", "image": noise_image(0)}], prompt=prompt)
+    [(t, h, w)] = features["image_grid_thw"].tolist()
+    published = (
+        f"<|im_start|>system\n{system}<|im_end|>\n<|im_start|>user\n<|vision_start|>"
+        f"{'<|image_pad|>' * (t * h * w // 4)}<|vision_end|>a bus<|im_end|>\n<|im_start|>assistant\n"
+    )
+    fields = processor.token_fields()
+    assert features["input_ids"][0].tolist() + fields["suffix_token_ids"] == processor.tokenizer(published)["input_ids"]
+    assert features["input_ids"][0, -1] == fields["latent_start_token_id"]
+    assert fields["suffix_token_ids"] == [fields["embedding_token_id"]]
+    assert fields["anchor_token_id"] == processor.tokenizer.convert_tokens_to_ids("<|im_end|>")
+    assert list(processor.row_sources) == [fields["latent_end_token_id"], fields["latent_token_id"]]
+
+
+def test_words_of_the_vocabulary_can_be_tokens_and_stay_usable_in_texts(for_backbone):
+    processor = for_backbone("qwen3_vl", layout=EMBEDDER_LAYOUT)
+    text = processor.apply_chat_template([{"role": "user", "content": "the assistant\nsaid <|im_end|>"}])
+    assert "the assistant\nsaid < |im_end|>" in text

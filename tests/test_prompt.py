@@ -8,7 +8,7 @@ from inputs import noise_image
 from plume import PAPER_LAYOUT, RELEASED_LAYOUT, PlumeProcessor, PromptLayout
 from plume.content_plume import canonical_messages, neutralize, to_conversation
 from plume.hub.random_checkpoint import build_tokenizer
-from plume.prompt_plume import build_chat_template
+from plume.prompt_plume import EMBEDDER_LAYOUT, build_chat_template
 
 DIRECTIVE = (
     "Represent the above input text, images, videos, or any combination of the three as embeddings. First output the "
@@ -93,6 +93,7 @@ def test_without_text_the_instruction_stands_behind_the_media():
 def test_explicit_reasoning_prompt_ends_before_the_latent_block():
     assert render(PAPER_LAYOUT, to_conversation("a bus"), latent=False).endswith("<|im_start|>assistant\n")
     assert render(RELEASED_LAYOUT, to_conversation("a bus"), latent=False).endswith("assistant\n<think>")
+    assert render(EMBEDDER_LAYOUT, to_conversation("a bus"), latent=False).endswith("<|im_start|>assistant\n")
 
 
 def test_a_single_text_goes_behind_its_media_whatever_the_order():

@@ -62,7 +62,7 @@ def hook_layer_input(model):
 
 
 def hook_linear(model):
-    layer_of(model).self_attn.q_proj.register_forward_hook(lambda module, args, output: 1.5 * output)
+    layer_of(model).self_attn.v_proj.register_forward_hook(lambda module, args, output: 1.5 * output)
 
 
 def replace_linear(model):
@@ -136,7 +136,7 @@ def packed_products(model) -> list[packed.PackedProduct]:
 
 
 @pytest.mark.parametrize("emulated", [False, True])
-def test_packed_steps_equal_plain_ones_in_bfloat16(model_type, tmp_path, monkeypatch, emulated):
+def test_packed_steps_equal_plain_ones_in_bfloat16(model_type, tmp_path, monkeypatch, emulated):  # noqa: F811
     """If the CPU emulates bfloat16, products of many rows are made in float32."""
     monkeypatch.setattr(packed, "emulates_bfloat16", lambda: emulated)
     _, processor = save_random_plume(tmp_path, "small", model_type=model_type, num_latent_steps=3)
@@ -156,26 +156,23 @@ def test_packed_experts_serve_the_ablations(tmp_path, fields):
     assert (embed(model.speed_up(), processor, TEXTS) - expected).abs().max() <= 1e-5
 
 
-def test_packed_weights_follow_the_weights(model, processor):
-    def check(before):
-        fast, plain = embed(model.speed_up(), processor, TEXTS), None
-        change()
-        fast = embed(model, processor, TEXTS)
-        plain = embed(model.speed_up(False), processor, TEXTS)
-        assert (plain - before).abs().max() > 1e-3
-        assert (fast - plain).abs().max() <= 1e-5
-        return plain
+def refill(model):
+    fill_weights(model, seed=5)
 
-    def refill():
-        fill_weights(model, seed=5)
 
-    def merge():
-        for weight in model.model.language_model.parameters():
-            weight.data += 0.01  # as peft merges: neither address nor version changes
+def merge(model):
+    for weight in model.model.language_model.parameters():
+        weight.data += 0.01  # as peft merges: neither address nor version changes
 
-    before = embed(model, processor, TEXTS)
-    for change in (refill, merge):
-        before = check(before)
+
+@pytest.mark.parametrize("change", [refill, merge], ids=lambda function: function.__name__)
+def test_packed_weights_follow_the_weights(model, processor, change):
+    before = embed(model.speed_up(), processor, TEXTS)
+    change(model)
+    fast = embed(model, processor, TEXTS)
+    plain = embed(model.speed_up(False), processor, TEXTS)
+    assert (plain - before).abs().max() > 1e-3
+    assert (fast - plain).abs().max() <= 1e-5
 
 
 def test_copies_and_pickles_pack_for_themselves(model, processor):

@@ -1,11 +1,12 @@
 """What a run will do, before it does it: the stages, and one pair rewritten to each of them."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 from plume import PlumeConfig, PlumeProcessor
 from plume.training.collator import PairCollator
-from plume.training.config import PlumeTrainingConfig, refuse_too_few_rows
+from plume.training.config import PlumeTrainingConfig
 
 
 def stage_table(args: PlumeTrainingConfig, num_latent_steps: int, max_steps: int) -> list[str]:
@@ -37,14 +38,15 @@ def estimate_steps(args: PlumeTrainingConfig, num_rows: int | None) -> int:
     return math.ceil(args.num_train_epochs * max(math.ceil(batches / args.gradient_accumulation_steps), 1))
 
 
-def describe_run(args: PlumeTrainingConfig, config: PlumeConfig, processor: PlumeProcessor, rows: Any) -> str:
-    """The stage table and the first pair's query at every stage."""
+def describe_run(
+    args: PlumeTrainingConfig, config: PlumeConfig, processor: PlumeProcessor, rows: Any, plan: Sequence[str] = ()
+) -> str:
+    """The plan, the stage table and the first pair's query at every stage."""
     num_latent_steps = config.num_latent_steps if args.num_latent_steps is None else args.num_latent_steps
     num_rows = len(rows) if hasattr(rows, "__len__") else None  # a streamed dataset has no length
-    refuse_too_few_rows(rows, args)
     steps = estimate_steps(args, num_rows)
     pool = args.per_device_train_batch_size * args.world_size
-    lines = [f"{num_rows or 'streamed'} pairs, {steps} optimizer steps, {pool} pairs in a contrastive pool", ""]
+    lines = [f"{num_rows or 'streamed'} pairs, {steps} optimizer steps, {pool} pairs in a contrastive pool", *plan, ""]
     lines += stage_table(args, num_latent_steps, steps)
     row = next(iter(rows))
     batch = PairCollator.from_config(processor, args)([row])

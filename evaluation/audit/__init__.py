@@ -9,13 +9,13 @@ A finished task is kept in ``OUT/tasks`` and not measured again, so an interrupt
 that fails is recorded in ``OUT/failed`` and the next one runs; the report is written when all are there.
 """
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
+from plume.arguments import ArgumentParser
 from plume.evaluation.audit.data import load_task
 from plume.evaluation.audit.measure import measure
 from plume.evaluation.audit.passes import Reader
@@ -110,7 +110,7 @@ def _identity(row: Row) -> dict[str, Any]:
 
 def main(argv: Sequence[str] | None = None) -> str:
     """Run the command line; returns what it has to say."""
-    parser = argparse.ArgumentParser(prog="python -m plume.evaluation audit", description="Are the latent steps used?")
+    parser = ArgumentParser(prog="plume audit", description="Are the latent steps used?")
     parser.add_argument("--model", required=True, help="checkpoint: a folder or a Hub id")
     parser.add_argument("--table", type=Path, default=MMEB_V2, help="table of tasks; MMEB-v2 where omitted")
     parser.add_argument("--data-root", type=Path, required=True, help="folder of local copies of the data sets")

@@ -8,7 +8,7 @@ import torch
 from datasets import Dataset
 from tqdm import tqdm
 
-from plume import PlumeForEmbedding, PlumeProcessor
+from plume import PlumeModel, PlumeProcessor
 from plume.evaluation.audit.intervene import recording, replacing
 from plume.evaluation.embedders import prepare
 from plume.evaluation.encoder import to_inputs
@@ -63,7 +63,7 @@ class Reader:
         ValueError: If K is 0, or the model cannot run it.
     """
 
-    def __init__(self, model: PlumeForEmbedding, processor: PlumeProcessor, steps: int, batch_size: int) -> None:
+    def __init__(self, model: PlumeModel, processor: PlumeProcessor, steps: int, batch_size: int) -> None:
         if model.config.check_num_latent_steps(steps) == 0:
             raise ValueError(
                 "The audit asks what latent steps are worth, and at K = 0 there are none. Choose a checkpoint with "

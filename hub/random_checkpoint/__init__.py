@@ -16,7 +16,6 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
 from torch import nn
 from transformers import (
-    AutoModel,
     PreTrainedConfig,
     PreTrainedModel,
     Qwen2_5_VLConfig,
@@ -29,8 +28,8 @@ from transformers import (
 )
 from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
 
-from plume import PAPER_LAYOUT, PlumeForEmbedding, PlumeProcessor, PromptLayout
-from plume.hub.layout import plume_config_class
+from plume import PAPER_LAYOUT, PlumeModel, PlumeProcessor, PromptLayout
+from plume.start import model_class_of
 
 _SPECIAL_TOKENS = [
     "<|endoftext|>",
@@ -118,6 +117,8 @@ def build_tokenizer(corpus: Sequence[str] = _CORPUS, model_type: str = "qwen2_vl
         ]
     )
     alphabet = pre_tokenizers.ByteLevel.alphabet()
+    if model_type == "qwen3_vl":  # its embedder reads a vector after the role, one piece in the real vocabulary
+        corpus = [*corpus, *["assistant"] * 16]
     trained.train_from_iterator(
         corpus, trainers.BpeTrainer(vocab_size=500, show_progress=False, initial_alphabet=alphabet)
     )
@@ -297,7 +298,7 @@ def save_random_plume(
     model_type: str = "qwen2_vl",
     seed: int = 0,
     **fields: object,
-) -> tuple[PlumeForEmbedding, PlumeProcessor]:
+) -> tuple[PlumeModel, PlumeProcessor]:
     """Save a random PLUME checkpoint, complete as a Hub repository.
 
     Args:
@@ -315,11 +316,12 @@ def save_random_plume(
     processor = PlumeProcessor.from_backbone(
         backbone, layout, max_pixels=28 * 28 * 16, video_min_pixels=56 * 56, video_max_pixels=28 * 28 * 8
     )
-    config = plume_config_class(model_type).from_backbone(
+    model_class = model_class_of(model_type)
+    config = model_class.config_class.from_backbone(
         build_backbone_config(processor.tokenizer, size, model_type=model_type),
         **{**processor.token_fields(), **fields},
     )
-    model = AutoModel.from_config(config).eval()
+    model = model_class(config).eval()
     fill_weights(model, seed)
     model.save_pretrained(folder)
     processor.save_pretrained(folder)

@@ -1,8 +1,8 @@
 """``python -m plume.hub.random_checkpoint FOLDER``: a checkpoint with random weights, to try commands on."""
 
-import argparse
 from pathlib import Path
 
+from plume.arguments import ArgumentParser
 from plume.hub.random_checkpoint import MODEL_TYPES, SIZES, save_random_backbone, save_random_plume
 
 
@@ -12,11 +12,7 @@ def main(arguments: list[str] | None = None) -> None:
     Args:
         arguments: Command line without the program; ``sys.argv`` if omitted.
     """
-    parser = argparse.ArgumentParser(
-        prog="python -m plume.hub.random_checkpoint",
-        description=__doc__,
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
+    parser = ArgumentParser(prog="python -m plume.hub.random_checkpoint", description=__doc__)
     parser.add_argument("folder", type=Path, help="new folder")
     parser.add_argument("--size", choices=SIZES, default="tiny", help="shape of the model")
     parser.add_argument("--model-type", choices=MODEL_TYPES, default="qwen2_vl", help="backbone")
