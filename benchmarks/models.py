@@ -10,8 +10,8 @@ from transformers import AutoModel
 from transformers.initialization import no_init_weights
 
 from plume import PlumeModel, PlumeProcessor
-from plume.hub.layout import plume_config_class
 from plume.hub.random_checkpoint import build_backbone_config, build_tokenizer
+from plume.start import model_class_of
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 _NOISE = 1 << 22  # values drawn once and repeated over all weights: drawing two thousand million takes a minute
@@ -59,7 +59,7 @@ def build_model(
         build_backbone_config(tokenizer, size, model_type=model_type).save_pretrained(folder)
         processor = PlumeProcessor.from_backbone(folder)
     backbone = build_backbone_config(processor.tokenizer, size, model_type=model_type)
-    config = plume_config_class(model_type).from_backbone(backbone, **{**processor.token_fields(), **fields})
+    config = model_class_of(model_type).config_class.from_backbone(backbone, **{**processor.token_fields(), **fields})
     with torch.device(device), no_init_weights():
         model = AutoModel.from_config(config, dtype=dtype).eval()
     model.tie_weights()
