@@ -58,8 +58,9 @@ def write_corpus(folder: Path, rows: int = 200, negatives: int = 0, seed: int = 
 def make_trainer(corpus: Path, output: Path, **options):
     """A trainer over a corpus folder; ``evaluate`` rows of it are evaluated on."""
     import torch
+    from transformers import AutoModel
 
-    from plume import PlumeForEmbedding, PlumeProcessor
+    from plume import PlumeProcessor
     from plume.training.config import PlumeTrainingConfig
     from plume.training.data import load_rows
     from plume.training.trainer import PlumeTrainer
@@ -68,7 +69,7 @@ def make_trainer(corpus: Path, output: Path, **options):
     dtype = options.pop("dtype", torch.float32)
     model = options.pop("model", None)
     if model is None:
-        model = PlumeForEmbedding.from_pretrained(corpus / "model", expert_dropout=dropout, dtype=dtype)
+        model = AutoModel.from_pretrained(corpus / "model", expert_dropout=dropout, dtype=dtype)
     peft_config, evaluate = options.pop("peft_config", None), options.pop("evaluate", 0)
     settings = {
         "output_dir": str(output), "media_root": str(corpus / "media"), "per_device_train_batch_size": 8,
