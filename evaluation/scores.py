@@ -17,7 +17,7 @@ from plume.evaluation.table import Row, Table
 REFERENCES = Path(__file__).with_name("mmeb_v2_reference_scores.json")
 _OF_A_TASK = ("definition", "page_labels", "metric", "num_frames", "dataset")  # the rest all results must share
 GIVE_TABLE = "Pass --table FILE, the table that they were made with (of a playground: WORLD/test/tasks.json)."
-_MODALITIES = ("image", "video", "visdoc")
+MODALITIES = ("image", "video", "visdoc")
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ def means(column: Column, rows: Sequence[Row], without: Sequence[str] = ()) -> d
         without: Tasks that no mean includes.
     """
     kept = [row for row in rows if row.id not in without]
-    keys = [*dict.fromkeys(row.group for row in rows), *(name for name in _MODALITIES), "all"]
+    keys = [*dict.fromkeys(row.group for row in rows), *MODALITIES, "all"]
     return {
         key: mean(column.scores, [row.id for row in kept if key in (row.group, row.modality, "all")]) for key in keys
     }
@@ -202,7 +202,7 @@ def read_vlm2vec(path: str | Path) -> tuple[Column, dict[str, dict[str, float]]]
         raise ValueError(f"{str(path)!r} is not in the VLM2Vec layout: it needs 'metadata' and 'metrics'.")
     metrics = {
         task: values
-        for modality in _MODALITIES
+        for modality in MODALITIES
         for task, values in content["metrics"].get(modality, {}).items()
         if isinstance(values, dict)
     }
