@@ -139,7 +139,8 @@ def timers(model: PlumeModel, processor: PlumeProcessor, kind: str, batch: int) 
     """
     items = draw_items(processor, kind, batch)
     inputs = prepare(model, processor, items)
-    plain = copy.copy(model).speed_up(False)  # shares the weights
+    shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+    plain = copy.deepcopy(model, shared).speed_up(False)  # modules of its own over the same weights
     runs: dict[str, Callable[[], Any]] = {
         "prepare": partial(prepare, model, processor, items),
         "single_pass": partial(single_pass, model, inputs),

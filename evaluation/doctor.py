@@ -13,12 +13,12 @@ from typing import Any
 
 from plume.evaluation.scores import (
     GIVE_TABLE,
-    SHARED,
     Column,
     read_failures,
     read_results,
     read_vlm2vec,
     reference_columns,
+    shared_keys,
 )
 from plume.evaluation.table import Row, Table
 
@@ -95,7 +95,7 @@ def _check_tasks(tasks: Sequence[str], table: Table) -> Iterator[Finding]:
 
 def _check_shared(results: Sequence[Mapping[str, Any]]) -> Iterator[Finding]:
     differing = False
-    for key in SHARED:
+    for key in shared_keys(results):
         by_value: dict[str, list[str]] = defaultdict(list)
         for result in results:
             by_value[json.dumps(result["condition"].get(key), sort_keys=True)].append(result["task"])

@@ -6,6 +6,7 @@ role is ``"query"`` or ``"document"``. Instructions are part of the texts alread
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from inspect import signature
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -15,6 +16,11 @@ from transformers import AutoConfig, AutoModel, AutoProcessor
 from plume import PlumeModel, PlumeProcessor
 from plume.hub_files_plume import SETTINGS_FILES
 
+_LIMITS = ("min_pixels", "max_pixels", "video_min_pixels", "video_max_pixels", "blank_image_size")
+_PIXEL_SETTINGS = (
+    *("patch_size", "merge_size", "temporal_patch_size", "image_mean", "image_std", "background_color", "resize"),
+    *("video_limits", "fps", "timestamps", "time_positions"),
+)
 _MANY_FRAMES = 1_000_000  # frames are chosen by the task: the processor keeps all that it is given
 
 
@@ -169,9 +175,13 @@ def load_checkpoint(
 
 
 def processor_condition(processor: PlumeProcessor, latent_steps: int) -> dict[str, Any]:
-    """What of the processor changes vectors, beside K."""
-    limits = ("min_pixels", "max_pixels", "video_min_pixels", "video_max_pixels", "blank_image_size")
-    settings = {name: value for name, value in vars(processor).items() if name in limits}
+    """What of the processor changes vectors, and K; settings of newer processors only where they are not the usual."""
+    usual = {name: parameter.default for name, parameter in signature(type(processor)).parameters.items()}
+    settings = {
+        name: value
+        for name, value in vars(processor).items()
+        if name in _LIMITS or (name in _PIXEL_SETTINGS and value != usual[name])
+    }
     return {"latent_steps": latent_steps, "anchor_token": processor.anchor_token, **settings}
 
 

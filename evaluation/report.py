@@ -9,10 +9,8 @@ tasks but the changed ones, which are then listed by themselves.
 
 from collections.abc import Sequence
 
-from plume.evaluation.scores import Column, check_same_version, means
+from plume.evaluation.scores import MODALITIES, Column, check_same_version, means
 from plume.evaluation.table import Row, Table
-
-_MODALITIES = ("image", "video", "visdoc")
 
 
 def report(columns: Sequence[Column], table: Table, per_task: bool = False) -> str:
@@ -60,10 +58,8 @@ def group_table(columns: Sequence[Column], rows: Sequence[Row], without: Sequenc
     """
     if not without:
         check_same_version(columns)
-    groups = {
-        modality: list(dict.fromkeys(r.group for r in rows if r.modality == modality)) for modality in _MODALITIES
-    }
-    keys = [key for modality in _MODALITIES for key in (*groups[modality], modality) if groups[modality]] + ["all"]
+    groups = {modality: list(dict.fromkeys(r.group for r in rows if r.modality == modality)) for modality in MODALITIES}
+    keys = [key for modality in MODALITIES for key in (*groups[modality], modality) if groups[modality]] + ["all"]
     kept = [row for row in rows if row.id not in without]
     counts = {key: sum(key in (row.group, row.modality, "all") for row in kept) for key in keys}
     head = ["model", "data", *(f"{key} ({counts[key]})" for key in keys)]

@@ -81,7 +81,6 @@ def evaluate(
         ValueError: If options are unusable, or ``out`` holds results of another condition.
         FailedTasksError: After the last task, if some failed, e.g. by unusable data; the others are in its ``results``.
     """
-    rows = [row if isinstance(row, Row) else make_row(row) for row in rows]
     embedder = _embedder(
         model,
         baseline,
@@ -96,17 +95,18 @@ def evaluate(
     store = vectors or (out / "vectors" if out else None)
     title = name or (Path(model).name if isinstance(model, (str, Path)) else "plume")
     encoder = PlumeEncoder(embedder, name=title, dim=dim, store=store)
-    tasks = [make_task(row, data_root, prompt_set, media_root, num_frames) for row in rows]
-    kept = {task.row.id: read_kept(_file(out, task), condition_of(encoder, task)) for task in tasks}
+    made = [row if isinstance(row, Row) else make_row(row) for row in rows]
+    options = (data_root, prompt_set, media_root, num_frames)
     results: list[dict[str, Any]] = []
     failures, batch = Failures(out), batch_size * max(1, len(devices))
     try:
-        for task in tqdm(tasks, desc=title, unit="task", disable=not progress):
-            with failures.recorded(task.row.id):
-                result = kept[task.row.id]
+        kept = {row.id: read_kept(_file(out, row), condition_of(encoder, make_task(row, *options))) for row in made}
+        for row in tqdm(made, desc=title, unit="task", disable=not progress):
+            with failures.recorded(row.id):
+                result, task = kept[row.id], make_task(row, *options)
                 if result is None:
                     result = run_task(encoder, task, batch_size=batch, num_workers=num_workers, progress=progress)
-                    _keep(_file(out, task), result)
+                    _keep(_file(out, row), result)
                 results.append(result)
     finally:
         if isinstance(embedder, PooledEmbedder):
@@ -115,8 +115,8 @@ def evaluate(
     return results
 
 
-def _file(out: Path | None, task: TableTask) -> Path | None:
-    return out / f"{task.row.id}.json" if out else None
+def _file(out: Path | None, row: Row) -> Path | None:
+    return out / f"{row.id}.json" if out else None
 
 
 def _keep(file: Path | None, result: Mapping[str, Any]) -> None:

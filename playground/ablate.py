@@ -16,7 +16,6 @@ or seeds and the explicit stages are there: ``python -m plume.playground.ablate 
 behind other weights of the explicit stage are refused.
 """
 
-import argparse
 import json
 import shutil
 from collections.abc import Sequence
@@ -30,6 +29,7 @@ from tqdm import tqdm
 from transformers import AutoModel
 
 from plume import PlumeModel
+from plume.arguments import ArgumentParser
 from plume.evaluation.embedders import ModelEmbedder
 from plume.evaluation.runner import evaluate
 from plume.evaluation.store import check_condition, write_json
@@ -295,7 +295,7 @@ def _settings(recipe: Path) -> dict[str, Any]:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Read the command line, run what is missing, write results and report."""
-    parser = argparse.ArgumentParser(prog="python -m plume.playground.ablate", description=__doc__)
+    parser = ArgumentParser(prog="python -m plume.playground.ablate", description=__doc__)
     parser.add_argument("--output", type=Path, default=Path("outputs/ablate"), help="folder of the sweep")
     parser.add_argument("--results", type=Path, help="folder of results.md and results/; OUTPUT/report where omitted")
     parser.add_argument("--recipe", type=Path, default=Path("training/recipes/playground.yaml"), help="settings")
@@ -305,8 +305,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         several = isinstance(value, tuple)
         kind = type(value[0] if several else value)
         choices = list(TASKS) if name == "tasks" else None
-        parser.add_argument(f"--{name}", type=kind, nargs="+" if several else None, default=value, choices=choices)
-    parser.add_argument("--report_only", action="store_true", help="run nothing, report the finished runs")
+        parser.add_argument(
+            f"--{name.replace('_', '-')}", type=kind, nargs="+" if several else None, default=value, choices=choices
+        )
+    parser.add_argument("--report-only", action="store_true", help="run nothing, report the finished runs")
     args = parser.parse_args(argv)
     given = {name: getattr(args, name) for name in asdict(Plan())}
     fields: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in given.items()}

@@ -2,14 +2,23 @@
 
 import pytest
 import torch
-from datasets import Dataset
+from datasets import Dataset, Features, Image, Value
 
+from inputs import noise_image, noise_video
 from plume.evaluation.audit.passes import Reader
 from plume.evaluation.baselines import load
-from plume.evaluation.embedders import load_checkpoint, load_embedder, prepare
+from plume.evaluation.embedders import ModelEmbedder, load_checkpoint, load_embedder, prepare
 from plume.hub.random_checkpoint import MODEL_TYPES, save_random_plume
 
-INPUTS = [{"text": "a red bus at a stop"}, {"text": "two dogs"}]
+OF_QWEN2_VL = {
+    *("latent_steps", "anchor_token", "dtype", "checkpoint", "blank_image_size"),
+    *("min_pixels", "max_pixels", "video_min_pixels", "video_max_pixels"),
+}
+INPUTS = [
+    {"text": "a red bus at a stop"},
+    {"image": noise_image(1), "text": "two dogs"},
+    {"video": noise_video(2, 6)},
+]
 
 
 @pytest.fixture(scope="module", params=MODEL_TYPES)
@@ -45,9 +54,25 @@ def test_a_batch_writes_and_embeds_what_single_inputs_do(loaded):
 
 
 def test_the_audit_reads_every_k_as_the_model_does(loaded):
-    data = Dataset.from_dict({"text": [item["text"] for item in INPUTS]})
+    items = INPUTS[:2]
+    features = Features({"text": Value("string"), "image": Image()})
+    data = Dataset.from_list([{"image": None, **item} for item in items], features=features)
     reading = Reader(*loaded, 3, batch_size=2).read(data, (0, 1, 5))
     with torch.no_grad():
         for steps, vectors in reading.embeddings.items():
-            alone = loaded[0](**prepare(*loaded, INPUTS), num_latent_steps=steps).embeddings
+            alone = loaded[0](**prepare(*loaded, items), num_latent_steps=steps).embeddings
             assert (vectors - alone).abs().max() <= 1e-5
+
+
+def test_results_say_which_pixels_were_read(loaded):
+    model, processor = loaded
+    condition = ModelEmbedder(model, processor).condition
+    told = {"qwen2_vl": set(), "qwen2_5_vl": {"time_positions"}, "qwen3_vl": {"patch_size", "timestamps", "image_mean"}}
+    name = model.config.model_type.removeprefix("plume_").replace("plume", "qwen2_vl")
+    assert told[name] <= condition.keys()
+    assert name != "qwen2_vl" or condition.keys() == OF_QWEN2_VL, "results of before this was told still hold"
+    processor.resize = "twice"
+    try:
+        assert ModelEmbedder(model, processor).condition != condition
+    finally:
+        processor.resize = "once"

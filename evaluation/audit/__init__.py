@@ -88,13 +88,14 @@ def audit(
     failures = Failures(folder)
     for row in tqdm(rows, desc="audit", unit="task"):
         with failures.recorded(row.id):
-            if not kept[row.id]:
+            done = kept[row.id]
+            if done is None:
                 task = load_task(
                     row, data_root, media_root=media_root, prompt_set=prompt_set, max_queries=max_queries, seed=seed
                 )
-                kept[row.id] = {"condition": asked[row.id], "result": measure(reader, task, sweep, seed)}
-                write_json(files[row.id], kept[row.id])
-            results.append(kept[row.id]["result"])
+                done = {"condition": asked[row.id], "result": measure(reader, task, sweep, seed)}
+                write_json(files[row.id], done)
+            results.append(done["result"])
     failures.check(results)
     write_json(folder / "audit.json", {"condition": condition, "tasks": results})
     write_whole(folder / "audit.md", write_report(condition, results, draw_all(results, folder)))
