@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import lancedb
+import pyarrow as pa
 from lancedb.embeddings import EmbeddingFunction, get_registry, register
 from lancedb.pydantic import LanceModel, Vector
 from PIL import Image
@@ -43,11 +44,12 @@ class PlumeFunction(EmbeddingFunction):
 
     def compute_source_embeddings(self, sources: Any, *args: Any, **kwargs: Any) -> list:
         """The vectors of a column; what is the path of a picture is embedded as the picture."""
-        items = [{"image": source} if str(source).endswith(".png") else source for source in sources]
+        texts = pa.array(sources).to_pylist()
+        items = [{"image": text} if text.endswith(".png") else text for text in texts]
         return self._model.encode_document(items).tolist()
 
 
-function = get_registry().get("plume").create(name=MODEL)
+function = get_registry().get("plume").create(name=MODEL, max_retries=0)
 
 
 class Document(LanceModel):

@@ -2,8 +2,8 @@
 
 python examples/langchain_local.py [MODEL]
 
-Needs langchain-huggingface, whose releases up to 1.2 want huggingface-hub below 2. Texts only: LangChain's interface has
-no pictures.
+Needs langchain-huggingface, whose releases up to 1.2 want huggingface-hub below 2. Texts only: LangChain's interface
+has no pictures.
 """
 
 import sys

@@ -7,6 +7,7 @@ Needs langchain-openai (extra `integrations`). Texts only: LangChain's interface
 """
 
 import sys
+from typing import Any
 
 from langchain_core.vectorstores import InMemoryVectorStore
 from langchain_openai import OpenAIEmbeddings
@@ -23,7 +24,7 @@ SERVER = {
 class PlumeEmbeddings(OpenAIEmbeddings):
     """Embeds queries with the instruction for queries, where OpenAIEmbeddings treats both alike."""
 
-    def embed_query(self, text: str, **kwargs) -> list[float]:
+    def embed_query(self, text: str, **kwargs: Any) -> list[float]:
         """The vector of a query."""
         return OpenAIEmbeddings(**SERVER, model_kwargs={"extra_body": {"role": "query"}}).embed_documents([text])[0]
 
