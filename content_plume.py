@@ -88,12 +88,7 @@ def _as_parts(item: Any) -> dict[str, list[Any]]:
 
 
 def _as_several(kind: str, value: Any) -> list[Any]:
-    """The media in ``value``: a list of texts or images is several; for videos it depends on what is listed.
-
-    - lists of frames, or 4-D arrays: several videos;
-    - video files (by their ending): several videos;
-    - anything else: the frames of one video.
-    """
+    """The media in ``value``: a list of texts or images is several; a list of clips too, but one of frames is one."""
     if not isinstance(value, (list, tuple)):
         return [value]
     if kind != "video":
@@ -101,8 +96,8 @@ def _as_several(kind: str, value: Any) -> list[Any]:
     whole = [_is_whole_video(entry) for entry in value]
     if any(whole) and not all(whole):
         raise ValueError(
-            "A list of videos mixes whole videos and single frames, so it cannot be read. Give video files or lists of "
-            "frames for several videos, and frames alone for one."
+            "A list of videos mixes whole videos and single frames. Give video files or lists of frames for several "
+            "videos, and frames alone for one."
         )
     return list(value) if value and all(whole) else [value]
 
@@ -214,11 +209,7 @@ def _canonical_parts(part: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def check_text(text: str) -> None:
-    """Refuse a text that no tokenizer can read.
-
-    Raises:
-        ValueError: If it holds half of a surrogate pair.
-    """
+    """Refuse a text with half of a surrogate pair, which no tokenizer can read."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
