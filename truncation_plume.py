@@ -84,5 +84,5 @@ def _offsets(text: str, tokenizer: PreTrainedTokenizerBase) -> list[tuple[int, i
 
 def _first_tokens(text: str, offsets: list[tuple[int, int]], kept: int) -> str:
     # Up to the start of the first token that must go: the tokens of one character share its offsets, so the end of
-    # the last token that may stay can lie behind it. The text gets shorter in every round.
+    # the last token that may stay can lie after it. The text gets shorter in every round.
     return text[: offsets[kept][0]].rstrip() if kept > 0 else ""
