@@ -175,13 +175,13 @@ class PlumeModel(nn.Module):
                 unknown; in evaluation also if an embedding is not finite.
         """
         media = self.media_of(
-            {
-                "pixel_values": pixel_values,
-                "image_grid_thw": image_grid_thw,
-                "pixel_values_videos": pixel_values_videos,
-                "video_grid_thw": video_grid_thw,
-                "second_per_grid_ts": second_per_grid_ts,
-            }
+            dict(
+                pixel_values=pixel_values,
+                image_grid_thw=image_grid_thw,
+                pixel_values_videos=pixel_values_videos,
+                video_grid_thw=video_grid_thw,
+                second_per_grid_ts=second_per_grid_ts,
+            )
         )
         if causal_lm:
             return self._next_tokens(input_ids, attention_mask, media, logits_to_keep=logits_to_keep, **kwargs)
@@ -211,10 +211,8 @@ class PlumeModel(nn.Module):
         suffix_BSD = self.get_input_embeddings()(suffix_input_ids)
         thought = rollout(context, self.latent_transition, anchor_BD, suffix_BSD, num_latent_steps, steps)
         # 4. Embedding at the last <gen> of the suffix, after every read-out.
-        after_BRSD, gen_id = thought.readouts[:, :, 1:], self.config.embedding_token_id
-        gen_BRD = torch.stack(
-            [state_at(states_BSD, suffix_input_ids, gen_id) for states_BSD in after_BRSD.unbind(1)], 1
-        )
+        after_BSRD = thought.readouts[:, :, 1:].transpose(1, 2)
+        gen_BRD = state_at(after_BSRD, suffix_input_ids, self.config.embedding_token_id)
         embeddings_BRD = nn.functional.normalize(gen_BRD.float(), dim=-1)
         if not self.training:
             check_finite(embeddings_BRD)
