@@ -195,11 +195,7 @@ class PlumeModel(nn.Module):
         steps = check_readout_steps(readout_steps, num_latent_steps)
         if input_ids is None or input_ids.numel() == 0:
             raise ValueError("The batch is empty: pass input_ids of shape (B, T) with at least one row.")
-        if suffix_input_ids is None:
-            suffix = torch.tensor(self.config.suffix_token_ids, device=input_ids.device)
-            suffix_input_ids = suffix.expand(len(input_ids), -1)
-        else:
-            check_suffix(suffix_input_ids, input_ids, self.config)
+        suffix_input_ids = self._suffix(suffix_input_ids, input_ids)
 
         # 1. Prefix: one pass over text and media.
         input_ids, attention_mask = left_aligned(input_ids, attention_mask)
@@ -226,6 +222,13 @@ class PlumeModel(nn.Module):
             suffix_log_probs=None if suffix_mask is None else self._score(suffix_states, suffix_input_ids, suffix_mask),
             readout_embeddings=None if readout_steps is None else embeddings_BRD[:, : len(readout_steps)],
         )
+
+    def _suffix(self, suffix_input_ids: torch.Tensor | None, input_ids: torch.Tensor) -> torch.Tensor:
+        """The suffix of every row, ``(B, S)``."""
+        if suffix_input_ids is not None:
+            check_suffix(suffix_input_ids, input_ids, self.config)
+            return suffix_input_ids
+        return torch.tensor(self.config.suffix_token_ids, device=input_ids.device).expand(len(input_ids), -1)
 
     def read_prefix(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor, media: list[Media], num_reserved: int

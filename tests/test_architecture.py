@@ -100,7 +100,7 @@ TRAINING_ARROWS = {
     "plan": {"config", "data"},
     "report": {"config", "curriculum", "diagnostics", "trainer"},
     "collator": {"config", "curriculum", "data"},
-    "card": {"config", "report"},
+    "card": {"config"},
     "dry_run": {"collator", "config", "trainer"},
     "callbacks": {"sampler"},
     "learning_rate": {"curriculum"},
