@@ -12,6 +12,7 @@ What differs between backbones is data: :data:`BACKBONE_SETTINGS`, saved in ``pr
 import os
 import re
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from inspect import signature
 from typing import Any, Literal, NamedTuple
 
@@ -181,6 +182,10 @@ class PlumeProcessor(ProcessorMixin):
                 f"here. Start from one of {', '.join(BACKBONE_SETTINGS)}."
             )
         tokenizer = AutoTokenizer.from_pretrained(pretrained_model_name_or_path, padding_side="left", **hub)
+        # An embedder reads its last token, which some tokenizers append (`<|endoftext|>` in Qwen3-Embedding's).
+        end = tokenizer.decode(tokenizer("a")["input_ids"][len(read("a", tokenizer)["input_ids"]) :])
+        if layout.suffix == layout.embedding and end:
+            layout = replace(layout, suffix=layout.suffix + end, embedding=end)
         sources = layout.row_sources()
         added = [token for token in sources if not is_token(token, tokenizer)]
         tokenizer.add_tokens([AddedToken(token, normalized=False) for token in added])
