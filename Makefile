@@ -27,7 +27,7 @@ $(VENV)/.installed: setup.py constraints.txt
 	$(PYTHON) -m venv .venv-examples
 	grep -v '^pillow==' constraints.txt | cat - constraints-examples.txt > .venv-examples/constraints.txt
 	.venv-examples/bin/pip install --quiet --constraint .venv-examples/constraints.txt torch
-	.venv-examples/bin/pip install --quiet --constraint .venv-examples/constraints.txt --editable '.[examples]'
+	.venv-examples/bin/pip install --quiet --constraint .venv-examples/constraints.txt --editable '.[apps,integrations,train]'
 	touch $@
 
 demo: $(VENV)/.installed ## Ask plume-tiny about pictures, pages, texts and clips that it never saw, draw outputs/demo.png
@@ -42,14 +42,14 @@ test: $(VENV)/.installed ## Run all tests, offline, on CPU
 test-min: .venv-min/.installed ## Run the core tests on the oldest supported libraries
 	.venv-min/bin/python -m pytest tests/test_vectors.py tests/test_processor.py tests/test_doors.py tests/test_plume_tiny.py
 
-test-examples: .venv-examples/.installed ## Run the tests of search, distributed and serving (see examples/)
-	.venv-examples/bin/python -m pytest tests/test_search.py tests/test_search_page.py tests/test_distributed.py tests/test_serving.py
+test-examples: .venv-examples/.installed ## Run the tests of apps/ and examples/
+	.venv-examples/bin/python -m pytest tests/test_search.py tests/test_search_page.py tests/test_distributed.py tests/test_serving.py tests/test_integrations.py
 
 MODEL ?= checkpoints/plume-tiny
 search: .venv-examples/.installed ## Index the media and a playground folder, open the search page (MODEL=folder or Hub id)
-	.venv-examples/bin/python -m examples.search world outputs/playground
-	.venv-examples/bin/python -m examples.search index examples/media outputs/playground/documents --model $(MODEL)
-	.venv-examples/bin/python -m examples.search page --world outputs/playground --model $(MODEL)
+	.venv-examples/bin/python -m plume.apps.search world outputs/playground
+	.venv-examples/bin/python -m plume.apps.search index examples/media outputs/playground/documents --model $(MODEL)
+	.venv-examples/bin/python -m plume.apps.search page --world outputs/playground --model $(MODEL)
 
 check: $(VENV)/.installed ## Format, lint and types, without changing anything
 	$(RUN) -m ruff format --check $(SOURCES)

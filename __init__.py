@@ -1,31 +1,35 @@
 """PLUME: universal multimodal embeddings through latent reasoning.
 
 Importing this package registers the model with transformers, so that ``AutoModel``, ``AutoProcessor`` and
-``SentenceTransformer`` load PLUME checkpoints without ``trust_remote_code``.
+``SentenceTransformer`` load PLUME checkpoints without ``trust_remote_code``. The public names are in ``public.py``.
 """
 
 # The repository root is this package. Tools that import the root under the folder's name (pytest, for one) must
 # not load a second copy of the classes.
 if __name__ == "plume":
-    from transformers import AutoConfig, AutoModel, AutoProcessor
-
-    from .configuration_plume import PlumeConfig
-    from .modeling_plume import PlumeForEmbedding, PlumeOutput
-    from .processing_plume import PlumeProcessor
-    from .prompt_plume import PAPER_LAYOUT, RELEASED_LAYOUT, PromptLayout
-
-    AutoConfig.register("plume", PlumeConfig, exist_ok=True)
-    AutoModel.register(PlumeConfig, PlumeForEmbedding, exist_ok=True)
-    AutoProcessor.register(PlumeConfig, PlumeProcessor, exist_ok=True)
+    import sys
+    from importlib import import_module
+    from pathlib import PurePath
+    from typing import TYPE_CHECKING, Any
 
     __version__ = "0.1.0"
 
-    __all__ = [
-        "PAPER_LAYOUT",
-        "RELEASED_LAYOUT",
-        "PlumeConfig",
-        "PlumeForEmbedding",
-        "PlumeOutput",
-        "PlumeProcessor",
-        "PromptLayout",
-    ]
+    def _is_command_line() -> bool:
+        """Whether this process is ``plume ...`` or ``python -m plume ...``, which shall answer before torch is loaded.
+
+        ``orig_argv`` has the script or, after ``-m``, the module in front of the arguments.
+        """
+        program = sys.orig_argv[-len(sys.argv)] if 0 < len(sys.argv) <= len(sys.orig_argv) else ""
+        return PurePath(program).stem == "plume"
+
+    if TYPE_CHECKING or not _is_command_line():
+        from .public import *  # noqa: F403
+    else:
+
+        def __getattr__(name: str) -> Any:
+            if name.startswith("__"):  # asked for by importlib, never public
+                raise AttributeError(name)
+            public = vars(import_module("plume.public"))
+            if name not in public["__all__"]:
+                raise AttributeError(f"module 'plume' has no attribute {name!r}")
+            return public[name]

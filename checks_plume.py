@@ -1,17 +1,32 @@
 """What a model refuses to embed, because the vector would be silently wrong, and what it warns of."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 from transformers.utils import logging
 
-from .configuration_plume import PlumeConfig
 from .positions_plume import Media
 
 logger = logging.get_logger(__name__)
 
 
-def check_prefix(
-    input_ids: torch.Tensor, attention_mask: torch.Tensor, media: list[Media], config: PlumeConfig
-) -> None:
+def left_aligned(input_ids: torch.Tensor, attention_mask: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+    """Token ids and mask, ``(B, T)`` each, with the padding of every row moved to its left.
+
+    A row's tokens keep their order, and media follow the rows, so nothing else has to move. Padding between two tokens
+    of a row stays there, for :func:`check_prefix` to refuse.
+    """
+    if attention_mask is None:
+        return input_ids, torch.ones_like(input_ids)
+    length = input_ids.shape[1]
+    columns = torch.arange(length, device=input_ids.device)
+    num_trailing = length - 1 - (columns * attention_mask.bool()).amax(dim=-1, keepdim=True)
+    source = (columns - num_trailing) % length
+    return input_ids.gather(1, source), attention_mask.gather(1, source)
+
+
+def check_prefix(input_ids: torch.Tensor, attention_mask: torch.Tensor, media: list[Media], config: Any) -> None:
     """Check a batch of prefixes; reads from the device once, before any work is queued there.
 
     Args:
@@ -21,8 +36,8 @@ def check_prefix(
         config: Of the model.
 
     Raises:
-        ValueError: If the batch is padded on the right, a row lacks ``<slt>`` or ``<anchor>``, or media and
-            placeholders differ.
+        ValueError: If there is padding after a token, a row lacks ``<slt>`` or ``<anchor>``, or media and placeholders
+            differ.
     """
     anchors = (input_ids == config.anchor_token_id) & attention_mask.bool()
     findings = torch.stack(
@@ -33,11 +48,11 @@ def check_prefix(
             *((input_ids == kind.token_id).sum() for kind in media),
         ]
     )
-    padded_right, without_start, without_anchor, *placeholders = findings.tolist()
-    if padded_right:
+    padded_inside, without_start, without_anchor, *placeholders = findings.tolist()
+    if padded_inside:
         raise ValueError(
-            "The batch is padded on the right or inside, so its last column is not <slt> and the rollout would start "
-            "from padding. Pad on the left, as PlumeProcessor does unless it is told padding_side='right'."
+            "A row has padding between its tokens or no tokens at all, so its positions would be wrong. Pad on one "
+            "side only, as PlumeProcessor does."
         )
     if without_start or without_anchor:
         absent = "latent_start_token_id" if without_start else "anchor_token_id"
@@ -55,7 +70,7 @@ def check_prefix(
             )
 
 
-def check_suffix(suffix_input_ids: torch.Tensor, input_ids: torch.Tensor, config: PlumeConfig) -> None:
+def check_suffix(suffix_input_ids: torch.Tensor, input_ids: torch.Tensor, config: Any) -> None:
     """Check that every row has a suffix to read its embedding from.
 
     Args:
@@ -72,6 +87,42 @@ def check_suffix(suffix_input_ids: torch.Tensor, input_ids: torch.Tensor, config
             f"suffix_input_ids has shape {tuple(suffix_input_ids.shape)} for {len(input_ids)} rows, "
             f"{int(readable.sum())} of them with <gen> (config.embedding_token_id), whose state is the "
             "embedding. Give each row one."
+        )
+
+
+def check_readout_steps(readout_steps: Sequence[int] | None, num_latent_steps: int) -> tuple[int, ...]:
+    """The steps to read out after, ending in K.
+
+    Raises:
+        ValueError: If they are empty, not increasing integers, or outside 0..K.
+    """
+    if readout_steps is None:
+        return (num_latent_steps,)
+    steps = tuple(readout_steps)
+    whole = all(isinstance(step, int) and not isinstance(step, bool) for step in steps)
+    if (
+        not steps
+        or not whole
+        or list(steps) != sorted(set(steps))
+        or not 0 <= steps[0] <= steps[-1] <= num_latent_steps
+    ):
+        raise ValueError(
+            f"readout_steps={list(steps)} must be increasing integers from 0 to num_latent_steps={num_latent_steps}: "
+            "the rollout passes these steps once, in order. Sort them, or raise num_latent_steps."
+        )
+    return steps if steps[-1] == num_latent_steps else (*steps, num_latent_steps)
+
+
+def check_finite(embeddings: torch.Tensor) -> None:
+    """Check embeddings of any shape.
+
+    Raises:
+        ValueError: If one of them is NaN or infinite.
+    """
+    if not embeddings.isfinite().all():
+        raise ValueError(
+            "The embeddings are not finite (NaN or infinity), so no similarity computed from them would mean "
+            "anything. Check the checkpoint for NaN weights, and use bfloat16 or float32 instead of float16."
         )
 
 

@@ -1,4 +1,4 @@
-"""PLUME configuration: a Qwen2-VL configuration plus everything else that changes an embedding.
+"""PLUME configuration: a backbone's configuration plus everything else that changes an embedding.
 
 The paper is arXiv 2604.02073. Field names are the paper's words: *anchor*, *latent steps* (K), *experts*
 (M_e), *active experts* (K_r), *suffix*. Token ids are data of a checkpoint; the strings behind them belong
@@ -8,19 +8,21 @@ every number that changes a vector is a field here and is written to ``config.js
 
 from typing import Any
 
-from transformers import Qwen2VLConfig
+from transformers import Qwen2_5_VLConfig, Qwen2VLConfig, Qwen3VLConfig
 
 POSITION_SCHEMES = ("mrope", "kv_length")
 
 # A PLUME config.json must state these: a silent default would change every vector of the checkpoint.
 _STATED_FIELDS = ("num_latent_steps", "num_active_experts", "position_scheme", "suffix_token_ids")
+_COUNTS = ("max_latent_steps", "num_experts", "num_active_experts", "expert_expansion")
+_SWITCHES = ("use_shared_expert", "router_uses_anchor", "router_uses_step")
+_TOKENS = ("anchor", "latent_start", "latent_end", "latent", "embedding")
 
 
-class PlumeConfig(Qwen2VLConfig):
-    """Configuration of [`PlumeForEmbedding`].
+class LatentConfig:
+    """The latent fields, for the configuration of a backbone that follows it in the bases of a class.
 
-    Built from any Qwen2-VL configuration with :meth:`from_backbone`. Defaults are the paper's (sections
-    3.3, 3.4 and 4.1).
+    Defaults are the paper's (sections 3.3, 3.4 and 4.1).
 
     Args:
         num_latent_steps: K, the latent steps of the rollout (Eq. 3); 0 reads the embedding without any.
@@ -40,14 +42,15 @@ class PlumeConfig(Qwen2VLConfig):
         latent_end_token_id: ``<elt>``, closes the latent block.
         latent_token_id: ``<ct>``, a latent position in serialized text: counted, never embedded.
         embedding_token_id: ``<gen>``, whose state is the embedding (Eq. 7).
-        suffix_token_ids: Tokens after the latent block, ``<elt> ... <gen>``.
-        **kwargs: Fields of [`~transformers.Qwen2VLConfig`], flat or nested.
+        suffix_token_ids: Tokens after the latent block, ``<elt> ... <gen>``. Defaults to these two.
+        **kwargs: Fields of the backbone's configuration.
 
     Raises:
         ValueError: If a field is out of range or contradicts another one.
     """
 
-    model_type = "plume"
+    model_type: str
+    backbone_config_class: Any
 
     def __init__(
         self,
@@ -87,30 +90,47 @@ class PlumeConfig(Qwen2VLConfig):
         self.latent_end_token_id = latent_end_token_id
         self.latent_token_id = latent_token_id
         self.embedding_token_id = embedding_token_id
-        self.suffix_token_ids = suffix_token_ids or [latent_end_token_id, embedding_token_id]
+        closing = [latent_end_token_id, embedding_token_id]
+        self.suffix_token_ids = closing if suffix_token_ids is None else suffix_token_ids
         self._check_latent_fields()
         super().__init__(**kwargs)
 
     @classmethod
-    def from_backbone(cls, backbone: Qwen2VLConfig, **fields: Any) -> "PlumeConfig":
-        """Build a PLUME configuration around a Qwen2-VL configuration.
+    def from_backbone(cls, backbone: Any, **fields: Any) -> Any:
+        """Build a PLUME configuration around one of its backbone.
 
         Args:
             backbone: Configuration of the backbone, left unchanged.
             **fields: PLUME fields that differ from their defaults.
+
+        Raises:
+            ValueError: If it is another backbone's.
         """
+        if backbone.model_type != cls.backbone_config_class.model_type:
+            raise ValueError(
+                f"A {backbone.model_type!r} checkpoint cannot become a {cls.__name__}, whose backbone is "
+                f"{cls.backbone_config_class.model_type!r}: its weights would not fit. Use plume.from_backbone, which "
+                "picks the class."
+            )
         inherited = backbone.to_dict()
         for key in ("model_type", "architectures", "transformers_version"):
             inherited.pop(key, None)
         return cls(**{**inherited, **fields})
 
     @classmethod
-    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> "PlumeConfig":
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
         """Read a configuration, refusing a PLUME one that leaves open what changes its vectors.
 
         Raises:
-            ValueError: If ``config_dict`` is a PLUME configuration without K, K_r, position scheme or suffix.
+            ValueError: If ``config_dict`` is a PLUME configuration without K, K_r, position scheme or suffix, or one of
+                another backbone.
         """
+        model_type = config_dict.get("model_type", cls.model_type)
+        if model_type != cls.model_type and str(model_type).startswith("plume"):
+            raise ValueError(
+                f"The checkpoint is a {model_type!r} and {cls.__name__} reads {cls.model_type!r}: its weights would "
+                "not fit. Load it with AutoModel.from_pretrained, which picks the class."
+            )
         if config_dict.get("model_type") == cls.model_type:
             absent = [name for name in _STATED_FIELDS if name not in config_dict and name not in kwargs]
             if absent:
@@ -119,7 +139,7 @@ class PlumeConfig(Qwen2VLConfig):
                     "are unknown. Add the values that the checkpoint was trained with, or pass them to "
                     f"from_pretrained({absent[0]}=...)."
                 )
-        loaded = super().from_dict(config_dict, **kwargs)
+        loaded = super().from_dict(config_dict, **kwargs)  # type: ignore[misc]
         # Overrides in kwargs are set after construction, so they have not been checked yet.
         config = loaded[0] if isinstance(loaded, tuple) else loaded
         config._check_latent_fields()
@@ -141,28 +161,34 @@ class PlumeConfig(Qwen2VLConfig):
         return num_latent_steps
 
     def _check_latent_fields(self) -> None:
-        counts = {
-            "max_latent_steps": self.max_latent_steps,
-            "num_experts": self.num_experts,
-            "num_active_experts": self.num_active_experts,
-            "expert_expansion": self.expert_expansion,
-        }
-        for name, value in counts.items():
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name} must be a positive integer, got {value!r}.")
+        least = {name: 1 for name in _COUNTS} | {f"{name}_token_id": 0 for name in _TOKENS}
+        for name, value in least.items():
+            _check_integer(name, vars(self)[name], value)
+        for name in _SWITCHES:
+            if not isinstance(vars(self)[name], bool):
+                raise ValueError(f"{name} must be true or false, got {vars(self)[name]!r}.")
+        for name in ("expert_dropout", "transition_norm_eps"):
+            value = vars(self)[name]
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < 1:
+                raise ValueError(f"{name} must be a number in [0, 1), got {value!r}.")
         self.check_num_latent_steps(self.num_latent_steps)
         if self.num_active_experts > self.num_experts:
             raise ValueError(
                 f"num_active_experts={self.num_active_experts} exceeds num_experts={self.num_experts}: the router "
                 "cannot select more experts than there are. Lower num_active_experts or raise num_experts."
             )
-        if not 0 <= self.expert_dropout < 1:
-            raise ValueError(f"expert_dropout must be in [0, 1), got {self.expert_dropout!r}.")
         if self.position_scheme not in POSITION_SCHEMES:
             raise ValueError(
                 f"position_scheme={self.position_scheme!r} is unknown. Use 'mrope' (the paper) or 'kv_length' "
                 "(the released checkpoint's evaluation)."
             )
+        self._check_suffix()
+
+    def _check_suffix(self) -> None:
+        if not isinstance(self.suffix_token_ids, list):
+            raise ValueError(f"suffix_token_ids must be a list of token ids, got {self.suffix_token_ids!r}.")
+        for token_id in self.suffix_token_ids:
+            _check_integer("suffix_token_ids", token_id, 0)
         if self.embedding_token_id not in self.suffix_token_ids:
             raise ValueError(
                 f"suffix_token_ids={self.suffix_token_ids} lacks embedding_token_id={self.embedding_token_id}, so "
@@ -170,4 +196,42 @@ class PlumeConfig(Qwen2VLConfig):
             )
 
 
-__all__ = ["PlumeConfig"]
+def _check_integer(name: str, value: Any, least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}.")
+
+
+# Each class needs an __init__ of its own: transformers would generate one that skips the latent fields.
+
+
+class PlumeConfig(LatentConfig, Qwen2VLConfig):
+    """Configuration of [`PlumeForEmbedding`], over Qwen2-VL."""
+
+    model_type = "plume"
+    backbone_config_class = Qwen2VLConfig
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+
+
+class PlumeQwen2_5_VLConfig(LatentConfig, Qwen2_5_VLConfig):  # noqa: N801 (transformers' spelling)
+    """Configuration of [`PlumeQwen2_5_VLForEmbedding`]."""
+
+    model_type = "plume_qwen2_5_vl"
+    backbone_config_class = Qwen2_5_VLConfig
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+
+
+class PlumeQwen3VLConfig(LatentConfig, Qwen3VLConfig):
+    """Configuration of [`PlumeQwen3VLForEmbedding`]."""
+
+    model_type = "plume_qwen3_vl"
+    backbone_config_class = Qwen3VLConfig
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+
+
+__all__ = ["LatentConfig", "PlumeConfig", "PlumeQwen2_5_VLConfig", "PlumeQwen3VLConfig"]

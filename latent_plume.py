@@ -10,8 +10,6 @@ Experts run densely: at (B, D) they are small matrix products, and choosing rows
 than computing them all. Nothing here waits for the device.
 """
 
-from collections.abc import Callable
-
 import torch
 from torch import nn
 
@@ -76,20 +74,13 @@ class LatentTransition(nn.Module):
         num_banked = config.num_experts + config.use_shared_expert
         self.experts = LatentExperts(num_banked, width, width * config.expert_expansion, config.expert_dropout)
 
-    def forward(
-        self,
-        z_BD: torch.Tensor,
-        step: int,
-        anchor_BD: torch.Tensor,
-        mix: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def forward(self, z_BD: torch.Tensor, step: int, anchor_BD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Refine the latent state before latent step ``step``.
 
         Args:
             z_BD: Previous latent state z(k-1), ``(B, D)``, post-norm.
             step: k in 1..K.
             anchor_BD: Semantic anchor c(x), ``(B, D)``, post-norm, the same at every step.
-            mix: Another way to the same gated sum of experts, from LN z ``(B, D)`` and gates ``(B, E)``.
 
         Returns:
             z~(k-1) ``(B, D)`` and the routing probabilities over all experts ``(B, E)``, fp32.
@@ -113,12 +104,9 @@ class LatentTransition(nn.Module):
         if self.use_shared_expert:
             gates_BE = torch.cat([torch.ones_like(gates_BE[:, :1]), gates_BE], dim=-1)
         # 3. Mix: residual + shared expert + gated specialised experts.
-        mixed_BD = (mix or self._mix)(self.layer_norm(z_BD), gates_BE)
+        outputs_EBD = self.experts(self.layer_norm(z_BD))
+        mixed_BD = (gates_BE.T.unsqueeze(-1).to(outputs_EBD.dtype) * outputs_EBD).sum(dim=0)
         return z_BD + mixed_BD, probs_BE
-
-    def _mix(self, x_BD: torch.Tensor, gates_BE: torch.Tensor) -> torch.Tensor:
-        outputs_EBD = self.experts(x_BD)
-        return (gates_BE.T.unsqueeze(-1).to(outputs_EBD.dtype) * outputs_EBD).sum(dim=0)
 
 
 __all__ = ["LatentTransition"]

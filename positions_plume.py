@@ -5,12 +5,14 @@ state; these are the reference ones of the Qwen2-VL release, depend on their arg
 host wait for the device.
 
 1. A text token advances the position by 1 on all three axes (time, height, width).
-2. A media item of merged grid (t, h, w) spreads its tokens over start + (0..t-1, 0..h-1, 0..w-1).
-3. Whatever follows it continues at start + max(t, h, w).
+2. A media item of merged grid (t, h, w) spreads its tokens over start + (0..t-1, 0..h-1, 0..w-1). Where the backbone
+   measures time in seconds (Qwen2.5-VL), frame f stands at start + floor(f * time_step).
+3. Whatever follows it continues after the largest of its positions on any axis.
 4. Padding neither moves the position nor is attended: each row starts at 0 however far it is padded.
 """
 
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import torch
 
@@ -22,11 +24,35 @@ class Media(NamedTuple):
         token_id: Its placeholder token.
         pixels: Patches, ``(P, C)``.
         grid_thw: Grids (time, height, width) in patches, ``(N, 3)``.
+        time_step: Positions from one temporal patch to the next, ``(N,)``. Defaults to 1.
     """
 
     token_id: int
     pixels: torch.Tensor | None
     grid_thw: torch.Tensor | None
+    time_step: torch.Tensor | None = None
+
+
+def media_of(config: Any, inputs: Mapping[str, Any]) -> list[Media]:
+    """Images and videos among model inputs; what is absent is None."""
+    return [
+        Media(config.image_token_id, inputs.get("pixel_values"), inputs.get("image_grid_thw")),
+        Media(config.video_token_id, inputs.get("pixel_values_videos"), inputs.get("video_grid_thw")),
+    ]
+
+
+def split_into_frames(media: list[Media]) -> list[Media]:
+    """The same media with every temporal patch as an item of its own (Qwen3-VL), for positions."""
+    return [
+        kind
+        if kind.grid_thw is None
+        else kind._replace(
+            grid_thw=torch.nn.functional.pad(
+                kind.grid_thw[:, 1:].repeat_interleave(kind.grid_thw[:, 0], dim=0), (1, 0), value=1
+            )
+        )
+        for kind in media
+    ]
 
 
 def mrope_index(
@@ -50,11 +76,13 @@ def mrope_index(
     valid = attention_mask.bool()
     advance = valid.long()
     within = torch.zeros(num_axes, batch * length, dtype=torch.long, device=input_ids.device)
-    for token_id, _, grid_thw in media:
+    for token_id, _, grid_thw, time_step in media:
         if grid_thw is None:
             continue
         is_media = ((input_ids == token_id) & valid).flatten()
-        offsets, spans = _offsets_within_media(is_media, grid_thw.to(input_ids.device), spatial_merge_size)
+        grid_thw = grid_thw.to(input_ids.device)
+        time_step = torch.ones_like(grid_thw[:, 0]) if time_step is None else time_step.to(input_ids.device)
+        offsets, spans = _offsets_within_media(is_media, grid_thw, time_step, spatial_merge_size)
         within += offsets
         advance = torch.where(is_media.view(batch, length), spans.view(batch, length), advance)
     start = advance.cumsum(dim=-1) - advance
@@ -97,7 +125,7 @@ def rollout_positions(
 
 
 def _offsets_within_media(
-    is_media: torch.Tensor, grid_thw: torch.Tensor, spatial_merge_size: int
+    is_media: torch.Tensor, grid_thw: torch.Tensor, time_step: torch.Tensor, spatial_merge_size: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Offsets (3, B*T) of media tokens from the start of their item, and spans (B*T,) on its last token."""
     time, height, width = (grid_thw // grid_thw.new_tensor([1, spatial_merge_size, spatial_merge_size])).unbind(-1)
@@ -107,7 +135,9 @@ def _offsets_within_media(
     item = torch.searchsorted(ends, rank.clamp(min=0), right=True).clamp(max=len(sizes) - 1)
     index = rank - (ends - sizes)[item]
     area = (height * width)[item]
-    offsets = torch.stack([index // area, index % area // width[item], index % width[item]])
+    seconds = (index // area * time_step[item]).long()
+    offsets = torch.stack([seconds, index % area // width[item], index % width[item]])
+    last = torch.stack([((time - 1) * time_step).long(), height - 1, width - 1]).amax(0)
     # The whole span is paid on the last token, so that every token of an item counts from the item's start.
-    spans = torch.where(index == sizes[item] - 1, torch.stack([time, height, width]).amax(0)[item], 0)
+    spans = torch.where(index == sizes[item] - 1, last[item] + 1, 0)
     return offsets * is_media, spans * is_media

@@ -1,6 +1,7 @@
-"""``python -m plume.benchmarks``: what latent thinking costs, on random weights; see ``docs/performance.md``.
+"""``python -m plume.benchmarks``: what latent thinking costs; see ``docs/performance.md``.
 
-- ``compare``: this package beside a single pass, explicit reasoning and one sample at a time, in one run.
+- ``compare``: this package next to a single pass, explicit reasoning and one sample at a time, in one run, with random
+  weights or those of a checkpoint.
 - ``parts``: what the parts of an embedding cost, and a latent step over the machine's floor.
 - ``training``: memory, throughput and the cost of latent steps in a training step.
 - ``chart``: a picture of a result of ``compare``.
@@ -9,25 +10,30 @@
 import argparse
 import json
 import os
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from plume.arguments import ArgumentParser
 from plume.benchmarks import compare, parts, report, training
 from plume.benchmarks.models import DTYPES, INPUTS, build_model
-from plume.hub.random_checkpoint import SIZES
+from plume.evaluation.report import markdown
+from plume.evaluation.store import write_json
+from plume.hub.random_checkpoint import MODEL_TYPES, SIZES
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m plume.benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = ArgumentParser(prog="plume bench", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     device = "cuda" if torch.cuda.is_available() else "cpu"
 
     one = commands.add_parser("compare", help="all systems side by side")
+    one.add_argument("--model", help="a checkpoint, folder or Hub id; random weights of several sizes if omitted")
+    one.add_argument("--backbone", choices=MODEL_TYPES, default=MODEL_TYPES[0], help="of the random weights")
     one.add_argument("--device", default=device, help="torch device")
     one.add_argument("--quick", action="store_true", help="only the telling cells and systems")
     one.add_argument("--output", type=Path, help="result file; benchmark-DEVICE.json in the working folder if omitted")
@@ -38,16 +44,20 @@ def build_parser() -> argparse.ArgumentParser:
         help="start no further cell after this time; 16, or 5 with --quick; more time, more turns",
     )
     one.add_argument("--sizes", nargs="+", choices=SIZES, help="only cells of these sizes")
+    one.add_argument("--inputs", nargs="+", choices=INPUTS, default=[], help="only cells of these inputs")
+    one.add_argument("--batch", type=int, nargs="+", default=[1], help="with --model: rows per batch")
+    one.add_argument("--systems", nargs="+", choices=compare.SYSTEMS, help="only these systems")
     one.add_argument("--threads", type=int, help="torch threads; torch's own choice if omitted")
 
     two = commands.add_parser("parts", help="parts of an embedding and the roofline of a step")
     two.add_argument("--size", choices=SIZES, default="0.2b", help="shape of the random model")
+    two.add_argument("--backbone", choices=MODEL_TYPES, default=MODEL_TYPES[0], help="of the random model")
     two.add_argument("--batch", type=int, nargs="+", default=[8], help="rows per batch")
     two.add_argument("--input", choices=INPUTS, default="text64", help="kind of input")
     two.add_argument("--dtype", choices=DTYPES, default="fp32", help="dtype of the weights")
     two.add_argument("--device", default=device, help="torch device")
     two.add_argument("--min-seconds", type=float, default=2.0, help="time spent per figure")
-    two.add_argument("--plain", action="store_true", help="without packed weights")
+    two.add_argument("--plain", action="store_true", help="without speed_up")
     two.add_argument("--json", type=Path, help="also write the rows to this file")
 
     training.add_arguments(commands.add_parser("training", help="memory and throughput of a training step"))
@@ -64,25 +74,40 @@ def run_compare(options: argparse.Namespace) -> None:
         torch.set_num_threads(options.threads)
     path = options.output or Path(f"benchmark-{options.device}.json")
     machine = compare.describe_machine(options.device)
-    rows = compare.read_rows(path, machine, options.quick) if options.resume else []
     minutes = options.minutes or (5.0 if options.quick else 16.0)
     effort = compare.Effort(minutes=minutes, longest=60 * minutes / 8)
     if options.quick:
         effort = compare.Effort(rounds=(3, 3), seconds=0.0, longest=60.0, minutes=minutes)
-    cells = [
-        cell for cell in compare.plan(options.device, options.quick) if not options.sizes or cell.size in options.sizes
-    ]
+    needed = report.claimed(options.device) if options.quick and not options.model else {}
+    systems: Sequence[str] = options.systems or compare.SYSTEMS
+    if options.model:
+        cells, open_model, machine["weights"], most = compare.plan_checkpoint(
+            options.model, options.device, options.batch, options.inputs
+        )
+        systems = compare.runnable(systems, most)
+    else:
+        cells = compare.plan(options.device, options.quick)
+        open_model = partial(compare.open_random, model_type=options.backbone)
+        machine["backbone"] = options.backbone
+    cells = [cell for cell in cells if not options.sizes or cell.size in options.sizes]
+    cells = [cell for cell in cells if not options.inputs or cell.input in options.inputs]
+    rows = compare.read_rows(path, machine, options.quick) if options.resume else []
     header: dict[str, Any] = {"machine": machine, "load_before": round(os.getloadavg()[0], 2), "quick": options.quick}
-    header["note"] = "Random weights. explicit_cot is extrapolated from 65 to 403 generated tokens. latent_steps is K."
-    needed = report.claimed(options.device)
+    header["note"] = "explicit_cot is extrapolated from 65 to 403 written tokens. latent_steps is K."
 
     def systems_of(cell: compare.Cell) -> list[str]:
-        return [system for system in compare.SYSTEMS if not options.quick or system in needed[cell]]
+        return [system for system in systems if not needed or system in needed[cell]]
 
     left_out: list[compare.Cell] = []
     try:
         left_out = compare.run(
-            cells, systems_of, options.device, effort, rows, lambda: compare.write_result(path, header, rows)
+            cells,
+            systems_of,
+            options.device,
+            effort,
+            rows,
+            lambda: compare.write_result(path, header, rows),
+            open_model,
         )
     except KeyboardInterrupt:
         print(f"\nStopped. {len(rows)} rows are in {path}; --resume goes on from them.")
@@ -97,35 +122,30 @@ def run_compare(options: argparse.Namespace) -> None:
 
 def run_parts(options: argparse.Namespace) -> None:
     """Measure and print the parts and the roofline for one shape."""
-    model = build_model(options.size, DTYPES[options.dtype], options.device)
-    if not options.plain:
-        model.speed_up()
+    model, processor = build_model(options.size, DTYPES[options.dtype], options.device, options.backbone)
+    model.speed_up(not options.plain)
     rows = []
     for batch in options.batch:
-        found = parts.roofline(model, options.input, batch, options.min_seconds)
+        found = parts.roofline(model, processor, options.input, batch, options.min_seconds)
         rows.append({"size": options.size, "dtype": options.dtype, "batch": batch, "input": options.input, **found})
-        print(f"\nrandom {options.size} model, {options.dtype}, {options.device}, batch {batch}, {options.input}")
-        for part, milliseconds in found["ms"].items():
-            print(
-                f"{part:<32}{milliseconds:>12.2f} ms{milliseconds / found['ms']['single pass']:>10.3f} of a single pass"
-            )
-        share = found["adapter_share"]
-        adapter = "not measured" if share is None else f"{100 * share:.1f} % of a step"
-        print(
-            f"a step in {found['step_dtype']} reads {found['weight_bytes'] / 1e6:.0f} MB of weights and "
-            f"{found['cache_bytes'] / 1e6:.1f} MB of cache and does {found['operations'] / 1e9:.1f} GFLOP; at "
-            f"{found['read_gb_s']} GB/s and {found['gflop_s']} GFLOP/s: {found['floor_ms']} ms; measured over floor "
-            f"{found['step_over_floor']}, adapter {adapter}; floor of K=8 over a single pass "
-            f"{found['floor_of_k8_over_single_pass']}"
-        )
+        milliseconds = found["ms"]
+        lines = [[part, f"{ms:.2f}", f"{ms / milliseconds['single pass']:.3f}"] for part, ms in milliseconds.items()]
+        floor = [[name, str(value)] for name, value in found.items() if name != "ms"]
+        shape = f"{options.backbone} {options.size}, {options.dtype}, {options.device}"
+        print(f"\nrandom {shape}, batch {batch}, {options.input}\n")
+        print(markdown(["part", "ms", "/ single pass"], lines, aligned=True))
+        print("\n" + markdown(["a latent step", ""], floor, aligned=True))
     if options.json:
-        result = {"header": {"machine": compare.describe_machine(options.device)}, "rows": rows}
-        options.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+        write_json(options.json, {"header": {"machine": compare.describe_machine(options.device)}, "rows": rows})
 
 
-def main() -> None:
-    """Run one of the commands."""
-    options = build_parser().parse_args()
+def main(arguments: list[str] | None = None) -> None:
+    """Run one of the commands.
+
+    Args:
+        arguments: Command line without the program; ``sys.argv`` if omitted.
+    """
+    options = build_parser().parse_args(arguments)
     if options.command == "compare":
         run_compare(options)
     elif options.command == "parts":

@@ -4,6 +4,8 @@
 2. In a cell the quick systems run in turns, forth and back, so that whatever slows the machine slows them alike; the
    slow ones, which cost minutes, follow in turns of their own.
 3. Rows are written as soon as they are known; a run that was cut off goes on from them with ``resume``.
+
+The weights are random, of the sizes of a plan, or those of a checkpoint, whose name is then the size.
 """
 
 import gc
@@ -20,11 +22,14 @@ import torch
 import transformers
 from tqdm import tqdm
 
-from plume import PlumeForEmbedding
-from plume.benchmarks.models import DTYPES, build_inputs, build_model
-from plume.benchmarks.systems import LATENT_STEPS, SLOW, timer_of
+from plume import PlumeModel, PlumeProcessor
+from plume.benchmarks.models import DTYPES, INPUTS, build_model
+from plume.benchmarks.systems import LATENT_STEPS, SLOW, timers
+from plume.evaluation.embedders import fingerprint, load_checkpoint
+from plume.evaluation.store import check_condition, write_whole
 
 Row = dict[str, Any]
+Loaded = tuple[PlumeModel, PlumeProcessor]
 COLUMNS = (
     *("system", "size", "device", "dtype", "batch", "input", "latent_steps"),
     *("ms_median", "ms_iqr", "per_second", "turns"),
@@ -64,9 +69,9 @@ def plan(device: str, quick: bool) -> list[Cell]:
     if device != "cpu":
         wide = [Cell("2b", "bf16", batch, kind) for kind in ("image448", "text64") for batch in (1, 32, 8)]
         rest = [Cell("2b", "bf16", batch, kind) for kind in ("text512", "video8") for batch in (1, 8, 32)]
-        return (
-            [wide[0], wide[1], wide[4]] if quick else [*wide, *rest, *_cells("0.2b", "fp32"), *_cells("tiny", "fp32")]
-        )
+        short = [Cell("2b", "bf16", 1, "query12")]
+        more = [*short, *rest, *_cells("0.2b", "fp32"), *_cells("tiny", "fp32")]
+        return [wide[0], wide[1], wide[4]] if quick else [*wide, *more]
     telling = [  # the cheapest first
         Cell("0.2b", "fp32", 32, "text64"),
         Cell("2b", "bf16", 8, "text64"),
@@ -74,19 +79,52 @@ def plan(device: str, quick: bool) -> list[Cell]:
     ]
     if quick:
         return telling
-    more = [Cell("2b", "bf16", 1, "text64"), Cell("2b", "fp32", 8, "text64"), Cell("2b", "fp32", 1, "image448")]
+    more = [Cell("2b", "bf16", 1, kind) for kind in ("query12", "text64")]
+    more += [Cell("2b", "fp32", 8, "text64"), Cell("2b", "fp32", 1, "image448")]
     small = [Cell("0.2b", "bf16", batch, "text64") for batch in (32, 8, 1)] + [Cell("0.2b", "bf16", 1, "image448")]
     medium = [cell for cell in _cells("0.2b", "fp32") if cell.batch == 1 or cell.input == "text64"]
     last = [Cell("0.2b", "fp32", 8, kind) for kind in ("image448", "text512")]
-    last += [Cell("2b", "bf16", 1, kind) for kind in ("text512", "video8")]
+    last += [Cell("2b", "bf16", 1, kind) for kind in ("text512", "video8", "page896")]
     # Cells of one model stand together: building it takes longer than some of them.
     cells = [*telling, *more, *medium, *small, *_cells("tiny", "fp32"), *_cells("tiny", "bf16"), *last]
     return list(dict.fromkeys(cells))
 
 
 def _cells(size: str, dtype: str) -> list[Cell]:
-    kinds = {"text64": (1, 8, 32), "text512": (1, 8), "image448": (1, 8), "video8": (1,)}
+    kinds = {"query12": (1,), "text64": (1, 8, 32), "text512": (1, 8), "image448": (1, 8), "video8": (1,)}
     return [Cell(size, dtype, batch, kind) for kind, batches in kinds.items() for batch in batches]
+
+
+def open_random(cell: Cell, device: str, model_type: str = "qwen2_vl") -> Loaded:
+    """Random weights of the size and dtype of a cell, sped up."""
+    model, processor = build_model(cell.size, DTYPES[cell.dtype], device, model_type)
+    return model.speed_up(), processor
+
+
+def plan_checkpoint(
+    path: str, device: str, batches: Sequence[int], kinds: Sequence[str] = ()
+) -> tuple[list[Cell], Callable[[Cell, str], Loaded], dict[str, Any], int]:
+    """Measure a checkpoint instead of random weights.
+
+    Args:
+        path: Folder or Hub id.
+        device: Torch device.
+        batches: Rows per batch.
+        kinds: Keys of :data:`~plume.benchmarks.models.INPUTS`; all where empty.
+
+    Returns:
+        Its cells, what opens it for :func:`run`, what identifies its weights, and the most latent steps that it takes.
+    """
+    model, processor = load_checkpoint(path, device)
+    dtypes = {dtype: name for name, dtype in DTYPES.items()}
+    dtype = dtypes.get(model.dtype, str(model.dtype).removeprefix("torch."))
+    cells = [Cell(Path(path).name, dtype, batch, kind) for batch in batches for kind in kinds or INPUTS]
+    return cells, lambda cell, device: (model.speed_up(), processor), fingerprint(path), model.config.max_latent_steps
+
+
+def runnable(systems: Sequence[str], max_latent_steps: int) -> list[str]:
+    """The systems that a model with so many latent steps can run."""
+    return [system for system in systems if LATENT_STEPS[system] <= max_latent_steps]
 
 
 def describe_machine(device: str) -> dict[str, Any]:
@@ -118,12 +156,8 @@ def read_rows(path: Path, machine: dict[str, Any], quick: bool) -> list[Row]:
     if not path.exists():
         return []
     result = json.loads(path.read_text("utf-8"))
-    found, asked = ({**result["header"]["machine"], "quick": result["header"]["quick"]}, {**machine, "quick": quick})
-    if found != asked:
-        raise ValueError(
-            f"{path} was measured under {found}, this is {asked}: ratios across the two would mean nothing. Run "
-            "without --resume, or into another file."
-        )
+    made_under = {**result["header"]["machine"], "quick": result["header"]["quick"]}
+    check_condition(path, made_under, {**machine, "quick": quick}, "Run without --resume, or into another file.")
     return result["rows"]
 
 
@@ -132,9 +166,7 @@ def write_result(path: Path, header: dict[str, Any], rows: list[Row]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps({"header": header}, indent=2)[:-2] + ',\n  "rows": [\n    '
     text += ",\n    ".join(json.dumps(row) for row in rows) + "\n  ]\n}\n"
-    partial = path.with_suffix(".partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
+    write_whole(path, text)
 
 
 def run(
@@ -144,6 +176,7 @@ def run(
     effort: Effort,
     rows: list[Row],
     save: Callable[[], None],
+    open_model: Callable[[Cell, str], Loaded] = open_random,
 ) -> list[Cell]:
     """Measure what ``rows`` does not hold yet, add it there and save after every group of rows.
 
@@ -154,11 +187,12 @@ def run(
         effort: How long.
         rows: What is known; grows.
         save: Called after every group of rows.
+        open_model: The model and processor of a cell, sped up.
 
     Returns:
         The cells that the time did not reach.
     """
-    begin, built, model = time.monotonic(), None, None
+    begin, built, loaded = time.monotonic(), None, None
     left_out = []
     for cell in tqdm(cells, desc="cells", unit="cell"):
         missing = [system for system in systems_of(cell) if not any(_is_of(row, cell, device, system) for row in rows)]
@@ -167,29 +201,28 @@ def run(
         if time.monotonic() - begin > 60 * effort.minutes:
             left_out.append(cell)
             continue
-        if model is None or built != cell[:2]:
-            model = None  # one at a time: the old one goes before the new one comes
+        if loaded is None or built != cell[:2]:
+            loaded = None  # one at a time: the old one goes before the new one comes
             gc.collect()
-            model, built = build_model(cell.size, DTYPES[cell.dtype], device).speed_up(), cell[:2]
+            loaded, built = open_model(cell, device), cell[:2]
         for group in ([s for s in missing if s not in SLOW], [s for s in missing if s in SLOW]):
             if group:
-                rows += measure(model, cell, group, device, effort)
+                rows += measure(loaded, cell, group, device, effort)
                 save()
     return left_out
 
 
-def measure(model: PlumeForEmbedding, cell: Cell, systems: list[str], device: str, effort: Effort) -> list[Row]:
+def measure(loaded: Loaded, cell: Cell, systems: list[str], device: str, effort: Effort) -> list[Row]:
     """Rows of some systems in one cell, measured in turns."""
-    inputs = build_inputs(model, cell.input, cell.batch)
     is_slow = systems[0] in SLOW
     fewest, most = ((count + 2) // 3 for count in effort.rounds) if is_slow else effort.rounds
     with torch.inference_mode():
-        timers = {system: timer_of(system, model, inputs) for system in systems}
+        measured = timers(*loaded, cell.input, cell.batch)
         times: dict[str, list[float]] = {system: [] for system in systems}
         if not is_slow:
             first = "plume_k8" if "plume_k8" in systems else systems[-1]  # packs the weights
             for system in [first, *(other for other in systems if other != first)]:
-                if timers[system]() > 100 * effort.longest:  # milliseconds
+                if measured[system]() > 100 * effort.longest:  # milliseconds
                     break
         start = time.monotonic()
         for turn in range(most):
@@ -197,7 +230,7 @@ def measure(model: PlumeForEmbedding, cell: Cell, systems: list[str], device: st
             if turn and (passed > effort.longest or (turn >= fewest and passed > effort.seconds)):
                 break
             for system in systems if turn % 2 == 0 else reversed(systems):
-                times[system].append(timers[system]())
+                times[system].append(measured[system]())
     return [_row(system, cell, device, values) for system, values in times.items()]
 
 

@@ -1,82 +1,109 @@
-"""Random models and inputs that every benchmark shares: only shapes matter here, no file is read."""
+"""Models and inputs that every benchmark shares. Sizes matter here and nothing else: weights may be random."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
+from PIL import Image
+from transformers import AutoModel
 from transformers.initialization import no_init_weights
 
-from plume import PlumeConfig, PlumeForEmbedding
+from plume import PlumeModel, PlumeProcessor
 from plume.hub.random_checkpoint import build_backbone_config, build_tokenizer
+from plume.start import build_processor, model_class_of
 
-TOKENS = {"anchor_token_id": 1, "latent_start_token_id": 2, "latent_end_token_id": 3, "embedding_token_id": 4}
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-
 _NOISE = 1 << 22  # values drawn once and repeated over all weights: drawing two thousand million takes a minute
-_PATCH_WIDTH = 3 * 2 * 14 * 14
-# Patch grids (time, height, width); four neighbouring patches are one token.
-_GRIDS = {"image448": (1, 32, 32), "video8": (4, 24, 24)}
-INPUTS = ("text64", "text512", "image448", "video8")
+# Each is one token of the random tokenizer and of the real ones.
+_WORDS = ("red", "bus", "at", "stop", "two", "dogs", "on", "sofa", "the", "total", "of", "second", "row")
 
 
-def build_model(size: str, dtype: torch.dtype = torch.float32, device: str = "cpu", **fields: Any) -> PlumeForEmbedding:
-    """A random model in evaluation mode; token ids are arbitrary.
+class Shape(NamedTuple):
+    """What an input holds: text of so many ``tokens``, the prompt's own among them; pictures of a size; frames."""
+
+    tokens: int
+    size: tuple[int, int] | None = None
+    num_frames: int = 0
+
+
+INPUTS = {
+    "query12": Shape(0),  # twelve words behind the processor's instruction, however many tokens that makes
+    "text64": Shape(64),
+    "text512": Shape(512),
+    "image448": Shape(64, (448, 448)),
+    "page896": Shape(64, (896, 1267)),
+    "video8": Shape(64, (336, 336), 8),
+}
+
+
+def build_model(
+    size: str,
+    dtype: torch.dtype = torch.float32,
+    device: str = "cpu",
+    model_type: str = "qwen2_vl",
+    **fields: Any,
+) -> tuple[PlumeModel, PlumeProcessor]:
+    """A random model in evaluation mode, and its processor.
 
     Args:
         size: A key of :data:`~plume.hub.random_checkpoint.SIZES`.
-        dtype: Of the weights; rotary frequencies stay in float32.
+        dtype: Of the weights.
         device: Torch device.
+        model_type: Of the backbone, one of :data:`~plume.hub.random_checkpoint.MODEL_TYPES`.
         **fields: Fields of [`PlumeConfig`].
     """
-    config = PlumeConfig.from_backbone(build_backbone_config(build_tokenizer(), size), **{**TOKENS, **fields})
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)  # parameters are born in their type: 2b in float32 first would need 9 GB
-    try:
-        with torch.device(device), no_init_weights():
-            model = PlumeForEmbedding(config).eval()
-    finally:
-        torch.set_default_dtype(before)
+    tokenizer = build_tokenizer(model_type=model_type)
+    processor = build_processor(tokenizer, model_type=model_type)
+    backbone = build_backbone_config(processor.tokenizer, size, model_type=model_type)
+    config = model_class_of(model_type).config_class.from_backbone(backbone, **{**processor.token_fields(), **fields})
+    with torch.device(device), no_init_weights():
+        model = AutoModel.from_config(config, dtype=dtype).eval()
     model.tie_weights()
     _fill(model)
-    return model
+    return model, processor
 
 
 @torch.no_grad()
-def _fill(model: PlumeForEmbedding) -> None:
-    generator = torch.Generator().manual_seed(0)
-    noise = torch.randn(_NOISE, generator=generator).to(model.device, model.dtype)
+def _fill(model: PlumeModel) -> None:
+    noise = torch.randn(_NOISE, generator=torch.Generator().manual_seed(0)).to(model.device, model.dtype)
     for name, parameter in model.named_parameters():
         flat = parameter.view(-1)
         fan_in = parameter.shape[-1] if parameter.ndim == 2 else parameter[0].numel() ** 0.5
         scale = 1.0 if "embed" in name else fan_in**-0.5 if parameter.ndim > 1 else 0.1
-        for start in range(0, flat.numel(), _NOISE):
-            piece = flat[start : start + _NOISE]
+        for piece in flat.split(_NOISE):
             piece.copy_(noise[: len(piece)] * scale)
         if parameter.ndim == 1 and name.endswith("weight"):
             flat.add_(1)
 
 
-def build_inputs(model: PlumeForEmbedding, kind: str, batch: int) -> dict[str, torch.Tensor]:
-    """Arguments of one forward pass.
+def draw_items(processor: PlumeProcessor, kind: str, batch: int) -> list[dict[str, Any]]:
+    """Inputs of one kind and length, for :func:`~plume.evaluation.embedders.prepare`.
 
     Args:
-        model: The model.
-        kind: One of :data:`INPUTS`: a text of 64 or 512 tokens; a picture of 448 x 448 (256 tokens) or 8 frames of
-            336 x 336 (576 tokens), each with 64 tokens of text.
-        batch: Rows, all of this kind and length.
+        processor: Its prompt is part of the tokens that :data:`INPUTS` promises.
+        kind: A key of :data:`INPUTS`.
+        batch: How many.
     """
-    generator = torch.Generator().manual_seed(0)
-    length = int(kind.removeprefix("text")) if kind.startswith("text") else 64
-    ids = torch.randint(8, 250, (batch, length), generator=generator)
-    ids[:, -2], ids[:, -1] = TOKENS["anchor_token_id"], TOKENS["latent_start_token_id"]
-    inputs: dict[str, torch.Tensor] = {}
-    if kind in _GRIDS:
-        frames, height, width = _GRIDS[kind]
-        is_image = kind.startswith("image")
-        token = model.config.image_token_id if is_image else model.config.video_token_id
-        ids = torch.cat([torch.full((batch, frames * height * width // 4), token), ids], dim=1)
-        patches = torch.randn(batch * frames * height * width, _PATCH_WIDTH, generator=generator)
-        grid = torch.tensor([_GRIDS[kind]] * batch)
-        names = ("pixel_values", "image_grid_thw") if is_image else ("pixel_values_videos", "video_grid_thw")
-        inputs = dict(zip(names, (patches.to(model.dtype), grid), strict=True))
-    inputs |= {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-    return {name: value.to(model.device) for name, value in inputs.items()}
+    shape, rng = INPUTS[kind], np.random.default_rng(0)
+    items: list[dict[str, Any]] = []
+    for _ in range(batch):
+        item: dict[str, Any] = {"text": "a"}
+        if shape.size:
+            width, height = shape.size
+            pixels = rng.integers(0, 256, (shape.num_frames or 1, height, width, 3), dtype=np.uint8)
+            frames = [Image.fromarray(frame) for frame in pixels]
+            item |= {"video": frames} if shape.num_frames else {"image": frames[0]}
+        items.append(item)
+    missing = shape.tokens - _count_text(processor, items[0]) if shape.tokens else 11
+    for item in items:
+        item["text"] = " ".join(["a", *rng.choice(_WORDS, max(0, missing))])
+        if not shape.tokens:
+            item["text"] = f"{processor.query_prompt}\n{item['text']}"
+    return items
+
+
+def _count_text(processor: PlumeProcessor, item: dict[str, Any]) -> int:
+    """Tokens of an input, those of its picture or clip left out."""
+    ids = processor.process_documents([item], prompt="")["input_ids"][0]
+    media = processor.tokenizer.convert_tokens_to_ids(["<|image_pad|>", "<|video_pad|>"])
+    return int((~torch.isin(ids, torch.tensor(media))).sum())

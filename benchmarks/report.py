@@ -5,6 +5,8 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from plume.evaluation.report import markdown
+
 Row = dict[str, Any]
 
 # Names of the systems in the chart, in its order.
@@ -18,9 +20,11 @@ _LABELS = {
 
 _COLOURS = ("#7a8793", "#7fb2c8", "#1f6f8b", "#c9a66b", "#b5654a")
 _INPUTS = {
+    "query12": "query of 12 words",
     "text64": "text of 64 tokens",
     "text512": "text of 512 tokens",
     "image448": "picture of 448 px with 64 tokens",
+    "page896": "page of 896 x 1267 px with 64 tokens",
     "video8": "clip of 8 frames with 64 tokens",
 }
 _CHARTED = 4  # cells in the chart, the first ones
@@ -57,17 +61,17 @@ def by_cell(rows: list[Row]) -> Iterator[tuple[tuple[Any, ...], dict[str, Row]]]
 
 
 def format_table(rows: list[Row]) -> str:
-    """One line per row, with its multiple of the single pass of the same cell."""
-    lines = []
+    """A table per cell, one line per system, with its multiple of the single pass."""
+    parts = []
     for (size, dtype, batch, kind), systems in by_cell(rows):
-        lines.append(f"\n{size} {dtype}, batch {batch}, {kind}")
-        lines.append(f"  {'system':<16}{'ms':>12}{'spread':>10}{'per second':>12}{'/ single pass':>15}")
-        single = systems.get("single_pass")
+        single, body = systems.get("single_pass"), []
         for name, row in systems.items():
             ratio = f"{row['ms_median'] / single['ms_median']:.3f}" if single else "-"
             spread = "-" if row["ms_iqr"] is None else f"{row['ms_iqr']:.1f}"
-            lines.append(f"  {name:<16}{row['ms_median']:>12.1f}{spread:>10}{row['per_second']:>12.2f}{ratio:>15}")
-    return "\n".join(lines).lstrip("\n")
+            body.append([name, f"{row['ms_median']:.1f}", spread, f"{row['per_second']:.2f}", ratio])
+        table = markdown(["system", "ms", "spread", "per second", "/ single pass"], body, aligned=True)
+        parts.append(f"{size} {dtype}, batch {batch}, {kind}\n\n{table}")
+    return "\n\n".join(parts)
 
 
 def _claims_of(device: str) -> list[tuple[str, str, tuple[Any, ...], str]]:

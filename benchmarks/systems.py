@@ -1,27 +1,34 @@
-"""The systems that are compared: what they compute for one batch, on the same weights and inputs.
+"""The systems that are compared: what they do with one batch, on the same weights and inputs.
 
-1. **single_pass**: prefix and suffix in one pass of the backbone, no cache: a conventional embedding model.
-2. **plume_k4, plume_k6, plume_k8**: this package, with :meth:`~plume.PlumeForEmbedding.speed_up`;
+1. **prepare**: the processor, from text and pictures to model inputs. It comes on top of every other system.
+2. **single_pass**: prefix and suffix in one pass of the backbone: a conventional embedding model.
+3. **plume_k4, plume_k6, plume_k8**: this package, with :meth:`~plume.PlumeModel.speed_up`;
    **plume_k8_plain** without.
-3. **one_at_a_time**: the released code's way (see :func:`one_at_a_time`), K = 8.
-4. **explicit_cot**: 403 generated tokens (the paper's mean) with transformers' ``generate``, from a measured part.
+4. **one_at_a_time**: the released code's way (see :func:`one_at_a_time`), K = 8.
+5. **explicit_cot**: :class:`~plume.evaluation.baselines.ExplicitCoT` with 403 tokens (the paper's mean), from a
+   measured part.
 """
 
+import copy
 import time
 from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import torch
-from transformers import DynamicCache, StoppingCriteriaList
 
-from plume import PlumeForEmbedding
-from plume.context_plume import CACHE_ARGUMENT
-from plume.positions_plume import Media, mrope_index
+from plume import PlumeModel, PlumeProcessor
+from plume.benchmarks.models import draw_items
+from plume.evaluation.baselines import ExplicitCoT
+from plume.evaluation.embedders import prepare
+from plume.positions_plume import mrope_index
 
 Inputs = dict[str, torch.Tensor]
 
 COT_TOKENS = 403
 COT_MEASURED = 64
 LATENT_STEPS = {
+    "prepare": 0,
     "single_pass": 0,
     "plume_k4": 4,
     "plume_k6": 6,
@@ -34,31 +41,23 @@ LATENT_STEPS = {
 SLOW = ("one_at_a_time", "explicit_cot")
 
 
-def media_of(model: PlumeForEmbedding, inputs: Inputs) -> list[Media]:
-    """Images and videos of a batch."""
-    return [
-        Media(model.config.image_token_id, inputs.get("pixel_values"), inputs.get("image_grid_thw")),
-        Media(model.config.video_token_id, inputs.get("pixel_values_videos"), inputs.get("video_grid_thw")),
-    ]
-
-
-def single_pass(model: PlumeForEmbedding, inputs: Inputs) -> torch.Tensor:
+def single_pass(model: PlumeModel, inputs: Inputs) -> torch.Tensor:
     """Embeddings of prefix and suffix read at once, ``(B, D)``."""
     suffix = torch.tensor(model.config.suffix_token_ids, device=model.device).expand(len(inputs["input_ids"]), -1)
     ids = torch.cat([inputs["input_ids"], suffix], dim=1)
-    media = media_of(model, inputs)
-    positions, _ = mrope_index(ids, torch.ones_like(ids), media, model.model.visual.spatial_merge_size)
-    states = model.model.language_model(
-        inputs_embeds=model._embed(ids, media), position_ids=positions, use_cache=False
-    ).last_hidden_state
+    mask = torch.cat([inputs["attention_mask"], torch.ones_like(suffix)], dim=1)
+    media = model.position_media(model.media_of(inputs))
+    positions, _ = mrope_index(ids, mask, media, model.model.visual.spatial_merge_size)
+    whole = {**inputs, "input_ids": ids, "attention_mask": mask, "position_ids": positions}
+    states = model.model(**whole, use_cache=False).last_hidden_state
     return torch.nn.functional.normalize(states[:, -1].float(), dim=-1)
 
 
-def one_at_a_time(model: PlumeForEmbedding, inputs: Inputs) -> torch.Tensor:
+def one_at_a_time(model: PlumeModel, inputs: Inputs) -> torch.Tensor:
     """Embeddings row by row, ``(B, D)``: facts of the released code, in our words.
 
-    Logits of the whole prefix, a cache that is copied to grow, experts chosen by masks on the host, the suffix in a
-    pass of its own, and one step of decoding behind it.
+    Logits of the whole prefix, experts chosen by masks on the host, the suffix in a pass of its own, and one step of
+    decoding behind it.
     """
     return torch.cat([_one_row(model, row) for row in split_batch(inputs)])
 
@@ -70,32 +69,24 @@ def split_batch(inputs: Inputs) -> list[Inputs]:
     return [{name: pieces[row] for name, pieces in columns.items()} for row in range(batch)]
 
 
-def _one_row(model: PlumeForEmbedding, row: Inputs) -> torch.Tensor:
-    decoder, ids, media = model.model.language_model, row["input_ids"], media_of(model, row)
-    positions, following = mrope_index(ids, torch.ones_like(ids), media, model.model.visual.spatial_merge_size)
-    cache = DynamicCache()
-
-    def read(vectors: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-        past = {CACHE_ARGUMENT: cache}
-        return decoder(inputs_embeds=vectors, position_ids=positions, use_cache=True, **past).last_hidden_state
-
-    hidden = read(model._embed(ids, media), positions)
-    model.lm_head(hidden).float()  # the logits of the prefix, made and thrown away
-    state, anchor = hidden[:, -1], hidden[:, -2]
-    place = int(following)
-    for step in range(LATENT_STEPS["one_at_a_time"]):
+def _one_row(model: PlumeModel, row: Inputs) -> torch.Tensor:
+    steps, embed = LATENT_STEPS["one_at_a_time"], model.get_input_embeddings()
+    suffix = torch.tensor([model.config.suffix_token_ids], device=model.device)
+    context = model.read_prefix(
+        row["input_ids"], row["attention_mask"], model.media_of(row), steps + suffix.shape[1] + 1
+    )
+    model.lm_head(context.hidden).float()  # the logits of the prefix, made and thrown away
+    anchor = context.hidden[:, row["input_ids"][0].tolist().index(model.config.anchor_token_id)]
+    state = context.hidden[:, -1]
+    for step in range(steps):
         refined = _masked_experts(model, state, step + 1, anchor)
-        state = read(refined.unsqueeze(1), positions.new_full((3, 1, 1), place))[:, -1]
-        place += 1
-    suffix = torch.tensor([model.config.suffix_token_ids], device=ids.device)
-    ahead = torch.arange(place, place + suffix.shape[1], device=ids.device).expand(3, 1, -1)
-    states = read(model.get_input_embeddings()(suffix), ahead)
-    following_token = model.lm_head(states[:, -1:]).argmax(dim=-1)
-    read(model.get_input_embeddings()(following_token), ahead[..., -1:] + 1)
+        state = context.extend(refined.unsqueeze(1))[:, -1]
+    states = context.extend(embed(suffix))
+    context.extend(embed(model.lm_head(states[:, -1:]).argmax(dim=-1)))
     return torch.nn.functional.normalize(states[:, -1].float(), dim=-1)
 
 
-def _masked_experts(model: PlumeForEmbedding, z_BD: torch.Tensor, step: int, anchor_BD: torch.Tensor) -> torch.Tensor:
+def _masked_experts(model: PlumeModel, z_BD: torch.Tensor, step: int, anchor_BD: torch.Tensor) -> torch.Tensor:
     """The transition with each expert run on the rows that chose it."""
     transition = model.latent_transition
     bank, normed = transition.experts, transition.layer_norm(z_BD)
@@ -115,59 +106,54 @@ def _masked_experts(model: PlumeForEmbedding, z_BD: torch.Tensor, step: int, anc
     return refined
 
 
-def explicit_cot_ms(model: PlumeForEmbedding, inputs: Inputs) -> float:
-    """Milliseconds of a prefix pass and 403 generated tokens, extrapolated from 64 tokens behind the first."""
-    marks = [clock(model)]
-
-    def mark(input_ids: torch.Tensor, scores: torch.Tensor, **kwargs: object) -> torch.Tensor:
-        marks.append(clock(model))
-        return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
-
+def explicit_cot_ms(model: PlumeModel, processor: PlumeProcessor, inputs: Inputs) -> float:
+    """Milliseconds of a prefix pass and 403 written tokens, extrapolated from 64 tokens behind the first."""
     count = 1 + COT_MEASURED
-    model.generate(
-        **inputs,
-        do_sample=False,
-        max_new_tokens=count,
-        min_new_tokens=count,
-        stopping_criteria=StoppingCriteriaList([mark]),
-    )
-    begin, first, last = marks[0], marks[1], marks[-1]
-    assert len(marks) == 1 + count, "generation stopped early"
-    return 1000 * (first - begin + (COT_TOKENS - 1) * (last - first) / COT_MEASURED)
-
-
-def plume(model: PlumeForEmbedding, inputs: Inputs, num_latent_steps: int, fast: bool) -> torch.Tensor:
-    """Embeddings of this package, ``(B, D)``."""
-    kept = model._packed, model._recorded
-    if not fast:
-        model.speed_up(False)
+    explicit = ExplicitCoT(model, processor, count, count, checkpoint={"name": "timed"})
+    marks: list[float] = []
+    hook = model.lm_head.register_forward_hook(lambda *_: marks.append(clock(model)))
+    begin = clock(model)
     try:
-        return model(**inputs, num_latent_steps=num_latent_steps).embeddings
+        explicit.think(inputs)
     finally:
-        model._packed, model._recorded = kept
+        hook.remove()
+    assert len(marks) == count, "the rationale stopped early"
+    return 1000 * (marks[0] - begin + COT_TOKENS * (marks[-1] - marks[0]) / COT_MEASURED)
 
 
-def clock(model: PlumeForEmbedding) -> float:
+def clock(model: PlumeModel) -> float:
     """Seconds, when the device has done what was asked of it."""
     if model.device.type == "cuda":
         torch.cuda.synchronize()
     return time.perf_counter()
 
 
-def timer_of(system: str, model: PlumeForEmbedding, inputs: Inputs) -> Callable[[], float]:
-    """A function that runs a system once and returns milliseconds."""
-    if system == "explicit_cot":
-        return lambda: explicit_cot_ms(model, inputs)
-    steps = LATENT_STEPS[system]
-    runs: dict[str, Callable[[], torch.Tensor]] = {
-        "single_pass": lambda: single_pass(model, inputs),
-        "one_at_a_time": lambda: one_at_a_time(model, inputs),
-    }
-    run = runs.get(system, lambda: plume(model, inputs, steps, fast=system != "plume_k8_plain"))
+def timers(model: PlumeModel, processor: PlumeProcessor, kind: str, batch: int) -> dict[str, Callable[[], float]]:
+    """Per system, a function that runs it once on the same batch and returns milliseconds.
 
-    def timed() -> float:
+    Args:
+        model: The model, as ``speed_up`` has set it.
+        processor: Its processor.
+        kind: A key of :data:`~plume.benchmarks.models.INPUTS`.
+        batch: Rows.
+    """
+    items = draw_items(processor, kind, batch)
+    inputs = prepare(model, processor, items)
+    shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+    plain = copy.deepcopy(model, shared).speed_up(False)  # modules of its own over the same weights
+    runs: dict[str, Callable[[], Any]] = {
+        "prepare": partial(prepare, model, processor, items),
+        "single_pass": partial(single_pass, model, inputs),
+        "plume_k8_plain": partial(plain, **inputs, num_latent_steps=LATENT_STEPS["plume_k8_plain"]),
+        "one_at_a_time": partial(one_at_a_time, plain, inputs),
+    }
+    for system in ("plume_k4", "plume_k6", "plume_k8"):
+        runs[system] = partial(model, **inputs, num_latent_steps=LATENT_STEPS[system])
+
+    def timed(run: Callable[[], Any]) -> float:
         start = clock(model)
         run()
         return 1000 * (clock(model) - start)
 
-    return timed
+    found: dict[str, Callable[[], float]] = {name: partial(timed, run) for name, run in runs.items()}
+    return {**found, "explicit_cot": partial(explicit_cot_ms, model, processor, inputs)}

@@ -11,7 +11,7 @@ import argparse
 import multiprocessing
 import resource
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from functools import partial
 from statistics import median
 from typing import Any
@@ -19,8 +19,8 @@ from typing import Any
 import psutil
 import torch
 
-from plume import PlumeForEmbedding
-from plume.benchmarks.models import TOKENS, build_model
+from plume import PlumeConfig, PlumeModel, PlumeOutput
+from plume.benchmarks.models import build_model
 from plume.hub.random_checkpoint import SIZES
 from plume.training.collator import Rows, split_rows
 from plume.training.grad_cache import cached_backward
@@ -30,18 +30,20 @@ _NUM_LATENT_STEPS = 8
 _TURNS = 5
 
 
-def build_training_model(size: str) -> PlumeForEmbedding:
+def build_training_model(size: str) -> PlumeModel:
     """A random model in training mode, without dropout."""
-    return build_model(size, expert_dropout=0.0).train()
+    return build_model(size, expert_dropout=0.0)[0].train()
 
 
-def build_rows(pairs: int, prefix: int, suffix: int, num_latent_steps: int = _NUM_LATENT_STEPS) -> Rows:
+def build_rows(
+    config: PlumeConfig, pairs: int, prefix: int, suffix: int, num_latent_steps: int = _NUM_LATENT_STEPS
+) -> Rows:
     """Random text pairs at a middle stage: a prefix, K latent steps, and a supervised suffix."""
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(8, 256, (2 * pairs, prefix), generator=generator)
-    ids[:, -2], ids[:, -1] = TOKENS["anchor_token_id"], TOKENS["latent_start_token_id"]
+    ids[:, -2], ids[:, -1] = config.anchor_token_id, config.latent_start_token_id
     tail = torch.randint(8, 256, (2 * pairs, suffix), generator=generator)
-    tail[:, 0], tail[:, -1] = TOKENS["latent_end_token_id"], TOKENS["embedding_token_id"]
+    tail[:, 0], tail[:, -1] = config.latent_end_token_id, config.embedding_token_id
     inputs: dict[str, Any] = {
         "input_ids": ids,
         "attention_mask": torch.ones_like(ids),
@@ -52,57 +54,72 @@ def build_rows(pairs: int, prefix: int, suffix: int, num_latent_steps: int = _NU
     return Rows(inputs, [""] * 2 * pairs, [(0, 0)] * 2 * pairs, 2 * pairs)
 
 
-def train_step(model: PlumeForEmbedding, rows: Rows, chunks: Sequence[Rows]) -> None:
-    """Gradients of the whole objective over a pool, through GradCache."""
+def _represent(output: PlumeOutput) -> Representations:
+    return Representations(output.embeddings, output.anchor_embeddings, output.router_probs.mean(dim=1))
+
+
+def _own_loss(output: PlumeOutput, chunk: Rows, pairs: int) -> torch.Tensor:
+    return suffix_ce(output.suffix_log_probs, chunk.inputs["suffix_mask"]).sum() / pairs
+
+
+def _pool_loss(local: Representations) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """The contrastive part over a pool whose first half are queries."""
+    pairs = len(local.tensors()[0]) // 2
+    queries, targets = (
+        Representations(*(tensor[part] for tensor in local.tensors())) for part in (slice(pairs), slice(pairs, None))
+    )
+    return pool_loss(queries, targets, torch.arange(pairs), Weights())
+
+
+def train_step(model: PlumeModel, rows: Rows, chunk: int) -> None:
+    """Gradients of the whole objective over a pool in chunks of so many rows, through GradCache."""
     pairs = len(rows) // 2
 
-    def represent(chunk: Rows) -> Representations:
-        output = model(**{**chunk.inputs, "suffix_mask": None})
-        return Representations(output.embeddings, output.anchor_embeddings, output.router_probs.mean(dim=1))
+    def replay(part: Rows) -> tuple[Representations, torch.Tensor]:
+        output = model(**part.inputs)
+        return _represent(output), _own_loss(output, part, pairs)
 
-    def replay(chunk: Rows) -> tuple[Representations, torch.Tensor]:
-        output = model(**chunk.inputs)
-        own = suffix_ce(output.suffix_log_probs, chunk.inputs["suffix_mask"]).sum() / pairs
-        routing = output.router_probs.mean(dim=1)
-        return Representations(output.embeddings, output.anchor_embeddings, routing), own
-
-    def whole(local: Representations) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        queries, targets = (
-            Representations(*(t[part] for t in local.tensors())) for part in (slice(0, pairs), slice(pairs, None))
-        )
-        return pool_loss(queries, targets, torch.arange(pairs), Weights())
-
-    cached_backward(list(chunks), represent, replay, whole, lambda loss: loss.backward(), torch.enable_grad)
+    cached_backward(
+        split_rows(rows, [chunk] * (len(rows) // chunk)),
+        lambda part: _represent(model(**{**part.inputs, "suffix_mask": None})),
+        replay,
+        _pool_loss,
+        lambda loss: loss.backward(),
+        torch.enable_grad,
+    )
     model.zero_grad()
 
 
-def one_at_a_time(model: PlumeForEmbedding, rows: Rows) -> None:
+def one_at_a_time(model: PlumeModel, rows: Rows) -> None:
     """The same gradients, row by row and without a cache."""
-    pairs = len(rows) // 2
-    singles = split_rows(rows, [1] * len(rows))
+    pairs, singles = len(rows) // 2, split_rows(rows, [1] * len(rows))
     outputs = [model(**single.inputs) for single in singles]
-    embeddings = torch.cat([output.embeddings for output in outputs])
-    anchors = torch.cat([output.anchor_embeddings for output in outputs])
-    routing = torch.cat([output.router_probs.mean(dim=1) for output in outputs])
-    queries, targets = (
-        Representations(embeddings[part], anchors[part], routing[part])
-        for part in (slice(0, pairs), slice(pairs, None))
-    )
-    loss, _ = pool_loss(queries, targets, torch.arange(pairs), Weights())
+    found = [_represent(output).tensors() for output in outputs]
+    loss, _ = _pool_loss(Representations(*(torch.cat(parts) for parts in zip(*found, strict=True))))
     for output, single in zip(outputs, singles, strict=True):
-        loss = loss + suffix_ce(output.suffix_log_probs, single.inputs["suffix_mask"]).sum() / pairs
+        loss = loss + _own_loss(output, single, pairs)
     loss.backward()
     model.zero_grad()
+
+
+def median_ms(steps: Mapping[Any, Callable[[], None]], turns: int) -> dict[Any, float]:
+    """Milliseconds of several steps, measured in turns after one to warm up."""
+    times: dict[Any, list[float]] = {name: [] for name in steps}
+    for turn in range(turns + 1):
+        for name, step in steps.items():
+            start = time.perf_counter()
+            step()
+            if turn:
+                times[name].append(1000 * (time.perf_counter() - start))
+    return {name: median(values) for name, values in times.items()}
 
 
 def measure_memory(size: str, pairs: int, chunk: int, prefix: int, suffix: int, results: Any) -> None:
     """Put the resident memory before a step and its peak into ``results``, in MiB."""
     model = build_training_model(size)
-    warm = build_rows(chunk, prefix, suffix)
     before = psutil.Process().memory_info().rss
-    rows = build_rows(pairs, prefix, suffix)
-    for one in (warm, rows):
-        train_step(model, one, split_rows(one, [chunk] * (len(one) // chunk)))
+    for count in (chunk, pairs):  # the first warms up
+        train_step(model, build_rows(model.config, count, prefix, suffix), chunk)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     results.put((before / 1024**2, peak / 1024))
 
@@ -122,40 +139,27 @@ def memory_table(size: str, prefix: int, suffix: int) -> list[dict[str, Any]]:
 
 def throughput_table(size: str, prefix: int, suffix: int, pairs: int = 32) -> list[dict[str, Any]]:
     """Pairs per second of one step over a pool: row by row, then by rows per chunk."""
-    model, rows = build_training_model(size), build_rows(pairs, prefix, suffix)
+    model = build_training_model(size)
+    rows = build_rows(model.config, pairs, prefix, suffix)
     steps: dict[str, Callable[[], None]] = {"one row at a time": partial(one_at_a_time, model, rows)}
-    for chunk in (8, 32, 64):
-        chunks = split_rows(rows, [chunk] * (2 * pairs // chunk))
-        steps[f"chunks of {chunk}"] = partial(train_step, model, rows, chunks)
-    table = []
-    for name, step in steps.items():
-        step()
-        times = []
-        for _ in range(3):
-            start = time.perf_counter()
-            step()
-            times.append(time.perf_counter() - start)
-        table.append({"pool": pairs, "step": name, "pairs_per_second": round(pairs / sorted(times)[1], 2)})
-    return table
+    steps |= {f"chunks of {chunk}": partial(train_step, model, rows, chunk) for chunk in (8, 32, 64)}
+    return [
+        {"pool": pairs, "step": name, "pairs_per_second": round(1000 * pairs / ms, 2)}
+        for name, ms in median_ms(steps, 3).items()
+    ]
 
 
 def latent_steps_table(size: str, prefix: int, suffix: int, pairs: int = 32, chunk: int = 32) -> list[dict[str, Any]]:
     """Milliseconds of one step at K = 0, 4 and 8, in turns, and their multiples of K = 4."""
-    model, steps = build_training_model(size), {}
-    for latent in (0, 4, 8):
-        rows = build_rows(pairs, prefix, suffix, latent)
-        steps[latent] = partial(train_step, model, rows, split_rows(rows, [chunk] * (2 * pairs // chunk)))
-    times: dict[int, list[float]] = {latent: [] for latent in steps}
-    for turn in range(_TURNS + 1):
-        for latent, step in steps.items():
-            start = time.perf_counter()
-            step()
-            if turn:  # the first turn warms up
-                times[latent].append(1000 * (time.perf_counter() - start))
-    middle = {latent: median(values) for latent, values in times.items()}
+    model = build_training_model(size)
+    steps = {
+        latent: partial(train_step, model, build_rows(model.config, pairs, prefix, suffix, latent), chunk)
+        for latent in (0, 4, 8)
+    }
+    found = median_ms(steps, _TURNS)
     return [
-        {"latent_steps": latent, "chunk": chunk, "ms": round(ms, 1), "over_k4": round(ms / middle[4], 3)}
-        for latent, ms in middle.items()
+        {"latent_steps": latent, "chunk": chunk, "ms": round(ms, 1), "over_k4": round(ms / found[4], 3)}
+        for latent, ms in found.items()
     ]
 
 

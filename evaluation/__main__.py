@@ -1,8 +1,8 @@
 """``python -m plume.evaluation COMMAND``: run tasks, print the score table, check results, list the tasks.
 
-``run`` scores a checkpoint; ``table`` prints the scores of result folders beside published ones; ``doctor`` checks a
-result folder or a file in the VLM2Vec layout; ``tasks`` lists the table; ``efficiency`` and ``audit`` measure costs and
-the use of the latent steps (their own ``--help``).
+``run`` scores a checkpoint; ``table`` prints the scores of result folders next to published ones; ``doctor`` checks a
+result folder or a file in the VLM2Vec layout; ``tasks`` lists the table; ``audit`` asks whether the latent steps are
+used (its own ``--help``). What an embedding costs is measured by ``python -m plume.benchmarks compare``.
 """
 
 import argparse
@@ -10,6 +10,7 @@ import json
 import sys
 from pathlib import Path
 
+from plume.arguments import ArgumentParser
 from plume.evaluation.table import METRICS, MMEB_V2, PROMPT_SETS, read_table, select
 
 
@@ -24,7 +25,9 @@ def _add_run(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
     parser.add_argument("--out", type=Path, required=True, help="folder of the results")
     parser.add_argument("--prompt-set", choices=PROMPT_SETS, help="instructions; the checkpoint's own where omitted")
     parser.add_argument("--latent-steps", type=int, help="K; the checkpoint's where omitted")
-    parser.add_argument("--baseline", choices=["single-pass", "explicit-cot"], help="the same weights, without latents")
+    parser.add_argument(
+        "--baseline", choices=["single-pass", "explicit-cot"], help="the same weights, without latent steps"
+    )
     parser.add_argument("--dim", type=int, help="leading dimensions to keep; all where omitted")
     parser.add_argument("--num-frames", type=int, help="frames per clip; the table's where omitted")
     parser.add_argument("--batch-size", type=int, default=8, help="inputs per forward pass")
@@ -38,15 +41,22 @@ def _add_run(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
 def run(options: argparse.Namespace) -> int:
     """Score a checkpoint."""
     from plume.evaluation.runner import evaluate
+    from plume.evaluation.store import FailedTasksError
 
     rows = select(read_table(options.table), options.tasks)
     settings = {
         name: value for name, value in vars(options).items() if name not in ("command", "model", "table", "tasks")
     }
-    results = evaluate(options.model, rows, **settings)
+    failures: dict[str, str] = {}
+    try:
+        results = evaluate(options.model, rows, **settings)
+    except FailedTasksError as failed:
+        results, failures = failed.results, failed.reasons
     for result in results:
         print(f"{result['task']:<48}{result['metric']:<16}{100 * result['score']:7.2f}  n={result['n']}")
-    return 0
+    for task, reason in failures.items():
+        print(f"{task:<48}FAILED  {reason}")
+    return int(bool(failures))
 
 
 def _add_tasks(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -66,7 +76,10 @@ def tasks(options: argparse.Namespace) -> int:
 
         differing = 0
         for row in rows:
-            differences = check_data(row, options.data_root)
+            try:
+                differences = check_data(row, options.data_root)
+            except ValueError as error:  # the other tasks are worth a look
+                differences = [str(error)]
             differing += bool(differences)
             print(f"{row.id:<48}{'; '.join(differences) or 'as the table says'}")
         return int(differing > 0)
@@ -90,7 +103,7 @@ def _add_table(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     parser.add_argument("--per-task", action="store_true", help="also print every task (Tables 7 and 8)")
     parser.add_argument("--radar", type=Path, help="draw means by group into this file")
     parser.add_argument("--tradeoff", type=Path, help="draw mean score against latency into this file")
-    parser.add_argument("--efficiency", type=Path, help="for --tradeoff: efficiency.json of the efficiency command")
+    parser.add_argument("--efficiency", type=Path, help="for --tradeoff: result of python -m plume.benchmarks compare")
     parser.set_defaults(command=table)
 
 
@@ -114,7 +127,9 @@ def table(options: argparse.Namespace) -> int:
         from plume.evaluation.plots import measured_points, tradeoff
 
         if not options.efficiency:
-            raise ValueError("--tradeoff needs latencies. Give the efficiency.json of the efficiency command.")
+            raise ValueError(
+                "--tradeoff needs latencies: give --efficiency FILE, the result of python -m plume.benchmarks compare."
+            )
         costs = json.loads(options.efficiency.read_text(encoding="utf-8"))["rows"]
         tradeoff(measured_points(measured, tasks_table, costs), options.tradeoff)
         print(f"drawn: {options.tradeoff}")
@@ -145,25 +160,27 @@ def main(arguments: list[str] | None = None) -> int:
         arguments: Command line without the program; ``sys.argv`` where omitted.
 
     Returns:
-        The exit status: 1 where the doctor finds a fault.
+        The exit status: 1 where a task failed, its data differ from the table, or the doctor finds a fault.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
     if arguments[:1] == ["efficiency"]:
-        from plume.evaluation import efficiency
-
-        print(efficiency.main(arguments[1:]))
-        return 0
+        print("Costs are measured by: python -m plume.benchmarks compare --model MODEL --output FILE", file=sys.stderr)
+        return 2
     if arguments[:1] == ["audit"]:
         from plume.evaluation import audit
+        from plume.evaluation.store import FailedTasksError
 
-        print(audit.main(arguments[1:]))
+        try:
+            print(audit.main(arguments[1:]))
+        except FailedTasksError as failed:
+            print(failed)
+            return 1
         return 0
-    parser = argparse.ArgumentParser(prog="python -m plume.evaluation", description=__doc__)
+    parser = ArgumentParser(prog="plume evaluate", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for add in (_add_run, _add_table, _add_doctor, _add_tasks):
         add(commands)
-    for name in ("efficiency", "audit"):
-        commands.add_parser(name, help=f"see python -m plume.evaluation {name} --help")
+    commands.add_parser("audit", help="see plume evaluate audit --help")
     options = parser.parse_args(arguments)
     return options.command(options)
 

@@ -20,10 +20,9 @@ from typing import Any
 
 import torch
 
-from plume import PlumeForEmbedding, PlumeProcessor
-from plume.checks_plume import check_prefix
+from plume import PlumeModel, PlumeProcessor
+from plume.checks_plume import check_finite
 from plume.evaluation.embedders import Embedder, ModelEmbedder, prepare, processor_condition, weights_hash
-from plume.positions_plume import Media
 
 BASELINES = ("single-pass", "explicit-cot")
 
@@ -64,7 +63,7 @@ class ExplicitCoT:
 
     def __init__(
         self,
-        model: PlumeForEmbedding,
+        model: PlumeModel,
         processor: PlumeProcessor,
         max_new_tokens: int = 1024,
         min_new_tokens: int = 0,
@@ -79,7 +78,11 @@ class ExplicitCoT:
         self.max_new_tokens, self.min_new_tokens = max_new_tokens, min_new_tokens
         limits = {"baseline": "explicit-cot", "max_new_tokens": max_new_tokens, "min_new_tokens": min_new_tokens}
         identity = checkpoint or {"hash": weights_hash(model)}
-        self.condition = {**processor_condition(processor, 0), **limits, "checkpoint": identity}
+        self.condition = processor_condition(processor, 0) | {
+            **limits,
+            "dtype": str(model.dtype).removeprefix("torch."),
+            "checkpoint": identity,
+        }
 
     def encode(self, inputs: Sequence[Mapping[str, Any]], role: str) -> torch.Tensor:
         """Embed one batch, ``(B, D)``, fp32, unit length, on the CPU; ``role`` as in ``ModelEmbedder``."""
@@ -103,7 +106,12 @@ class ExplicitCoT:
         config, embed = self.model.config, self.model.get_input_embeddings()
         suffix = torch.tensor(config.suffix_token_ids, device=self.model.device).expand(len(prepared["input_ids"]), -1)
         # 1.-2. Prefix, and the token that opens the rationale.
-        context = self._read_prefix(prepared, self.max_new_tokens + suffix.shape[1])
+        context = self.model.read_prefix(
+            prepared["input_ids"],
+            prepared["attention_mask"],
+            self.model.media_of(prepared),
+            self.max_new_tokens + suffix.shape[1],
+        )
         states_BSD = context.extend(embed(suffix[:, :1]))
         # 3. Write until every row has come to its <gen>.
         gen_BD = torch.empty_like(states_BSD[:, -1])
@@ -121,11 +129,7 @@ class ExplicitCoT:
             closing_BD = context.extend(embed(suffix[:, 1:]))[:, -1]
             gen_BD = torch.where(finished.unsqueeze(1), gen_BD, closing_BD)
         embeddings = torch.nn.functional.normalize(gen_BD.float(), dim=-1)
-        if not embeddings.isfinite().all():
-            raise ValueError(
-                "The embeddings are not finite (NaN or infinity), so no similarity computed from them would mean "
-                "anything. Check the checkpoint for NaN weights, and use bfloat16 or float32 instead of float16."
-            )
+        check_finite(embeddings)
         rows = torch.stack(written, dim=1).tolist() if written else [[] for _ in suffix]
         return Rationales([_until(row, config.embedding_token_id) for row in rows], finished, embeddings, len(written))
 
@@ -142,18 +146,8 @@ class ExplicitCoT:
         token_B = logits_BV.argmax(dim=-1)
         return torch.where(token_B == ends[1], ends[0], token_B)
 
-    def _read_prefix(self, prepared: Mapping[str, torch.Tensor], num_reserved: int) -> Any:
-        config = self.model.config
-        media = [
-            Media(config.image_token_id, prepared.get("pixel_values"), prepared.get("image_grid_thw")),
-            Media(config.video_token_id, prepared.get("pixel_values_videos"), prepared.get("video_grid_thw")),
-        ]
-        input_ids, attention_mask = prepared["input_ids"], prepared["attention_mask"]
-        check_prefix(input_ids, attention_mask, media, config)
-        return self.model._read_prefix(input_ids, attention_mask, media, num_reserved)
 
-
-def load(name: str, model: PlumeForEmbedding, processor: PlumeProcessor, **options: Any) -> Embedder:
+def load(name: str, model: PlumeModel, processor: PlumeProcessor, **options: Any) -> Embedder:
     """A baseline by its name on the command line, over a checkpoint.
 
     Args:

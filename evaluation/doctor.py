@@ -11,7 +11,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from plume.evaluation.scores import SHARED, Column, read_results, read_vlm2vec, reference_columns
+from plume.evaluation.scores import (
+    GIVE_TABLE,
+    Column,
+    read_failures,
+    read_results,
+    read_vlm2vec,
+    reference_columns,
+    shared_keys,
+)
 from plume.evaluation.table import Row, Table
 
 _COLLAPSED = 0.98  # mean cosine of pairs above which vectors have nearly one direction
@@ -39,11 +47,19 @@ def diagnose(path: str | Path, table: Table) -> list[Finding]:
     """
     path = Path(path)
     found = list(diagnose_folder(read_results(path), table) if path.is_dir() else diagnose_vlm2vec(path, table))
+    if path.is_dir():
+        found += [Finding("fault", "failed", f"{task}: {reason}") for task, reason in read_failures(path).items()]
     return sorted(found, key=lambda finding: ("fault", "warning", "ok").index(finding.level))
 
 
 def diagnose_folder(results: Sequence[Mapping[str, Any]], table: Table) -> Iterator[Finding]:
-    """Findings about our own results."""
+    """Findings about our own results; of another table's results no more than that."""
+    made_with = {(result["condition"].get("benchmark"), result["condition"].get("version")) for result in results}
+    given = (table.meta.get("benchmark"), table.meta.get("version"))
+    if given not in made_with and not {result["task"] for result in results} & {row.id for row in table.rows}:
+        names = [" ".join(map(str, name)) for name in (*sorted(made_with, key=str), given)]
+        yield Finding("fault", "table", f"results of {', '.join(names[:-1])}, the table is {names[-1]}. {GIVE_TABLE}")
+        return
     yield from _check_tasks([result["task"] for result in results], table)
     yield from _check_shared(results)
     yield from _check_version(results, table)
@@ -79,7 +95,7 @@ def _check_tasks(tasks: Sequence[str], table: Table) -> Iterator[Finding]:
 
 def _check_shared(results: Sequence[Mapping[str, Any]]) -> Iterator[Finding]:
     differing = False
-    for key in SHARED:
+    for key in shared_keys(results):
         by_value: dict[str, list[str]] = defaultdict(list)
         for result in results:
             by_value[json.dumps(result["condition"].get(key), sort_keys=True)].append(result["task"])

@@ -6,15 +6,21 @@ role is ``"query"`` or ``"document"``. Instructions are part of the texts alread
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from inspect import signature
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from transformers import AutoConfig
+from transformers import AutoConfig, AutoModel, AutoProcessor
 
-from plume import PlumeForEmbedding, PlumeProcessor
+from plume import PlumeModel, PlumeProcessor
 from plume.hub_files_plume import SETTINGS_FILES
 
+_LIMITS = ("min_pixels", "max_pixels", "video_min_pixels", "video_max_pixels", "blank_image_size")
+_PIXEL_SETTINGS = (
+    *("patch_size", "merge_size", "temporal_patch_size", "image_mean", "image_std", "background_color", "resize"),
+    *("video_limits", "fps", "timestamps", "time_positions"),
+)
 _MANY_FRAMES = 1_000_000  # frames are chosen by the task: the processor keeps all that it is given
 
 
@@ -41,7 +47,7 @@ class ModelEmbedder:
 
     def __init__(
         self,
-        model: PlumeForEmbedding,
+        model: PlumeModel,
         processor: PlumeProcessor,
         latent_steps: int | None = None,
         checkpoint: Mapping[str, Any] | None = None,
@@ -71,7 +77,7 @@ class ModelEmbedder:
 
 
 def prepare(
-    model: PlumeForEmbedding, processor: PlumeProcessor, inputs: Sequence[Mapping[str, Any]]
+    model: PlumeModel, processor: PlumeProcessor, inputs: Sequence[Mapping[str, Any]]
 ) -> dict[str, torch.Tensor]:
     """Model inputs of a batch, on the model's device. Tasks write instructions and choose frames themselves."""
     features = processor.process_documents(list(inputs), prompt="", num_frames=_MANY_FRAMES)
@@ -160,18 +166,22 @@ def load_embedder(
 
 def load_checkpoint(
     path: str | Path, device: str | None = None, dtype: str = "auto", revision: str | None = None
-) -> tuple[PlumeForEmbedding, PlumeProcessor]:
+) -> tuple[PlumeModel, PlumeProcessor]:
     """A checkpoint on one device (a GPU or the CPU where omitted), in evaluation mode."""
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    model = PlumeForEmbedding.from_pretrained(path, revision=revision or "main", dtype=dtype)
-    processor = PlumeProcessor.from_pretrained(path, revision=revision or "main")
+    model = AutoModel.from_pretrained(path, revision=revision or "main", dtype=dtype)
+    processor = AutoProcessor.from_pretrained(path, revision=revision or "main")
     return model.to(device).eval(), processor
 
 
 def processor_condition(processor: PlumeProcessor, latent_steps: int) -> dict[str, Any]:
-    """What of the processor changes vectors, beside K."""
-    limits = ("min_pixels", "max_pixels", "video_min_pixels", "video_max_pixels", "blank_image_size")
-    settings = {name: value for name, value in vars(processor).items() if name in limits}
+    """What of the processor changes vectors, and K; settings of newer processors only where they are not the usual."""
+    usual = {name: parameter.default for name, parameter in signature(type(processor)).parameters.items()}
+    settings = {
+        name: value
+        for name, value in vars(processor).items()
+        if name in _LIMITS or (name in _PIXEL_SETTINGS and value != usual[name])
+    }
     return {"latent_steps": latent_steps, "anchor_token": processor.anchor_token, **settings}
 
 
@@ -198,7 +208,7 @@ def _hash_files(files: Sequence[Path]) -> str:
     return digest.hexdigest()
 
 
-def weights_hash(model: PlumeForEmbedding) -> str:
+def weights_hash(model: PlumeModel) -> str:
     """A hash over the weights and the configuration of a model in memory."""
     digest = hashlib.blake2b(model.config.to_json_string().encode(), digest_size=16)
     for name, tensor in sorted(model.state_dict().items()):

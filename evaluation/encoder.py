@@ -19,10 +19,12 @@ import torch
 from datasets import Dataset, Image, List, Video
 from mteb import TaskMetadata
 from mteb.models.model_meta import ModelMeta, ScoringFunction
+from mteb.similarity_functions import dot_score, pairwise_dot_score
 from mteb.types import PromptType
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from plume.checks_plume import check_finite
 from plume.evaluation.embedders import Embedder
 from plume.evaluation.parsers.common import frame_indices
 from plume.evaluation.store import VectorStore
@@ -60,26 +62,15 @@ class PlumeEncoder:
     @property
     def mteb_model_meta(self) -> ModelMeta:
         """Metadata for mteb: any name without a slash is put into an organisation of its own."""
-        return ModelMeta(
-            loader=None,
-            name=self.name if "/" in self.name else f"plume/{self.name}",
-            revision=None,
-            release_date=None,
-            languages=None,
-            n_parameters=None,
-            memory_usage_mb=None,
-            max_tokens=None,
-            embed_dim=self.dim,
-            license=None,
-            open_weights=None,
-            public_training_code=None,
-            public_training_data=None,
-            framework=["PyTorch"],
-            similarity_fn_name=ScoringFunction.DOT_PRODUCT,
-            use_instructions=True,
-            training_datasets=None,
-            modalities=["text", "image", "video"],
-        )
+        fields: dict[str, Any] = {
+            "name": self.name if "/" in self.name else f"plume/{self.name}",
+            "embed_dim": self.dim,
+            "framework": ["PyTorch"],
+            "similarity_fn_name": ScoringFunction.DOT_PRODUCT,
+            "use_instructions": True,
+            "modalities": ["text", "image", "video"],
+        }
+        return ModelMeta.create_empty(overwrites=fields)
 
     def encode(
         self,
@@ -132,11 +123,7 @@ class PlumeEncoder:
     def _embed(self, items: list[dict[str, Any]], role: str) -> np.ndarray:
         vectors = torch.as_tensor(self.embedder.encode(items, role)).float().cpu()
         self.num_encoded += len(items)
-        if not vectors.isfinite().all():
-            raise ValueError(
-                "An embedding is not finite (NaN or infinity), so its rank would mean nothing. Check the checkpoint "
-                "for NaN weights, and use bfloat16 or float32 instead of float16."
-            )
+        check_finite(vectors)
         return vectors.numpy()
 
     def _open_store(self, dataset: Any, task: str, role: str) -> VectorStore | None:
@@ -147,13 +134,12 @@ class PlumeEncoder:
         return VectorStore(self.store / task / f"{role}-{inputs[:8]}", settings)
 
     def similarity(self, embeddings1: Any, embeddings2: Any) -> torch.Tensor:
-        """Dot products in float32, ``(N, M)``: cosines, as vectors have unit length."""
-        first, second = (torch.atleast_2d(torch.as_tensor(side).float()) for side in (embeddings1, embeddings2))
-        return first @ second.T
+        """Dot products, ``(N, M)``: cosines, as vectors have unit length."""
+        return dot_score(embeddings1, embeddings2)
 
     def similarity_pairwise(self, embeddings1: Any, embeddings2: Any) -> torch.Tensor:
-        """Dot products of pairs in float32, ``(N,)``."""
-        return (torch.as_tensor(embeddings1).float() * torch.as_tensor(embeddings2).float()).sum(dim=-1)
+        """Dot products of pairs, ``(N,)``."""
+        return torch.as_tensor(pairwise_dot_score(embeddings1, embeddings2))
 
 
 def finish(vectors: np.ndarray, dim: int | None = None) -> np.ndarray:

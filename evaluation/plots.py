@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,8 @@ from matplotlib.figure import Figure
 from plume.evaluation.scores import Column, means
 from plume.evaluation.style import PALETTE
 from plume.evaluation.table import Table
+
+_FEWEST_GROUPS = 3
 
 
 def radar(columns: Sequence[Column], table: Table, file: str | Path) -> list[str]:
@@ -31,13 +34,13 @@ def radar(columns: Sequence[Column], table: Table, file: str | Path) -> list[str
     several = len({column.protocol for column in columns}) > 1
     without = table.meta.get("incomparable", ()) if several else ()
     values = [means(column, table.rows, without) for column in columns]
-    groups = [group for group in table.groups() if all(found[group] is not None for found in values)]
+    lacking = {
+        group: [column.model for column, found in zip(columns, values, strict=True) if found[group] is None]
+        for group in table.groups()
+    }
+    groups = [group for group, models in lacking.items() if not models]
+    _check_radar(columns, lacking)
     sizes = [sum(row.id not in without for row in table.groups()[group]) for group in groups]
-    if len(groups) < 3 or len(columns) > len(PALETTE):
-        raise ValueError(
-            f"A radar needs at least 3 groups that every model completed and at most {len(PALETTE)} models; there are "
-            f"{len(groups)} and {len(columns)}. Run the missing tasks, or give fewer models."
-        )
     angles = np.linspace(0, 2 * np.pi, len(groups), endpoint=False)
     figure = Figure(figsize=(6.4, 6.8), layout="constrained")
     title = f"{table.meta.get('benchmark')}, mean per group (tasks), percent"
@@ -60,6 +63,26 @@ def radar(columns: Sequence[Column], table: Table, file: str | Path) -> list[str
     return [group for group in table.groups() if group not in groups]
 
 
+def _check_radar(columns: Sequence[Column], lacking: Mapping[str, Sequence[str]]) -> None:
+    if len(columns) > len(PALETTE):
+        raise ValueError(
+            f"A radar has at most {len(PALETTE)} models, there are {len(columns)}. Give fewer folders, or name fewer "
+            "with --reference."
+        )
+    if len(lacking) < _FEWEST_GROUPS:
+        raise ValueError(
+            f"A radar needs at least {_FEWEST_GROUPS} groups, and this table has {', '.join(lacking)}. Drop --radar."
+        )
+    incomplete = {group: models for group, models in lacking.items() if models}
+    if len(lacking) - len(incomplete) < _FEWEST_GROUPS:
+        told = "; ".join(f"{group}: {', '.join(models)}" for group, models in incomplete.items())
+        raise ValueError(
+            f"A radar needs at least {_FEWEST_GROUPS} groups that every model completed. These lack tasks: {told}. Run "
+            f"what is missing (run --tasks {' '.join(incomplete)}), or leave that folder out; --reference without "
+            "names leaves the published models out."
+        )
+
+
 def measured_points(
     columns: Sequence[Column], table: Table, costs: Sequence[Mapping[str, Any]]
 ) -> list[dict[str, Any]]:
@@ -68,26 +91,37 @@ def measured_points(
     Args:
         columns: Our results, whose condition says which system they are.
         table: The tasks.
-        costs: ``rows`` of the efficiency command: ``system``, ``modality``, ``throughput`` with a ``mean`` (inputs per
-            second).
+        costs: ``rows`` of ``python -m plume.benchmarks compare``: milliseconds per system and cell. The time per input
+            is the mean over the cells that have all these systems, ``prepare`` included where it was measured.
 
     Raises:
-        ValueError: If a column lacks a task or its system has no cost.
+        ValueError: If a column lacks a task, or no cell has all their systems.
     """
-    latencies = {row["system"]: 1000 / row["throughput"]["mean"] for row in costs if row["modality"] == "all"}
+    cells: dict[tuple[Any, ...], dict[str, float]] = {}
+    for row in costs:
+        cell = tuple(row[name] for name in ("size", "device", "dtype", "batch", "input"))
+        cells.setdefault(cell, {})[row["system"]] = row["ms_median"] / row["batch"]
+    systems = [_system_of(column) for column in columns]
+    shared = [times for times in cells.values() if set(systems) <= times.keys()]
     points = []
-    for column in columns:
-        steps = column.condition.get("latent_steps")
-        system = column.condition.get("baseline") or (f"plume-k{steps}" if steps else "single-pass")
+    for column, system in zip(columns, systems, strict=True):
         score = means(column, table.rows)["all"]
-        if score is None or system not in latencies:
+        if score is None or not shared:
+            known = sorted({name for times in cells.values() for name in times})
             raise ValueError(
-                f"{column.model} cannot be placed: it needs a score for every task and a latency of {system!r} (there "
-                f"are {sorted(latencies)}). Run what is missing, or leave it out."
+                f"{column.model} cannot be placed: it needs a score for every task, and {sorted(set(systems))} must be "
+                f"measured together (there are {known}). Run what is missing, or leave it out."
             )
-        kind = "PLUME" if system.startswith("plume-k") else system
-        points.append({"name": system, "kind": kind, "latency_ms": latencies[system], "score": score})
+        latency = mean(times[system] + times.get("prepare", 0.0) for times in shared)
+        kind = "PLUME" if system.startswith("plume") else system
+        points.append({"name": system, "kind": kind, "latency_ms": latency, "score": score})
     return points
+
+
+def _system_of(column: Column) -> str:
+    """The benchmark's name of the system that made a column."""
+    steps, baseline = column.condition.get("latent_steps"), column.condition.get("baseline")
+    return str(baseline).replace("-", "_") if baseline else f"plume_k{steps}" if steps else "single_pass"
 
 
 def tradeoff(points: Sequence[Mapping[str, Any]], file: str | Path, score: str = "mean score (%)") -> None:
@@ -103,7 +137,9 @@ def tradeoff(points: Sequence[Mapping[str, Any]], file: str | Path, score: str =
         ValueError: If there is no point, or a latency is not positive.
     """
     if not points or min(point["latency_ms"] for point in points) <= 0:
-        raise ValueError("The picture needs points with a positive latency. Measure them with the efficiency command.")
+        raise ValueError(
+            "The picture needs points with a positive latency. Measure them with python -m plume.benchmarks."
+        )
     figure = Figure(figsize=(6.4, 4.2), layout="constrained")
     axes = figure.subplots()
     kinds = list(dict.fromkeys(point.get("kind", point["name"]) for point in points))

@@ -9,10 +9,8 @@ tasks but the changed ones, which are then listed by themselves.
 
 from collections.abc import Sequence
 
-from plume.evaluation.scores import Column, check_same_version, means
+from plume.evaluation.scores import MODALITIES, Column, check_same_version, means
 from plume.evaluation.table import Row, Table
-
-_MODALITIES = ("image", "video", "visdoc")
 
 
 def report(columns: Sequence[Column], table: Table, per_task: bool = False) -> str:
@@ -60,10 +58,8 @@ def group_table(columns: Sequence[Column], rows: Sequence[Row], without: Sequenc
     """
     if not without:
         check_same_version(columns)
-    groups = {
-        modality: list(dict.fromkeys(r.group for r in rows if r.modality == modality)) for modality in _MODALITIES
-    }
-    keys = [key for modality in _MODALITIES for key in (*groups[modality], modality) if groups[modality]] + ["all"]
+    groups = {modality: list(dict.fromkeys(r.group for r in rows if r.modality == modality)) for modality in MODALITIES}
+    keys = [key for modality in MODALITIES for key in (*groups[modality], modality) if groups[modality]] + ["all"]
     kept = [row for row in rows if row.id not in without]
     counts = {key: sum(key in (row.group, row.modality, "all") for row in kept) for key in keys}
     head = ["model", "data", *(f"{key} ({counts[key]})" for key in keys)]
@@ -71,13 +67,15 @@ def group_table(columns: Sequence[Column], rows: Sequence[Row], without: Sequenc
     for column in columns:
         values = means(column, rows, without)
         body.append([column.model, column.protocol, *(_number(values[key]) for key in keys)])
-    return _markdown(head, body)
+    return markdown(head, body, aligned=True)
 
 
 def task_table(columns: Sequence[Column], rows: Sequence[Row]) -> str:
     """Scores per task, one column per model."""
     head = ["task", "group", *(f"{column.model} [{column.protocol}]" for column in columns)]
-    return _markdown(head, [[row.id, row.group, *(_number(c.scores.get(row.id)) for c in columns)] for row in rows])
+    return markdown(
+        head, [[row.id, row.group, *(_number(c.scores.get(row.id)) for c in columns)] for row in rows], aligned=True
+    )
 
 
 def _notes(columns: Sequence[Column], rows: Sequence[Row]) -> str:
@@ -100,10 +98,10 @@ def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:.2f}"
 
 
-def _markdown(head: list[str], body: list[list[str]]) -> str:
-    widths = [max(len(line[place]) for line in [head, *body]) for place in range(len(head))]
-    lines = [
-        "| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |"
-        for line in [head, *body]
-    ]
-    return "\n".join([lines[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *lines[1:]])
+def markdown(head: Sequence[str], body: Sequence[Sequence[str]], aligned: bool = False) -> str:
+    """A Markdown table; ``aligned`` pads the columns, for reading in a terminal."""
+    lines = [list(head), *map(list, body)]
+    widths = [max(map(len, column)) if aligned else 0 for column in zip(*lines, strict=True)]
+    lines = [[cell.ljust(width) for cell, width in zip(line, widths, strict=True)] for line in lines]
+    rule = ["-" * max(3, width) for width in widths]
+    return "\n".join(f"| {' | '.join(line)} |" for line in [lines[0], rule, *lines[1:]])

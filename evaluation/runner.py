@@ -3,10 +3,9 @@
 1. **Load** the checkpoint, or take what is given.
 2. **Per task**: read its data, let mteb encode, search and score; a task with a result file of the same condition is
    skipped, one with a result of another condition is refused.
-3. **Write** ``OUT/<task>.json``.
+3. **Write** ``OUT/<task>.json``. A task that fails is recorded in ``OUT/failed``, and the next one runs.
 """
 
-import json
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import version
@@ -16,12 +15,13 @@ from typing import Any
 import mteb
 from tqdm import tqdm
 
+from plume.evaluation import baselines
 from plume.evaluation.embedders import Embedder, PooledEmbedder, fingerprint, load_checkpoint, load_embedder
 from plume.evaluation.encoder import PlumeEncoder, digest
-from plume.evaluation.store import write_json
+from plume.evaluation.store import Failures, read_kept, write_json
 from plume.evaluation.table import METRICS, Row, make_row
 from plume.evaluation.tasks import TableTask, make_task
-from plume.prompt_plume import RELEASED_LAYOUT
+from plume.layouts import RELEASED_LAYOUT
 
 _LIBRARIES = ("mteb", "torch", "transformers", "datasets", "pillow")
 
@@ -78,9 +78,9 @@ def evaluate(
         the row's extra keys.
 
     Raises:
-        ValueError: If data, media or options are unusable, or ``out`` holds results of another condition.
+        ValueError: If options are unusable, or ``out`` holds results of another condition.
+        FailedTasksError: After the last task, if some failed, e.g. by unusable data; the others are in its ``results``.
     """
-    rows = [row if isinstance(row, Row) else make_row(row) for row in rows]
     embedder = _embedder(
         model,
         baseline,
@@ -90,20 +90,39 @@ def evaluate(
         dtype=dtype,
         revision=revision,
     )
-    prompt_set = prompt_set or _default_prompt_set(embedder)
+    prompt_set = prompt_set or default_prompt_set(embedder)
     out = Path(out) if out else None
     store = vectors or (out / "vectors" if out else None)
     title = name or (Path(model).name if isinstance(model, (str, Path)) else "plume")
     encoder = PlumeEncoder(embedder, name=title, dim=dim, store=store)
-    results = []
+    made = [row if isinstance(row, Row) else make_row(row) for row in rows]
+    options = (data_root, prompt_set, media_root, num_frames)
+    results: list[dict[str, Any]] = []
+    failures, batch = Failures(out), batch_size * max(1, len(devices))
     try:
-        for row in tqdm(rows, desc=title, unit="task", disable=not progress):
-            task = make_task(row, data_root, prompt_set, media_root, num_frames)
-            results.append(_run_or_read(encoder, task, out, batch_size * max(1, len(devices)), num_workers, progress))
+        kept = {row.id: read_kept(_file(out, row), condition_of(encoder, make_task(row, *options))) for row in made}
+        for row in tqdm(made, desc=title, unit="task", disable=not progress):
+            with failures.recorded(row.id):
+                result, task = kept[row.id], make_task(row, *options)
+                if result is None:
+                    result = run_task(encoder, task, batch_size=batch, num_workers=num_workers, progress=progress)
+                    _keep(_file(out, row), result)
+                results.append(result)
     finally:
         if isinstance(embedder, PooledEmbedder):
             embedder.close()
+    failures.check(results)
     return results
+
+
+def _file(out: Path | None, row: Row) -> Path | None:
+    return out / f"{row.id}.json" if out else None
+
+
+def _keep(file: Path | None, result: Mapping[str, Any]) -> None:
+    if file:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_json(file, result)
 
 
 def _embedder(model: str | Path | Embedder, baseline: str | None, **options: Any) -> Embedder:
@@ -117,19 +136,15 @@ def _embedder(model: str | Path | Embedder, baseline: str | None, **options: Any
         raise ValueError(f"The baseline {baseline} takes no latent steps, so --latent-steps contradicts it. Drop one.")
     if baseline in (None, "single-pass"):
         return load_embedder(model, **{**options, **({"latent_steps": 0} if baseline else {})})
-    from plume.evaluation import baselines
-
-    if len(options["devices"]) > 1:
+    devices, dtype, revision = options["devices"], options["dtype"], options["revision"]
+    if len(devices) > 1:
         raise ValueError(f"The baseline {baseline} runs on one device; give one with --devices, or split the tasks.")
-    device = options["devices"][0] if options["devices"] else None
-    loaded = load_checkpoint(model, device, options["dtype"], options["revision"])
-    written = baselines.load(baseline, *loaded)
-    written.condition["dtype"] = str(loaded[0].dtype).removeprefix("torch.")
-    written.condition["checkpoint"] = fingerprint(model, options["revision"])
-    return written
+    loaded = load_checkpoint(model, devices[0] if devices else None, dtype, revision)
+    return baselines.load(baseline, *loaded, checkpoint=fingerprint(model, revision))
 
 
-def _default_prompt_set(embedder: Embedder) -> str:
+def default_prompt_set(embedder: Embedder) -> str:
+    """The instructions that a checkpoint was evaluated with: ``"official"`` with the released prompt."""
     return "official" if embedder.condition.get("anchor_token") == RELEASED_LAYOUT.anchor else "clean"
 
 
@@ -148,31 +163,6 @@ def condition_of(encoder: PlumeEncoder, task: TableTask) -> dict[str, Any]:
         "dataset": dict(row.dataset),
         **encoder.embedder.condition,
     }
-
-
-def _run_or_read(
-    encoder: PlumeEncoder, task: TableTask, out: Path | None, batch: int, workers: int | None, progress: bool
-) -> dict[str, Any]:
-    file = out / f"{task.row.id}.json" if out else None
-    condition = condition_of(encoder, task)
-    if file and file.exists():
-        result = json.loads(file.read_text(encoding="utf-8"))
-        if result["condition"] != json.loads(json.dumps(condition)):
-            raise ValueError(
-                f"{str(file)!r} holds a score under another condition ({_difference(result['condition'], condition)}); "
-                "overwriting it would lose it. Give another output folder, or delete the file."
-            )
-        return result
-    result = run_task(encoder, task, batch_size=batch, num_workers=workers, progress=progress)
-    if file:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        write_json(file, result)
-    return result
-
-
-def _difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
-    keys = sorted(key for key in {*old, *new} if old.get(key) != json.loads(json.dumps(new.get(key))))
-    return ", ".join(f"{key}: {old.get(key)!r} there, {new.get(key)!r} here" for key in keys)
 
 
 def run_task(

@@ -15,12 +15,9 @@ from typing import Any
 from plume.evaluation.table import Row, Table
 
 REFERENCES = Path(__file__).with_name("mmeb_v2_reference_scores.json")
-# What all results of one folder must share to be one column of a table.
-SHARED = (
-    "benchmark", "version", "prompt_set", "dim", "latent_steps", "baseline", "dtype", "checkpoint", "anchor_token",
-    "min_pixels", "max_pixels", "video_min_pixels", "video_max_pixels", "blank_image_size",
-)  # fmt: skip
-_MODALITIES = ("image", "video", "visdoc")
+_OF_A_TASK = ("definition", "page_labels", "metric", "num_frames", "dataset")  # the rest all results must share
+GIVE_TABLE = "Pass --table FILE, the table that they were made with (of a playground: WORLD/test/tasks.json)."
+MODALITIES = ("image", "video", "visdoc")
 
 
 @dataclass(frozen=True)
@@ -70,7 +67,7 @@ def means(column: Column, rows: Sequence[Row], without: Sequence[str] = ()) -> d
         without: Tasks that no mean includes.
     """
     kept = [row for row in rows if row.id not in without]
-    keys = [*dict.fromkeys(row.group for row in rows), *(name for name in _MODALITIES), "all"]
+    keys = [*dict.fromkeys(row.group for row in rows), *MODALITIES, "all"]
     return {
         key: mean(column.scores, [row.id for row in kept if key in (row.group, row.modality, "all")]) for key in keys
     }
@@ -106,6 +103,17 @@ def read_results(folder: str | Path) -> list[dict[str, Any]]:
     return results
 
 
+def read_failures(folder: str | Path) -> dict[str, str]:
+    """Tasks that failed in a run, and why."""
+    records = [json.loads(file.read_text(encoding="utf-8")) for file in sorted(Path(folder, "failed").glob("*.json"))]
+    return {record["task"]: record["reason"] for record in records}
+
+
+def shared_keys(results: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What of their conditions the results of one folder must share to be one column of a table."""
+    return sorted({key for result in results for key in result["condition"] if key not in _OF_A_TASK})
+
+
 def results_column(folder: str | Path, table: Table) -> Column:
     """Our results as a column.
 
@@ -116,31 +124,33 @@ def results_column(folder: str | Path, table: Table) -> Column:
     tasks = [result["task"] for result in results]
     if len(set(tasks)) < len(tasks):
         raise ValueError(f"The folder {str(folder)!r} holds a task twice, so it is unclear which score counts.")
-    for key in SHARED:
+    for key in shared_keys(results):
         values = {json.dumps(result["condition"].get(key), sort_keys=True) for result in results}
         if len(values) > 1:
             raise ValueError(
                 f"The results in {str(folder)!r} differ in {key} ({', '.join(sorted(values))}), so no mean over them "
                 "means anything. Keep one condition per folder."
             )
-    condition = {key: results[0]["condition"].get(key) for key in SHARED}
+    condition = {key: results[0]["condition"].get(key) for key in shared_keys(results)}
     if (condition["benchmark"], condition["version"]) != (table.meta.get("benchmark"), table.meta.get("version")):
         raise ValueError(
             f"The results in {str(folder)!r} are of {condition['benchmark']} {condition['version']}, the table is "
-            f"{table.meta.get('benchmark')} {table.meta.get('version')}. Give the table they were made with (--table)."
+            f"{table.meta.get('benchmark')} {table.meta.get('version')}. {GIVE_TABLE}"
         )
+    failed = read_failures(folder)
     return Column(
         f"{Path(folder).name} ({_describe(condition)})",
         str(condition["version"]),
         table.meta.get("page_labels") or "",
         {result["task"]: 100 * result["score"] for result in results},
         condition=condition,
+        note=f"failed, so no mean includes them: {', '.join(sorted(failed))}" if failed else None,
     )
 
 
 def _describe(condition: Mapping[str, Any]) -> str:
-    parts = [condition["baseline"] or f"K={condition['latent_steps']}"]
-    parts += [f"dim {condition['dim']}"] if condition["dim"] else []
+    parts = [condition.get("baseline") or f"K={condition['latent_steps']}"]
+    parts += [f"dim {condition['dim']}"] if condition.get("dim") else []
     return ", ".join([*parts, f"{condition['prompt_set']} prompts"])
 
 
@@ -192,7 +202,7 @@ def read_vlm2vec(path: str | Path) -> tuple[Column, dict[str, dict[str, float]]]
         raise ValueError(f"{str(path)!r} is not in the VLM2Vec layout: it needs 'metadata' and 'metrics'.")
     metrics = {
         task: values
-        for modality in _MODALITIES
+        for modality in MODALITIES
         for task, values in content["metrics"].get(modality, {}).items()
         if isinstance(values, dict)
     }

@@ -113,7 +113,12 @@ def read_table(path: str | Path = MMEB_V2) -> Table:
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"The table {str(path)!r} does not exist, so there are no tasks. Check --table.")
-    content = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(
+            f"The table {str(path)!r} is no whole JSON file ({error}). Write or download it again."
+        ) from error
     if not isinstance(content, dict) or not content.get("tasks"):
         raise ValueError(f"The table {str(path)!r} has no tasks. It needs {{'meta': ..., 'tasks': [...]}}.")
     meta = content.get("meta") or {}

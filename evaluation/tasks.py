@@ -17,7 +17,7 @@ from datasets.config import HF_DATASETS_CACHE
 from mteb import TaskMetadata
 from mteb.abstasks.retrieval import AbsTaskRetrieval
 
-from plume.evaluation.parsers import PAGES, Media, Parsed, parse
+from plume.evaluation.parsers import PAGES, MediaFiles, Parsed, parse
 from plume.evaluation.parsers.common import candidate_id, to_dataset
 from plume.evaluation.parsers.images import clean_instruction
 from plume.evaluation.table import METRICS, PROMPT_SETS, Row
@@ -32,7 +32,7 @@ class TableTask(AbsTaskRetrieval):
 
     metadata: TaskMetadata
     row: Row
-    media: Media
+    media: MediaFiles
     data_root: Path
     prompt_set: str
     k_values: Sequence[int] = (1, 5, 10)
@@ -87,7 +87,7 @@ def make_task(
     )
     task = type("TableTask", (TableTask,), {"metadata": metadata})()
     task.row, task.data_root, task.prompt_set = row, Path(data_root), prompt_set
-    task.media = Media(row, Path(media_root or data_root), num_frames)
+    task.media = MediaFiles(row, Path(media_root or data_root), num_frames)
     return task
 
 

@@ -1,12 +1,14 @@
 """The tensors of a published checkpoint: where they lie, what they are called there, and what they are called here."""
 
-import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
+
+from plume.hub_files_plume import check_weights
 
 ADAPTER = "latent_moe_transition."
 _WRAPPERS = re.compile(r"^(?:module\.|base_model\.model\.)+")
@@ -19,11 +21,11 @@ class Source:
 
     Attributes:
         folder: Where it lies.
-        shards: File name -> names of its tensors.
+        shards: File name -> name of a tensor -> its ``dtype`` and ``shape``.
     """
 
     folder: Path
-    shards: dict[str, list[str]]
+    shards: dict[str, dict[str, dict[str, Any]]]
 
     @property
     def names(self) -> list[str]:
@@ -36,12 +38,8 @@ class Source:
         return sum((self.folder / shard).stat().st_size for shard in self.shards)
 
     def read(self, shard: str, names: list[str]) -> dict[str, torch.Tensor]:
-        """Tensors of one shard.
-
-        Raises:
-            ValueError: If the shard is truncated.
-        """
-        with open_shard(self.folder / shard) as file:
+        """Tensors of one shard."""
+        with safe_open(self.folder / shard, framework="pt") as file:
             return {name: file.get_tensor(name) for name in names}
 
     def num_rows(self, target: str) -> int:
@@ -50,26 +48,11 @@ class Source:
         Raises:
             ValueError: If there is none.
         """
-        for shard, names in self.shards.items():
-            for name in names:
+        for header in self.shards.values():
+            for name, entry in header.items():
                 if rename(name) == target:
-                    with open_shard(self.folder / shard) as file:
-                        return file.get_slice(name).get_shape()[0]
-        raise ValueError(f"{self.folder} lacks {target}: it is no Qwen2-VL checkpoint, or a shard is missing.")
-
-
-def open_shard(path: Path) -> safe_open:
-    """Open a safetensors file.
-
-    Raises:
-        ValueError: If it is absent or damaged.
-    """
-    if not path.is_file():
-        raise ValueError(f"The shard {path.name} is missing from {path.parent}. Download the checkpoint again.")
-    try:
-        return safe_open(path, framework="pt")
-    except SafetensorError as error:
-        raise ValueError(f"The shard {path} is damaged or truncated ({error}). Download it again.") from error
+                    return entry["shape"][0]
+        raise ValueError(f"{self.folder} lacks {target}: it is no Qwen-VL checkpoint, or a shard is missing.")
 
 
 def open_source(folder: Path) -> Source:
@@ -78,20 +61,12 @@ def open_source(folder: Path) -> Source:
     Raises:
         ValueError: If there are none, or only pickles, or a shard is missing or damaged.
     """
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        files = sorted(set(json.loads(index.read_text("utf-8"))["weight_map"].values()))
-    else:
-        files = ["model.safetensors"] if (folder / "model.safetensors").is_file() else []
-    if not files:
+    headers = check_weights(folder)
+    if not headers:
         pickles = sorted(path.name for path in [*folder.glob("*.bin"), *folder.glob("*.pt")])
         why = f"only pickles ({', '.join(pickles)}), which can run code when read" if pickles else "no weights"
         raise ValueError(f"{folder} holds {why}. Save the checkpoint as safetensors first.")
-    shards = {}
-    for file in files:
-        with open_shard(folder / file) as opened:
-            shards[file] = list(opened.keys())
-    return Source(folder, shards)
+    return Source(folder, headers)
 
 
 def rename(name: str) -> str | None:

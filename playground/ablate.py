@@ -16,7 +16,6 @@ or seeds and the explicit stages are there: ``python -m plume.playground.ablate 
 behind other weights of the explicit stage are refused.
 """
 
-import argparse
 import json
 import shutil
 from collections.abc import Sequence
@@ -27,11 +26,13 @@ from typing import Any
 import torch
 import yaml
 from tqdm import tqdm
+from transformers import AutoModel
 
-from plume import PlumeForEmbedding
+from plume import PlumeModel
+from plume.arguments import ArgumentParser
 from plume.evaluation.embedders import ModelEmbedder
 from plume.evaluation.runner import evaluate
-from plume.evaluation.store import write_json
+from plume.evaluation.store import check_condition, write_json
 from plume.evaluation.table import read_table
 from plume.playground.corpora import TABLE, conditions, write_evaluation, write_training
 from plume.playground.report import MAIN, PLAN, collect, write_report
@@ -106,10 +107,12 @@ class Sweep:
         self.plan, self.folder, self.processor = plan, folder, build_processor()
         self.settings = _settings(recipe)
         folder.mkdir(parents=True, exist_ok=True)
-        file, described = folder / PLAN, json.loads(json.dumps({**asdict(plan), "settings": self.settings}))
-        if file.exists() and {**asdict(Plan()), **json.loads(file.read_text("utf-8"))} != described:
-            raise ValueError(f"{file} was written for another plan: its runs would mix. Give another --output.")
-        write_json(file, described)  # an older file lacks newer fields
+        file, described = folder / PLAN, {**asdict(plan), "settings": self.settings}
+        if file.exists():
+            kept = json.loads(file.read_text("utf-8"))
+            written = json.loads(json.dumps(asdict(Plan())))  # an older file lacks newer fields
+            check_condition(file, {**written, **kept}, described, "It is another plan: give another --output.")
+        write_json(file, described)
 
     def write_world(self) -> None:
         """Write training pairs and evaluation tasks where they are missing."""
@@ -117,8 +120,12 @@ class Sweep:
             if not (self.folder / split / TABLE).exists():
                 wanted = conditions(split, self.plan.tasks, extrapolate=split == "test")
                 write_evaluation(self.folder / split, wanted, self.plan.queries, 0)
-        if not self.pairs.exists():
+        if not self.pairs.exists() or self._count_pairs() != self.plan.rows:
             write_training(self.folder / "train", self.plan.rows, 0, self.plan.tasks)
+
+    def _count_pairs(self) -> int:
+        with self.pairs.open("rb") as opened:
+            return sum(1 for _ in opened)
 
     @property
     def pairs(self) -> Path:
@@ -131,13 +138,13 @@ class Sweep:
         Raises:
             ValueError: If a task is not mastered after all runs.
         """
-        folder = self.folder / f"explicit-{seed}"
+        folder = _restored(self.folder / f"explicit-{seed}")
         history = json.loads((folder / HISTORY).read_text("utf-8")) if (folder / HISTORY).exists() else []
         while len(done := [log for log in history if "hardest_ce" in log]) < _EXPLICIT_RUNS:
             if done and done[-1]["hardest_ce"] <= self.plan.mastered:
                 break
             behind = done[-1]["step"] if done else 0
-            model = PlumeForEmbedding.from_pretrained(folder) if done else build_student(self.processor, seed)
+            model = AutoModel.from_pretrained(folder) if done else build_student(self.processor, seed)
             steps = self.plan.explicit_steps // 3 if done else self.plan.explicit_steps
             order = _ORDER + seed + 1000 * len(done)  # not the pairs of the run before once more
             peak = self.plan.explicit_rate * self.settings["learning_rate"]
@@ -162,7 +169,7 @@ class Sweep:
         return folder
 
     @torch.no_grad()
-    def hardest_ce(self, model: PlumeForEmbedding) -> float:
+    def hardest_ce(self, model: PlumeModel) -> float:
         """Cross entropy of written rationales and answers of some training queries, on the hardest task."""
         rows = load_rows([str(self.pairs)])
         collate = PairCollator(self.processor, str(self.folder / "train/media"))
@@ -210,14 +217,18 @@ class Sweep:
         write_json(file, rows)
         return rows
 
-    def _keep(self, model: PlumeForEmbedding, folder: Path, history: list[dict[str, float]]) -> None:
-        """Save checkpoint and logs; a kill leaves those of before."""
-        partial = folder.with_suffix(".partial")
+    def _keep(self, model: PlumeModel, folder: Path, history: list[dict[str, float]]) -> None:
+        """Save checkpoint and logs; a kill leaves those of before, or the new ones beside them, which are whole."""
+        partial, before = folder.with_suffix(".partial"), folder.with_suffix(".before")
+        for leftover in (partial, before):
+            shutil.rmtree(leftover, ignore_errors=True)
         self.processor.save_pretrained(partial)
         model.save_pretrained(partial)
-        write_json(partial / HISTORY, history)
-        shutil.rmtree(folder, ignore_errors=True)
+        write_json(partial / HISTORY, history)  # last: what has it is whole
+        if folder.exists():
+            folder.rename(before)
         partial.rename(folder)
+        shutil.rmtree(before, ignore_errors=True)
 
     def _rates(self, name: str) -> tuple[float, ...]:
         """Learning rates to try, relative to the others': one where another seed has chosen already."""
@@ -228,9 +239,9 @@ class Sweep:
             return self.plan.rates
         return (json.loads(chosen[0].read_text("utf-8"))[0]["learning_rate"] / self.settings["learning_rate"],)
 
-    def _continue(self, variant: Variant, seed: int, rate: float) -> tuple[PlumeForEmbedding, list[dict[str, float]]]:
+    def _continue(self, variant: Variant, seed: int, rate: float) -> tuple[PlumeModel, list[dict[str, float]]]:
         """The model behind the latent stages, and the logs of its training."""
-        start = PlumeForEmbedding.from_pretrained(self.explicit(seed)).state_dict()
+        start = AutoModel.from_pretrained(self.explicit(seed)).state_dict()
         model = build_student(self.processor, seed, num_latent_steps=variant.steps, **variant.fields)
         model.load_state_dict({k: v for k, v in start.items() if "latent_transition" not in k}, strict=False)
         history: list[dict[str, float]] = []
@@ -241,7 +252,7 @@ class Sweep:
             history += [{**log, "step": log["step"] + behind} for log in logs]
         return model, history
 
-    def _train(self, model: PlumeForEmbedding, seed: int, **options: Any) -> list[dict[str, float]]:
+    def _train(self, model: PlumeModel, seed: int, **options: Any) -> list[dict[str, float]]:
         """Run a trainer; returns its logs."""
         self.write_world()
         fixed = {
@@ -262,10 +273,18 @@ class Sweep:
         trainer.train()
         return trainer.state.log_history
 
-    def _score(self, model: PlumeForEmbedding, split: str) -> list[dict[str, Any]]:
+    def _score(self, model: PlumeModel, split: str) -> list[dict[str, Any]]:
         table = read_table(self.folder / split / TABLE)
         embedder = ModelEmbedder(model, self.processor)
         return evaluate(embedder, table.rows, self.folder / split, batch_size=64, progress=False)
+
+
+def _restored(folder: Path) -> Path:
+    """A checkpoint's folder; where a kill came between the renames of its saving, the new one takes its place."""
+    partial = folder.with_suffix(".partial")
+    if not folder.exists() and (partial / HISTORY).exists():
+        partial.rename(folder)
+    return folder
 
 
 def _settings(recipe: Path) -> dict[str, Any]:
@@ -276,7 +295,7 @@ def _settings(recipe: Path) -> dict[str, Any]:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Read the command line, run what is missing, write results and report."""
-    parser = argparse.ArgumentParser(prog="python -m plume.playground.ablate", description=__doc__)
+    parser = ArgumentParser(prog="python -m plume.playground.ablate", description=__doc__)
     parser.add_argument("--output", type=Path, default=Path("outputs/ablate"), help="folder of the sweep")
     parser.add_argument("--results", type=Path, help="folder of results.md and results/; OUTPUT/report where omitted")
     parser.add_argument("--recipe", type=Path, default=Path("training/recipes/playground.yaml"), help="settings")
@@ -286,8 +305,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         several = isinstance(value, tuple)
         kind = type(value[0] if several else value)
         choices = list(TASKS) if name == "tasks" else None
-        parser.add_argument(f"--{name}", type=kind, nargs="+" if several else None, default=value, choices=choices)
-    parser.add_argument("--report_only", action="store_true", help="run nothing, report the finished runs")
+        parser.add_argument(
+            f"--{name.replace('_', '-')}", type=kind, nargs="+" if several else None, default=value, choices=choices
+        )
+    parser.add_argument("--report-only", action="store_true", help="run nothing, report the finished runs")
     args = parser.parse_args(argv)
     given = {name: getattr(args, name) for name in asdict(Plan())}
     fields: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in given.items()}

@@ -4,11 +4,15 @@ Training: ``pairs.jsonl`` beside ``media/``. Evaluation: one ``datasets`` folder
 a table in the schema of ``evaluation/mmeb_v2.json``. Both are read by the same code as the real corpora. Files are
 named by their content or by number, candidates are sorted by file, so neither says which one is right; only the folders
 of clips say "positive", as MMEB-v2 lays them out, and no model reads them.
+
+``pairs.jsonl``, ``tasks.json`` and every picture that is named by its content are whole or absent, whatever kills the
+run.
 """
 
 import hashlib
 import io
 import json
+import os
 import random
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -20,7 +24,7 @@ from datasets import Image as ImageFeature
 from PIL import Image
 from tqdm import tqdm
 
-from plume.playground.tasks import EXTRAPOLATION, TASKS, Example, Item, Task, draw_example
+from plume.playground.tasks import EXTRAPOLATION, LONGER, TASKS, Example, Item, Task, draw_example
 
 TABLE = "tasks.json"
 _PARSERS = {"image-name": "image_cls", "text-chain": "image_t2i"}
@@ -53,12 +57,28 @@ class MediaFolder:
         digest = hashlib.blake2b(picture.tobytes() + repr(picture.size).encode(), digest_size=10).hexdigest()
         path = self.folder / f"{digest}.png"
         if not path.exists():
-            picture.save(path)
+            part = path.with_suffix(".part")
+            picture.save(part, format="PNG")
+            os.replace(part, path)
         return path.name
 
 
-def write_training(folder: Path, rows: int, seed: int, tasks: Sequence[str] = (), progress: bool = True) -> Path:
-    """Write training pairs, every task equally often.
+def _write_whole(file: Path, content: str) -> Path:
+    part = file.with_name(f"{file.name}.part")
+    part.write_text(content, encoding="utf-8")
+    os.replace(part, file)
+    return file
+
+
+def write_training(
+    folder: Path,
+    rows: int,
+    seed: int,
+    tasks: Sequence[str] = (),
+    progress: bool = True,
+    hops: Sequence[int] = (),
+) -> Path:
+    """Write training pairs, every task equally often, and each of its numbers of look-ups equally often.
 
     Args:
         folder: Where to.
@@ -66,6 +86,7 @@ def write_training(folder: Path, rows: int, seed: int, tasks: Sequence[str] = ()
         seed: Seed of the world.
         tasks: Names of tasks; all where empty.
         progress: Whether to show progress.
+        hops: Numbers of look-ups that the chains vary over; the tasks' own where empty.
 
     Returns:
         The file ``pairs.jsonl``; media lie in ``media/`` beside it.
@@ -74,12 +95,12 @@ def write_training(folder: Path, rows: int, seed: int, tasks: Sequence[str] = ()
     for index in tqdm(range(rows), desc="pairs", disable=not progress):
         names = list(tasks or TASKS)
         task = TASKS[names[index % len(names)]]
-        example = draw_example(task, random.Random(f"train-{seed}-{index}"), "train")
+        lookups = task.lookups(hops)
+        asked = lookups[index // len(names) % len(lookups)]
+        example = draw_example(task, random.Random(f"train-{seed}-{index}"), "train", asked)
         lines.append(json.dumps(_pair(task, example, media)))
     random.Random(seed).shuffle(lines)
-    file = folder / "pairs.jsonl"
-    file.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    return file
+    return _write_whole(folder / "pairs.jsonl", "\n".join(lines) + "\n")
 
 
 def _pair(task: Task, example: Example, media: MediaFolder) -> dict[str, Any]:
@@ -106,14 +127,23 @@ def _side(item: Item, media: MediaFolder, thought: Sequence[str], answer: str) -
     return {**fields, "conversations": turns}
 
 
-def conditions(split: str, tasks: Sequence[str] = (), extrapolate: bool = True) -> list[Condition]:
-    """All that is measured on a split: every task with its own hop count, and with others where that makes sense."""
+def conditions(
+    split: str, tasks: Sequence[str] = (), extrapolate: bool = True, hops: Sequence[int] = ()
+) -> list[Condition]:
+    """All that is measured on a split: every task with the hop counts of training, and others where that makes sense.
+
+    Args:
+        split: ``"dev"`` or ``"test"``.
+        tasks: Names of tasks; all where empty.
+        extrapolate: Whether to ask for hop counts that were never trained.
+        hops: As in :func:`write_training`.
+    """
     found = []
     for name in tasks or TASKS:
         task = TASKS[name]
-        found.append(Condition(task, split, task.hops))
-        if task.extrapolates and extrapolate:
-            found += [Condition(task, split, hops) for hops in EXTRAPOLATION]
+        trained = task.lookups(hops)
+        others = (LONGER if hops and task.fewest else EXTRAPOLATION if task.extrapolates else ()) if extrapolate else ()
+        found += [Condition(task, split, count) for count in dict.fromkeys((*trained, *others))]
     return found
 
 
@@ -135,9 +165,7 @@ def write_evaluation(folder: Path, wanted: Iterable[Condition], queries: int, se
         write = _write_pages if condition.task.targets == "page" else _write_rows
         rows.append(write(folder, condition, queries, random.Random(f"{condition.name}-{seed}")))
     table = {"meta": {"benchmark": "playground", "version": f"seed {seed}, {queries} queries"}, "tasks": rows}
-    file = folder / TABLE
-    file.write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
-    return file
+    return _write_whole(folder / TABLE, json.dumps(table, indent=1) + "\n")
 
 
 def _table_row(condition: Condition, parser: str, query: str, candidate: str, **fields: Any) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 SPLITS = ("train", "dev", "test")
 NUM_NAMES = 9
 # Lengths of the chains of a puzzle, by the number of look-ups that is asked for.
-_LENGTHS = {1: (3, 3, 3), 2: (2, 2, 2, 3), 3: (3, 3, 3), 4: (4, 4, 1)}
+_LENGTHS = {1: (3, 3, 3), 2: (2, 2, 2, 3), 3: (3, 3, 3), 4: (4, 4, 1), 5: (5, 3, 1), 6: (6, 2, 1)}
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ def make_puzzle(rng: random.Random, names: Sequence[str], signs: Sequence[str], 
         rng: Source of randomness.
         names: The nine names.
         signs: At least four signs.
-        hops: 1 to 4.
+        hops: 1 to 6.
 
     Raises:
         ValueError: If ``hops`` is out of range.

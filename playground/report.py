@@ -11,7 +11,8 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 from plume.evaluation.embedders import fingerprint
-from plume.evaluation.store import write_json
+from plume.evaluation.report import markdown
+from plume.evaluation.store import check_condition, write_json, write_whole
 from plume.evaluation.style import BLACK, BLUE, ORANGE, SKY, STYLE
 from plume.playground.tasks import TASKS
 from plume.playground.variants import VARIANTS
@@ -49,8 +50,9 @@ def collect(folder: Path, results: Path) -> list[dict[str, Any]]:
     """
     kept, plan = results / "results", json.loads((folder / PLAN).read_text("utf-8"))
     rows = json.loads((kept / ROWS).read_text("utf-8")) if (kept / ROWS).exists() else []
-    if rows and json.loads((kept / PLAN).read_text("utf-8")) != plan:
-        raise ValueError(f"{kept / PLAN} is another plan than that of {folder}: one table cannot hold both. {_MEND}")
+    if rows:
+        told = json.loads((kept / PLAN).read_text("utf-8"))
+        check_condition(kept / PLAN, told, plan, f"It is another plan than that of {folder}. {_MEND}")
     stages = {int(stage.name.partition("-")[2]): stage for stage in folder.glob("explicit-*[0-9]")}
     starts = {seed: fingerprint(stage)["hash"] for seed, stage in stages.items()}
     for row in rows:
@@ -100,7 +102,7 @@ def write_report(rows: Rows, plan: Path, folder: Path) -> None:
     page = _page(rows, names)
     for name, content in ((ROWS, list(rows)), (TASK_FILE, tasks), (PLAN, json.loads(plan.read_text("utf-8")))):
         write_json(results / name, content)
-    (folder / PAGE).write_text(page, encoding="utf-8")
+    write_whole(folder / PAGE, page)
     with rc_context(STYLE):
         _plot(rows, names, results / PLOT)
 
@@ -145,56 +147,53 @@ def _page(rows: Rows, names: Sequence[str]) -> str:
     explicit = " or ".join(map(str, sorted({row["explicit_steps"] for row in rows})))
     latent, queries = rows[0]["latent_steps"], rows[0]["n"]
     conditions = f"{explicit} explicit steps, until mastered, then {latent} latent ones; {queries} queries per task"
-    lines = [
+    rows_by_task = []
+    for name in names:
+        kind = "control, " if TASKS[name].control else ""
+        cells = [_with_seeds(scores(rows, variant, name, TASKS[name].hops)) for variant in MAIN]
+        rows_by_task.append([name, f"{kind}{TASKS[name].hops}", *cells])
+    others = sorted({(row["task"], row["hops"]) for row in rows if row["split"] == "extrapolation"})
+    never_trained = [
+        [name, str(hops), *(_number(scores(rows, variant, name, hops)) for variant in MAIN)] for name, hops in others
+    ]
+    parts = [
         "# Results on the playground",
-        "",
         "Written by `python -m plume.playground.ablate`; what the tasks are is told in [the playground](playground.md) "
         "and what a variant is in [variants.py](../playground/variants.py). One model per variant and seed for all "
         f"tasks ({conditions}); all variants of a seed go on from one explicit stage. Hit@1 in percent: mean and "
         "population standard deviation over seeds, their number in brackets.",
-        "",
         "![Hit@1 of every variant](results/ablations.png)",
-        "",
         "## Does the thinking help?",
-        "",
-        f"| task | look-ups | {' | '.join(MAIN)} |",
-        "|---|---|" + "---|" * len(MAIN),
+        markdown(["task", "look-ups", *MAIN], rows_by_task),
+        *_variants(rows, names),
+        "## Other numbers of look-ups, never trained",
+        markdown(["task", "look-ups", *MAIN], never_trained),
     ]
-    for name in names:
-        cells = [_with_seeds(scores(rows, variant, name, TASKS[name].hops)) for variant in MAIN]
-        kind = "control, " if TASKS[name].control else ""
-        lines.append(f"| {name} | {kind}{TASKS[name].hops} | {' | '.join(cells)} |")
-    lines += _variants(rows, names)
-    lines += ["", "## Other numbers of look-ups, never trained", "", f"| task | look-ups | {' | '.join(MAIN)} |"]
-    lines += ["|---|---|" + "---|" * len(MAIN)]
-    others = sorted({(row["task"], row["hops"]) for row in rows if row["split"] == "extrapolation"})
-    for name, hops in others:
-        lines.append(f"| {name} | {hops} | {' | '.join(_number(scores(rows, v, name, hops)) for v in MAIN)} |")
-    return "\n".join([*lines, ""])
+    return "\n\n".join(parts) + "\n"
 
 
 def _variants(rows: Rows, names: Sequence[str]) -> list[str]:
-    lines = ["", "## Every variant, mean of the tasks of several look-ups", ""]
-    lines += ["| variant | Hit@1 | over full, here | in the paper | here as in the paper? |", "|---|---|---|---|---|"]
     full = over_chains(rows, "full")
-    lines.append(f"| full | {_with_seeds(list(full.values()))} |  |  |  |")
+    body = [["full", _with_seeds(list(full.values())), "", "", ""]]
     for variant, paper in PAPER.items():
         values = over_chains(rows, variant)
         apart, verdict = compare(full, values)
-        here = f"{_signed(apart)} | {paper:+.1f} | {verdict}" if apart else f" | {paper:+.1f} | "
-        lines.append(f"| {variant} | {_with_seeds(list(values.values()))} | {here} |")
-    lines += [
-        "",
+        here = [_signed(apart), f"{paper:+.1f}", verdict] if apart else ["", f"{paper:+.1f}", ""]
+        body.append([variant, _with_seeds(list(values.values())), *here])
+    by_task = [
+        [variant, *(_number(scores(rows, variant, name, TASKS[name].hops)) for name in names)]
+        for variant in ("full", *PAPER)
+    ]
+    return [
+        "## Every variant, mean of the tasks of several look-ups",
+        markdown(["variant", "Hit@1", "over full, here", "in the paper", "here as in the paper?"], body),
         "The paper's full model is above every variant. *Yes*: so it is here, by more than the standard deviation of "
         "the difference over seeds. *No*: it is below by as much. *Within spread*: neither. Seeds differ in first "
         "weights and order of the pairs; world and test queries are the same. `no_latent` reads the embedding at "
         "`<gen>` here, at the last token of the prefix in the paper.",
+        "## Every variant, by task",
+        markdown(["variant", *names], by_task),
     ]
-    lines += ["", "## Every variant, by task", "", f"| variant | {' | '.join(names)} |", "|---|" + "---|" * len(names)]
-    for variant in ("full", *PAPER):
-        cells = [_number(scores(rows, variant, name, TASKS[name].hops)) for name in names]
-        lines.append(f"| {variant} | {' | '.join(cells)} |")
-    return lines
 
 
 def _with_seeds(values: Sequence[float]) -> str:

@@ -5,7 +5,7 @@ should not matter there. Rationales are one short sentence per look-up.
 """
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -17,6 +17,7 @@ from plume.playground.puzzles import Puzzle, make_puzzle, split_of
 LETTERS = tuple("AHJLOTVXZ")  # apart enough to be read at this size
 HOPS = 3
 EXTRAPOLATION = (2, 4)
+LONGER = (5, 6)  # extrapolation where the chains of a training set vary from one to four
 _SCENES = 3  # scenes of a clip, three boxes each
 _FRAMES = 2  # frames of a scene: one temporal patch
 PLAIN = (" here.",)  # what is written as the thought of a control: nothing has to be followed
@@ -65,6 +66,7 @@ class Task:
         targets: ``"text"``, ``"image"``, ``"video"`` or ``"page"``.
         extrapolates: Whether other hop counts make sense.
         needs_media: Whether the text of the query alone says nothing about the answer.
+        fewest: Look-ups that it takes at least where chains vary in one training set; 0 if its number is fixed.
     """
 
     name: str
@@ -75,6 +77,11 @@ class Task:
     targets: str
     extrapolates: bool = field(default=False)
     needs_media: bool = field(default=True)
+    fewest: int = field(default=0)
+
+    def lookups(self, varied: Sequence[int]) -> tuple[int, ...]:
+        """Its numbers of look-ups in a world whose chains vary so; its own where they do not, or it cannot."""
+        return tuple(hops for hops in varied if hops >= self.fewest > 0) or (self.hops,)
 
     def rationale(self, example: Example) -> tuple[str, ...]:
         """What is written down as the thought: that of a control is plain, since nothing has to be followed."""
@@ -190,7 +197,8 @@ def _scene(boxes: list[Image.Image | None], rng: random.Random) -> tuple[Image.I
 
 def track_clip(rng: random.Random, hops: int) -> Example:
     """A clip of scenes, the first with the first boxes of the chains and so on: which box does the ball end in?"""
-    puzzle, chain = _draw(rng, hops)
+    puzzle, chain = _draw(rng, max(hops, HOPS))  # a scene shows three boxes, so there are three chains at most
+    chain = chain[-hops - 1 :]
     longest = max(len(chain) for chain in puzzle.chains) - 1
     frames: list[Image.Image] = []
     for step in range(longest):
@@ -264,15 +272,34 @@ def find_page(rng: random.Random, hops: int) -> Example:
 TASKS = {
     task.name: task
     for task in (
-        Task("image-chain", open_boxes, "Follow the keys; name the last box.", False, HOPS, "text", True),
-        Task("image-crop", crop_boxes, "Follow the keys; pick the crop of the last box.", False, HOPS, "image", True),
-        Task("mixed-chain", mixed_boxes, "One key is in the text, not in the picture.", False, HOPS, "image"),
-        Task("document-chain", read_page, "Follow the cells of a table to a number.", False, HOPS, "text", True),
+        Task("image-chain", open_boxes, "Follow the keys; name the last box.", False, HOPS, "text", True, fewest=1),
         Task(
-            "text-chain", follow_text, "Follow the keys in a text; pick the picture.", False, HOPS, "image", True, False
+            "image-crop",
+            crop_boxes,
+            "Follow the keys; pick the crop of the last box.",
+            False,
+            HOPS,
+            "image",
+            True,
+            fewest=1,
         ),
-        Task("video-track", track_clip, "Follow the ball from scene to scene.", False, HOPS, "video"),
-        Task("video-moment", find_moment, "Pick the scene in which the chain ends.", False, HOPS, "video"),
+        Task("mixed-chain", mixed_boxes, "One key is in the text, not in the picture.", False, HOPS, "image", fewest=2),
+        Task(
+            "document-chain", read_page, "Follow the cells of a table to a number.", False, HOPS, "text", True, fewest=1
+        ),
+        Task(
+            "text-chain",
+            follow_text,
+            "Follow the keys in a text; pick the picture.",
+            False,
+            HOPS,
+            "image",
+            True,
+            False,
+            fewest=1,
+        ),
+        Task("video-track", track_clip, "Follow the ball from scene to scene.", False, HOPS, "video", fewest=1),
+        Task("video-moment", find_moment, "Pick the scene in which the chain ends.", False, HOPS, "video", fewest=1),
         Task("image-name", name_box, "Name the box.", True, 0, "text"),
         Task("image-look", partial(open_boxes, verb="look"), "What is in the box? One look-up.", True, 1, "text"),
         Task("page-find", find_page, "Find the page with this box in its head.", True, 0, "page", False, False),

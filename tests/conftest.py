@@ -11,28 +11,35 @@ os.environ["HF_DATASETS_CACHE"] = tempfile.mkdtemp(prefix="plume-datasets-")
 from pathlib import Path
 
 import pytest
+from transformers import AutoModel
 
-from plume import PlumeForEmbedding, PlumeProcessor
+from plume import PlumeModel, PlumeProcessor
 from plume.hub.random_checkpoint import save_random_backbone, save_random_plume
 
 
 @pytest.fixture(scope="session")
-def checkpoint(tmp_path_factory) -> Path:
+def model_type() -> str:
+    """Backbone of the fixtures below; a module that holds for every backbone overrides it with `every_backbone`."""
+    return "qwen2_vl"
+
+
+@pytest.fixture(scope="session")
+def checkpoint(model_type, tmp_path_factory) -> Path:
     """Folder of a tiny PLUME checkpoint; K = 3 keeps the tests quick."""
     folder = tmp_path_factory.mktemp("checkpoint") / "plume-random"
-    save_random_plume(folder, num_latent_steps=3, max_latent_steps=8)
+    save_random_plume(folder, model_type=model_type, num_latent_steps=3, max_latent_steps=8)
     return folder
 
 
 @pytest.fixture(scope="session")
-def backbone(tmp_path_factory) -> Path:
-    """Folder of a tiny plain Qwen2-VL checkpoint."""
-    return save_random_backbone(tmp_path_factory.mktemp("backbone"))
+def backbone(model_type, tmp_path_factory) -> Path:
+    """Folder of a tiny plain checkpoint of the backbone."""
+    return save_random_backbone(tmp_path_factory.mktemp("backbone"), model_type=model_type)
 
 
 @pytest.fixture
-def model(checkpoint) -> PlumeForEmbedding:
-    return PlumeForEmbedding.from_pretrained(checkpoint).eval()
+def model(checkpoint) -> PlumeModel:
+    return AutoModel.from_pretrained(checkpoint).eval()
 
 
 @pytest.fixture(scope="session")

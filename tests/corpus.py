@@ -55,6 +55,38 @@ def write_corpus(folder: Path, rows: int = 200, negatives: int = 0, seed: int = 
     return file
 
 
+def make_trainer(corpus: Path, output: Path, **options):
+    """A trainer over a corpus folder; ``evaluate`` rows of it are evaluated on."""
+    import torch
+    from transformers import AutoModel
+
+    from plume import PlumeProcessor
+    from plume.training.config import PlumeTrainingConfig
+    from plume.training.data import load_rows
+    from plume.training.trainer import PlumeTrainer
+
+    dropout = options.pop("expert_dropout", 0.1)
+    dtype = options.pop("dtype", torch.float32)
+    model = options.pop("model", None)
+    if model is None:
+        model = AutoModel.from_pretrained(corpus / "model", expert_dropout=dropout, dtype=dtype)
+    peft_config, evaluate = options.pop("peft_config", None), options.pop("evaluate", 0)
+    settings = {
+        "output_dir": str(output), "media_root": str(corpus / "media"), "per_device_train_batch_size": 8,
+        "sub_batch_size": 4, "max_steps": 10, "num_negatives": 1, "use_cpu": True, "bf16": False, "logging_steps": 1, "report_to": "none",
+        "learning_rate": 1e-3, "save_strategy": "no", "disable_tqdm": True, **options,
+    }  # fmt: skip
+    rows = load_rows([str(corpus / "pairs.jsonl")])
+    return PlumeTrainer(
+        model=model,
+        args=PlumeTrainingConfig(**settings),
+        train_dataset=rows,
+        eval_dataset=rows.select(range(evaluate)) if evaluate else None,
+        processing_class=PlumeProcessor.from_pretrained(corpus / "model"),
+        peft_config=peft_config,
+    )
+
+
 def launcher_of_two() -> list[str]:
     """Arguments of Python in front of a script that two processes run on the CPU."""
     options = ["--multi_gpu", "--num_machines", "1", "--num_processes", "2", "--mixed_precision", "no"]

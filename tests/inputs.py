@@ -4,11 +4,20 @@ import socket
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from PIL import Image
 
+from plume.hub.random_checkpoint import MODEL_TYPES
+
 ROOT = Path(__file__).resolve().parents[1]
 MEDIA = ROOT / "examples" / "media"
+
+
+@pytest.fixture(scope="session", params=MODEL_TYPES)
+def every_backbone(request) -> str:
+    """`from inputs import every_backbone as model_type` runs the tests of a module over every backbone."""
+    return request.param
 
 
 def free_port() -> int:

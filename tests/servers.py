@@ -1,4 +1,4 @@
-"""Start a server of the examples as a person would, and wait until it answers."""
+"""Start one of the apps as a person would, and wait until it answers."""
 
 import os
 import signal
@@ -15,28 +15,28 @@ import psutil
 from inputs import ROOT, free_port
 
 
-def example_environment() -> dict[str, str]:
+def app_environment() -> dict[str, str]:
     return {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
 
 
-def run_example(*arguments, check=True, **options) -> subprocess.CompletedProcess:
-    """``python -m examples...`` in the checkout."""
+def run_app(*arguments, check=True, **options) -> subprocess.CompletedProcess:
+    """``python -m plume.apps...`` in the checkout."""
     command = [sys.executable, "-m", *map(str, arguments)]
     done = subprocess.run(
-        command, cwd=ROOT, env=example_environment(), capture_output=True, text=True, check=False, **options
+        command, cwd=ROOT, env=app_environment(), capture_output=True, text=True, check=False, **options
     )
     assert not check or done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
     return done
 
 
-def kill_example_when(ready: Callable[[], bool], *arguments) -> None:
-    """Start ``python -m examples...`` and, as soon as ``ready`` says so, kill -9 it and its children at once.
+def kill_app_when(ready: Callable[[], bool], *arguments) -> None:
+    """Start ``python -m plume.apps...`` and, as soon as ``ready`` says so, kill -9 it and its children at once.
 
     That is how a machine dies. The wait has no other bound than ten minutes: imports take their time on a busy machine.
     """
     command = [sys.executable, "-m", *map(str, arguments)]
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    process = subprocess.Popen(command, cwd=ROOT, env=example_environment(), **quiet)
+    process = subprocess.Popen(command, cwd=ROOT, env=app_environment(), **quiet)
     deadline = time.monotonic() + 600
     while process.poll() is None and not ready() and time.monotonic() < deadline:
         time.sleep(0.005)
@@ -60,7 +60,7 @@ def serving(*arguments, path: str) -> Iterator[tuple[str, int]]:
     port = free_port()
     command = [sys.executable, "-m", *map(str, arguments), "--port", str(port)]
     process = subprocess.Popen(
-        command, cwd=ROOT, env=example_environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        command, cwd=ROOT, env=app_environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
     address = f"http://127.0.0.1:{port}"
     try:

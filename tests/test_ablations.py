@@ -144,6 +144,29 @@ def test_the_explicit_stage_goes_on_until_every_task_is_mastered(tmp_path, monke
     ablate.Sweep(plan, tmp_path, RECIPE).explicit(0)  # mastered: draws no further entropy
 
 
+@pytest.mark.parametrize(("owner", "name", "passed"), [(ablate.Path, "rename", 0), (ablate.Path, "rename", 1), (ablate.shutil, "rmtree", 2)])  # fmt: skip
+def test_a_checkpoint_survives_a_kill_while_it_is_replaced(tmp_path, monkeypatch, owner, name, passed):
+    """Either the one of before is there or the new one, whole."""
+    sweep, folder = ablate.Sweep(ablate.Plan(rows=24), tmp_path, RECIPE), tmp_path / "explicit-0"
+    model = ablate.build_student(sweep.processor)
+    sweep._keep(model, folder, [{"step": 1}])
+    calls, original = [], vars(owner)[name]
+
+    def die(*args, **kwargs):
+        calls.append(args)
+        if len(calls) > passed:
+            raise KeyboardInterrupt
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(owner, name, die)
+    with pytest.raises(KeyboardInterrupt):
+        sweep._keep(model, folder, [{"step": 2}])
+    monkeypatch.undo()
+    (log,) = json.loads((ablate._restored(folder) / "history.json").read_text())
+    assert log["step"] in (1, 2)
+    PlumeForEmbedding.from_pretrained(folder)
+
+
 def test_mastery_is_the_cross_entropy_of_the_queries(tmp_path):
     """A head that says nothing leaves every token at the logarithm of the vocabulary; plume-tiny writes better."""
     plan = ablate.Plan(tasks=("image-chain", "image-name"), rows=64, batch_size=8)

@@ -12,7 +12,7 @@ from datasets import Dataset, Features, Image, Value
 from torch.nn.functional import normalize
 
 from inputs import noise_image
-from plume.context_plume import Context
+from plume.cache_plume import CachedContext
 from plume.evaluation.__main__ import main as room
 from plume.evaluation.audit import audit, main
 from plume.evaluation.audit.data import gather, load_task
@@ -141,20 +141,11 @@ def test_recorded_states_are_the_transitions_of_the_reported_latents(model, proc
     anchors = prepare(model, processor, INPUTS)
     assert refined.shape == output.latent_states.shape == (len(INPUTS), STEPS, 32)
     with torch.no_grad():  # z~(k) from z(k), by hand; the anchor needs the prefix states
-        context = model._read_prefix(anchors["input_ids"], anchors["attention_mask"], media_of(model, anchors), 0)
+        context = model.read_prefix(anchors["input_ids"], anchors["attention_mask"], model.media_of(anchors), 0)
         at = (anchors["input_ids"] == model.config.anchor_token_id).long().argmax(dim=1)
         anchor = context.hidden[torch.arange(len(INPUTS)), at]
         expected, _ = model.latent_transition(output.latent_states[:, 0], 2, anchor)
     assert (refined[:, 1] - expected).abs().max() <= 1e-5
-
-
-def media_of(model, prepared):
-    from plume.positions_plume import Media
-
-    return [
-        Media(model.config.image_token_id, prepared["pixel_values"], prepared["image_grid_thw"]),
-        Media(model.config.video_token_id, prepared["pixel_values_videos"], prepared["video_grid_thw"]),
-    ]
 
 
 def test_replacing_every_state_by_itself_changes_nothing(model, processor):
@@ -170,8 +161,10 @@ def test_replacing_every_state_by_itself_changes_nothing(model, processor):
 def test_what_is_fed_is_what_was_given_at_every_step(model, processor, monkeypatch):
     refined, _ = record(model, processor)
     given = noise(refined, torch.Generator().manual_seed(1))
-    seen, extend = [], Context.extend
-    monkeypatch.setattr(Context, "extend", lambda self, inputs: (seen.append(inputs), extend(self, inputs))[1])
+    seen, extend = [], CachedContext.extend
+    monkeypatch.setattr(
+        CachedContext, "extend", lambda self, inputs, keep=None: (seen.append(inputs), extend(self, inputs, keep))[1]
+    )
     replay(model, processor, given)
     fed = torch.stack([inputs[:, 0] for inputs in seen[1:]], dim=1)  # after the prefix pass
     assert torch.equal(fed, given)
@@ -353,6 +346,16 @@ def test_every_number_of_a_task_follows_from_separate_runs_of_the_model(model, p
     assert [row["modality"] for row in result["experts"]["documents"]] == ["D"]
 
 
+def test_the_whole_curve_over_k_takes_one_rollout(model, processor, world):
+    task = load_task(rows_of(world)[0], world)
+    steps = []
+    model.latent_transition.register_forward_hook(lambda *_: steps.append(1))
+    reading = Reader(model, processor, STEPS, batch_size=5).read(task.queries, range(6), keep_states=True)
+    assert len(steps) == 5
+    assert list(reading.embeddings) == [0, 1, 2, 3, 4, 5]
+    assert reading.probs.shape[1] == reading.refined.shape[1] == reading.latents.shape[1] == STEPS
+
+
 def plant(model, trace):
     """Make the queries of a batch of that many rows think ``trace`` ``(B, K, D)``, whatever they are."""
 
@@ -447,7 +450,7 @@ def test_the_command_writes_page_pictures_and_numbers_and_goes_on_where_it_stopp
     again = json.loads((tmp_path / "audit.json").read_text())["tasks"]
     assert again[0]["group"] == "kept", "a finished task is not measured again"
     assert again[1] == report["tasks"][1], "and a missing one comes out the same"
-    with pytest.raises(ValueError, match=r"another condition \(seed\)"):
+    with pytest.raises(ValueError, match=r"another condition \(seed: 0 there, 1 here\)"):
         main([*arguments, "--seed", "1"])
 
 

@@ -2,16 +2,20 @@
 
 import json
 import shutil
+import time
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import Qwen2VLForConditionalGeneration
+from transformers import AutoModel, Qwen2VLForConditionalGeneration
 
 from inputs import embed, mixed_inputs
-from plume import RELEASED_LAYOUT, PlumeConfig, PlumeForEmbedding, PlumeProcessor
+from plume import RELEASED_LAYOUT, PlumeConfig, PlumeForEmbedding, PlumeProcessor, from_backbone
+from plume.hub.closure import closure
 from plume.hub.random_checkpoint import build_backbone_config, build_tokenizer, save_random_backbone
+from plume.hub_files_plume import check_weights
+from plume.start import processor_from_backbone
 
 ADAPTER = "latent_transition."
 
@@ -23,8 +27,7 @@ def test_a_backbone_loads_in_both_key_layouts_with_only_the_adapter_new(tmp_path
     names = load_file(tmp_path / "model.safetensors").keys()
     assert any(name.startswith("model.visual.") for name in names) == nested_keys
     original = Qwen2VLForConditionalGeneration.from_pretrained(tmp_path).state_dict()
-    processor = PlumeProcessor.from_backbone(tmp_path)
-    model = PlumeForEmbedding.from_backbone(tmp_path, processor.token_fields(), processor.row_sources)
+    model, processor = from_backbone(tmp_path)
     loaded = model.state_dict()
     assert {name for name in loaded if name not in original} == {name for name in loaded if name.startswith(ADAPTER)}
     for name, weight in original.items():
@@ -38,7 +41,7 @@ def test_a_backbone_loads_in_both_key_layouts_with_only_the_adapter_new(tmp_path
 
 
 def test_new_tokens_start_from_the_documented_rows(backbone):
-    processor = PlumeProcessor.from_backbone(backbone)
+    processor = processor_from_backbone(backbone)
     to_id = processor.tokenizer.convert_tokens_to_ids
     start, end = to_id("<|object_ref_start|>"), to_id("<|object_ref_end|>")
     first = to_id("<gen>")
@@ -52,7 +55,7 @@ def test_tokens_that_a_checkpoint_has_already_keep_their_rows(tmp_path):
     tokenizer = build_tokenizer()
     tokenizer.add_tokens(["<gen_emb>", "<disc_emb>"])
     tokenizer.save_pretrained(tmp_path)
-    processor = PlumeProcessor.from_backbone(tmp_path, RELEASED_LAYOUT)
+    processor = processor_from_backbone(tmp_path, RELEASED_LAYOUT)
     fields = processor.token_fields()
     assert set(processor.row_sources) == {
         fields[f"{name}_token_id"] for name in ("latent_start", "latent_end", "latent")
@@ -65,10 +68,10 @@ def test_a_table_without_spare_rows_grows(tmp_path):
     tokenizer = build_tokenizer()
     config = build_backbone_config(tokenizer)
     config.text_config.vocab_size = len(tokenizer)
+    torch.manual_seed(0)
     Qwen2VLForConditionalGeneration(config).save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
-    processor = PlumeProcessor.from_backbone(tmp_path)
-    model = PlumeForEmbedding.from_backbone(tmp_path, processor.token_fields(), processor.row_sources)
+    model, processor = from_backbone(tmp_path)
     assert len(model.get_input_embeddings().weight) == len(tokenizer) + 5
     assert torch.isfinite(embed(model.eval(), processor, ["a red bus"])).all()
 
@@ -80,9 +83,8 @@ def test_a_backbone_and_a_foreign_checkpoint_are_not_taken_for_plume(backbone, t
     weights = load_file(backbone / "model.safetensors")
     dropped = {name: weight for name, weight in weights.items() if "layers.1" not in name}
     save_file(dropped, tmp_path / "partial" / "model.safetensors", {"format": "pt"})
-    processor = PlumeProcessor.from_backbone(backbone)
     with pytest.raises(ValueError, match="would be random"):
-        PlumeForEmbedding.from_backbone(tmp_path / "partial", processor.token_fields(), processor.row_sources)
+        from_backbone(tmp_path / "partial")
 
 
 def test_a_checkpoint_without_its_adapter_is_refused(checkpoint, tmp_path):
@@ -134,13 +136,13 @@ def test_settings_survive_saving(checkpoint, tmp_path):
 
 def test_a_saved_checkpoint_is_a_complete_hub_repository(checkpoint):
     files = {path.name for path in checkpoint.iterdir()}
-    code = {f"{name}_plume.py" for name in
-            ("checks", "configuration", "content", "context", "hub_files", "latent", "modeling", "options", "positions",
-             "processing", "prompt", "truncation", "vision")}  # fmt: skip
+    code = {path.name for path in closure(checkpoint)}
+    assert {"configuration_plume.py", "latent_plume.py", "modeling_plume.py", "processing_plume.py"} <= code
+    assert code == {name for name in files if name.endswith(".py")}
     others = {"README.md", "config.json", "model.safetensors", "modules.json", "sentence_bert_config.json",
               "config_sentence_transformers.json", "processor_config.json", "chat_template.jinja", "tokenizer.json",
               "tokenizer_config.json"}  # fmt: skip
-    assert code | others <= files
+    assert others <= files
     config = json.loads((checkpoint / "config.json").read_text())
     assert config["model_type"] == "plume"
     assert config["architectures"] == ["PlumeForEmbedding"]
@@ -255,7 +257,7 @@ def test_pushing_keeps_the_card_of_the_repository(model, hub):
         ({"num_latent_steps": -1}, "outside 0..32"),
         ({"num_latent_steps": 33}, "outside 0..32"),
         ({"num_latent_steps": 2.5}, "must be an integer"),
-        ({"num_experts": 0}, "positive integer"),
+        ({"num_experts": 0}, "num_experts must be an integer of at least 1"),
         ({"num_active_experts": 5}, "exceeds num_experts"),
         ({"expert_dropout": 1.0}, "expert_dropout"),
         ({"position_scheme": "rope"}, "'mrope'"),
@@ -281,9 +283,6 @@ def _features(processor, **changes):
 
 
 def test_wrong_model_inputs_are_refused_with_cause_and_fix(model, processor):
-    features = processor.process_documents(["a red bus", "two dogs on a sofa"], padding_side="right")
-    with pytest.raises(ValueError, match="padded on the right"):
-        model(**features)
     features = processor.process_documents(["a red bus"])
     with pytest.raises(ValueError, match="batch is empty"):
         model(input_ids=features["input_ids"][:0])
@@ -359,8 +358,9 @@ def test_a_part_offloaded_to_disk_gives_the_same_vectors(checkpoint, model, proc
 
 
 def test_a_processor_without_its_tokens_is_refused():
+    strings = {f"{name}_token": f"<{name}>" for name in ("anchor", "latent_start", "latent_end", "latent", "embedding")}
     with pytest.raises(ValueError, match="from_backbone"):
-        PlumeProcessor(build_tokenizer())
+        PlumeProcessor(build_tokenizer(), "", **strings, suffix="<embedding>")
 
 
 def test_nan_weights_are_reported_instead_of_embedded(model, processor):
@@ -368,3 +368,114 @@ def test_nan_weights_are_reported_instead_of_embedded(model, processor):
         model.model.language_model.layers[1].mlp.up_proj.weight[0, 0] = float("nan")
     with pytest.raises(ValueError, match="not finite"):
         embed(model, processor, ["a red bus"])
+
+
+# Weights of a folder
+
+
+def _weights(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir() if "safetensors" in path.name)
+
+
+@pytest.mark.parametrize("sizes", [("50GB", "60KB"), ("60KB", "50GB"), ("60KB", "120KB")], ids=" then ".join)
+def test_a_save_leaves_no_weights_of_an_earlier_save(model, tmp_path, sizes):
+    first, second = sizes
+    model.save_pretrained(tmp_path, max_shard_size=first)
+    (tmp_path / "adapter.safetensors").write_text("theirs")
+    with torch.no_grad():
+        model.latent_transition.experts.up_bias.add_(1)
+    model.save_pretrained(tmp_path, max_shard_size=second)
+    model.save_pretrained(tmp_path / "alone", max_shard_size=second)
+    assert _weights(tmp_path) == sorted(["adapter.safetensors", *_weights(tmp_path / "alone")])
+    again = PlumeForEmbedding.from_pretrained(tmp_path).state_dict()
+    assert all(torch.equal(weight, again[name]) for name, weight in model.state_dict().items())
+
+
+@pytest.mark.parametrize("positional", [True, False])
+def test_a_rank_that_does_not_write_removes_nothing(model, tmp_path, positional):
+    model.save_pretrained(tmp_path, max_shard_size="60KB")
+    before = _weights(tmp_path)
+    model.save_pretrained(tmp_path, *[False] * positional, **({} if positional else {"is_main_process": False}))
+    assert [name for name in before if name not in _weights(tmp_path)] == []
+
+
+def _cut(path: Path, keep: float) -> None:
+    path.write_bytes(path.read_bytes()[: int(path.stat().st_size * keep)])
+
+
+def _change_index(folder: Path, change) -> None:
+    index = json.loads((folder / "model.safetensors.index.json").read_text())
+    (folder / "model.safetensors.index.json").write_text(json.dumps(change(index)))
+
+
+def _drop_one(folder: Path) -> None:
+    shard = sorted(folder.glob("model-*"))[0]
+    save_file(dict(list(load_file(shard).items())[1:]), shard, {"format": "pt"})
+
+
+def _both(folder: Path) -> None:
+    save_file({"a": torch.ones(1)}, folder / "model.safetensors")
+
+
+def _as_int32(folder: Path) -> None:
+    shard = sorted(folder.glob("model-*"))[-1]
+    save_file({name: weight.int() for name, weight in load_file(shard).items()}, shard, {"format": "pt"})
+
+
+DAMAGE = {
+    "truncated shard": (lambda d: _cut(sorted(d.glob("model-*"))[0], 0.5), "model-00001-of-.* is truncated"),
+    "empty shard": (lambda d: _cut(sorted(d.glob("model-*"))[0], 0), "model-00001-of-.* is (truncated|damaged)"),
+    "no header": (lambda d: sorted(d.glob("model-*"))[0].write_bytes(b"\4" + bytes(7) + b"what"), "no readable header"),
+    "missing shard": (lambda d: sorted(d.glob("model-*"))[0].unlink(), "model-00001-of-.* is missing"),
+    "missing tensor": (_drop_one, "model-00001-of-.* lacks 1 tensors that model.safetensors.index.json places there"),
+    "no weight_map": (lambda d: _change_index(d, lambda i: {"metadata": {}}), "index.json is damaged: it has no weight_map"),
+    "index no JSON": (lambda d: (d / "model.safetensors.index.json").write_text("{"), "index.json is damaged"),
+    "outside": (
+        lambda d: _change_index(d, lambda i: {"weight_map": dict.fromkeys(i["weight_map"], "../x.safetensors")}),
+        r"index.json names '\.\./x.safetensors', a file outside the folder",
+    ),
+    "two sets": (_both, "two sets of weights"),
+    "int32": (_as_int32, "as I32, and config.json states no quantization"),
+    "no config.json": (lambda d: (d / "config.json").unlink(), "has no config.json"),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def sharded(checkpoint, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("sharded")
+    PlumeForEmbedding.from_pretrained(checkpoint).save_pretrained(folder, max_shard_size="60KB")
+    PlumeProcessor.from_pretrained(checkpoint).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_checkpoint_is_refused_with_file_cause_and_fix(sharded, tmp_path, damage):
+    shutil.copytree(sharded, tmp_path, dirs_exist_ok=True)
+    spoil, message = DAMAGE[damage]
+    spoil(tmp_path)
+    with pytest.raises(ValueError, match=message):
+        PlumeForEmbedding.from_pretrained(tmp_path)
+    if damage != "no config.json":  # which AutoModel cannot do without either, in its own words
+        with pytest.raises(ValueError, match=message):
+            AutoModel.from_pretrained(tmp_path)
+
+
+def test_a_truncated_single_file_is_refused(checkpoint, tmp_path):
+    shutil.copytree(checkpoint, tmp_path, dirs_exist_ok=True)
+    _cut(tmp_path / "model.safetensors", 0.9)
+    with pytest.raises(ValueError, match="model.safetensors is truncated"):
+        PlumeForEmbedding.from_pretrained(tmp_path)
+
+
+def test_integers_of_a_quantized_checkpoint_pass(sharded, tmp_path):
+    shutil.copytree(sharded, tmp_path, dirs_exist_ok=True)
+    _as_int32(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "quantization_config": {"quant_method": "any"}}))
+    assert check_weights(tmp_path)
+
+
+def test_looking_at_the_weights_takes_no_time(sharded):
+    before = time.process_time()
+    check_weights(sharded)
+    assert time.process_time() - before < 0.2

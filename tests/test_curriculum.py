@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from plume.training import curriculum as module
 from plume.training.curriculum import Curriculum, split_segments
-from plume.training.learning_rate import stage_factor
+from plume.training.learning_rate import StageLearningRate
 from plume.training.sampler import SubBatchSampler
 
 ELT, GEN = 900, 901
@@ -57,6 +57,12 @@ def test_the_paper_s_stages():
     assert [stage.num_latent_steps for stage in stages] == [0, 2, 4, 6, 8]
     assert [stage.num_replaced(8) for stage in stages] == [0, 2, 4, 6, 8]
     assert [stage.is_final for stage in stages] == [False, False, False, False, True]
+
+
+def test_latent_steps_are_rounded_to_the_nearest():
+    """K = 2 in 4 stages: 0, 0.5, 1, 1.5, 2; a half goes to the even neighbour."""
+    assert [stage.num_latent_steps for stage in Curriculum(2).stages] == [0, 0, 1, 2, 2]
+    assert [stage.num_latent_steps for stage in Curriculum(5).stages] == [0, 1, 2, 4, 5]
 
 
 def test_the_paper_s_schedule_as_shares_of_the_run():
@@ -114,10 +120,24 @@ def test_latent_steps_are_left_out_of_the_final_stage_only():
 
 def test_the_learning_rate_is_scaled_per_stage_and_rises_anew():
     """Stages of 4 steps each: factors 1 and 0.5, two steps of warm-up behind each change."""
-    curriculum = Curriculum(8, (1.0, 1.0))
-    factors = [stage_factor(step, curriculum, 8, [1.0, 0.5], 2) for step in range(8)]
-    assert factors == [1.0, 1.0, 1.0, 1.0, 0.25, 0.5, 0.5, 0.5]
-    assert {stage_factor(step, curriculum, 8, None, 0) for step in range(8)} == {1.0}
+    curriculum, shape = Curriculum(8, (1.0, 1.0)), StageLearningRate([1.0, 0.5], 2)
+    assert [shape.factor(step, curriculum, 8) for step in range(8)] == [1.0, 1.0, 1.0, 1.0, 0.25, 0.5, 0.5, 0.5]
+    assert {StageLearningRate().factor(step, curriculum, 8) for step in range(8)} == {1.0}
+
+
+@pytest.mark.parametrize(
+    ("weights", "expected"),
+    [
+        ((4.0, 1.0), [0, 1.25, 2.5, 3.75, 5, 6.25, 7.5, 8.75, 0, 5]),  # 8 steps, then 2
+        ((0.0, 1.0), list(range(10))),  # there is no other stage
+        ((1.0, 0.0), list(range(10))),
+    ],
+)
+def test_the_last_stage_runs_through_the_schedule_anew(weights, expected):
+    curriculum = Curriculum(8, weights)
+    own, tail = StageLearningRate(final_schedule=True), StageLearningRate()
+    assert [own.place(step, curriculum, 10) for step in range(10)] == pytest.approx(expected)
+    assert [tail.place(step, curriculum, 10) for step in range(10)] == list(range(10))
 
 
 NAMES = ["a"] * 10 + ["b"] * 7 + ["c"] * 3

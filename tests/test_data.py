@@ -1,8 +1,6 @@
 """Training rows: the UME-R1 format with its quirks, and what a check of a corpus reports."""
 
 import json
-import subprocess
-import sys
 
 import pytest
 from corpus import write_corpus
@@ -11,7 +9,9 @@ from inputs import MEDIA
 
 pytest.importorskip("datasets", reason="training needs the extra `train`")
 
+from plume.training.collator import PairCollator
 from plume.training.data import RowError, check, load_rows, parse_row
+from plume.training.data.__main__ import main
 
 DIRECTIVE = "Represent the above input text, images, videos, or any combination of the three as embeddings."
 
@@ -110,24 +110,25 @@ def files(tmp_path):
     return tmp_path
 
 
-def test_a_check_counts_datasets_and_problems_and_finds_the_usable_rows(files):
+def test_a_check_counts_datasets_and_problems_and_finds_the_usable_rows(files, processor):
     rows = load_rows([str(files / "a.json"), str(files / "b.jsonl")])
-    report, usable = check(rows, str(files), decode=True)
+    report, usable = check(rows, str(files), collate=PairCollator(processor, str(files)))
     assert (report.rows, report.usable, usable) == (6, 3, [0, 1, 5])
     assert report.datasets == {"MSCOCO": 2, "VOC": 1}
     assert report.problems == {
-        "no rationale (usable)": 1, "missing media": 1, "unreadable media": 1, "missing side": 1
+        "no rationale (usable)": 1, "missing media": 1, "cannot be encoded": 1, "missing side": 1
     }  # fmt: skip
     assert report.examples["missing side"][0].startswith(str(files / "b.jsonl") + ":1: ")
-    assert check(rows, str(files))[0].usable == 4, "without decoding the broken picture is not noticed"
+    assert check(rows, str(files))[0].usable == 4, "without the processor the broken picture is not noticed"
 
 
-def test_the_check_is_a_command(files):
-    command = [sys.executable, "-m", "plume.training.data", "check", str(files / "a.json"), "--media_root", str(files)]
-    done = subprocess.run([*command, "--report", "out.json"], cwd=files, capture_output=True, text=True, check=False)
-    assert done.returncode == 1, done.stderr
-    assert json.loads((files / "out.json").read_text())["problems"]["missing media"] == 1
-    assert '"usable": 3' in done.stdout
+def test_the_check_is_a_command(files, capsys):
+    report = files / "out.json"
+    with pytest.raises(SystemExit) as left:
+        main(["check", str(files / "a.json"), "--media_root", str(files), "--report", str(report)])
+    assert left.value.code == 1
+    assert json.loads(report.read_text())["problems"]["missing media"] == 1
+    assert json.loads(capsys.readouterr().out)["usable"] == 3
 
 
 def test_streamed_rows_are_the_same_rows(tmp_path):
@@ -135,17 +136,20 @@ def test_streamed_rows_are_the_same_rows(tmp_path):
     assert list(load_rows([file], streaming=True)) == list(load_rows([file]))
 
 
-def test_a_file_that_is_no_json_names_the_line(tmp_path):
-    (tmp_path / "a.jsonl").write_text("\ufeff" + json.dumps(row()) + '\n{"qry": \n')
-    with pytest.raises(ValueError, match="line 2 is no JSON"):
-        load_rows([str(tmp_path / "a.jsonl")])
-    (tmp_path / "b.jsonl").write_text(json.dumps({"qry": None}) + "\n[1]\n")
+def test_rows_that_are_no_objects_are_unusable(tmp_path):
+    (tmp_path / "a.jsonl").write_text("\ufeff" + json.dumps(row(qry=side("a"), pos=side("b"))) + "\n")
+    assert check(load_rows([str(tmp_path / "a.jsonl")]))[0].usable == 1, "a byte order mark is no fault"
+    (tmp_path / "b.jsonl").write_text(json.dumps({"qry": None}) + "\n[1]\n7\nnull\n")
     assert check(load_rows([str(tmp_path / "b.jsonl")]))[0].usable == 0
 
 
 def test_missing_and_empty_files_are_refused(tmp_path):
-    with pytest.raises(ValueError, match="does not exist"):
-        load_rows(["absent.jsonl"])
+    for name in ("absent.jsonl", "absent.csv", "absent.parquet"):
+        with pytest.raises(ValueError, match="does not exist"):
+            load_rows([name])
+    (tmp_path / "a.xlsx").touch()
+    with pytest.raises(ValueError, match=r"none of the endings that are read: \.jsonl"):
+        load_rows([str(tmp_path / "a.xlsx")])
     (tmp_path / "empty.jsonl").write_text("\n")
     with pytest.raises(ValueError, match="hold no rows"):
         load_rows([str(tmp_path / "empty.jsonl")])

@@ -1,23 +1,23 @@
-"""The distributed example: killed and started again, every document exactly once, the vectors of a quiet run."""
+"""The corpus job: killed and started again, every document exactly once, the vectors of a quiet run."""
 
 import numpy as np
 import pytest
 
 for module in ("ray", "pyarrow", "pypdfium2"):
-    pytest.importorskip(module, reason="the extra `distributed` is not installed: pip install '.[examples]'")
+    pytest.importorskip(module, reason="the extra `corpus` is not installed: pip install '.[apps]'")
 
 import pyarrow as pa
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 from PIL import Image
 
-from examples.distributed.chunks import embed_chunk, unfinished
-from examples.distributed.one_machine import run_processes
-from examples.distributed.plan import make_plan
-from examples.shared.encoder import Encoder
-from examples.shared.lock import locked
 from inputs import MEDIA, noise_image
-from servers import kill_example_when, run_example
+from plume.apps.corpus.chunks import embed_chunk, unfinished
+from plume.apps.corpus.one_machine import run_processes
+from plume.apps.corpus.plan import make_plan
+from plume.apps.shared.encoder import Encoder
+from plume.apps.shared.lock import locked
+from servers import kill_app_when, run_app
 
 COUNT = 60
 
@@ -60,7 +60,7 @@ def largest_difference(ours, theirs) -> float:
 def test_killed_ray_job_resumes_without_loss_or_duplicates(corpus, checkpoint, encoder, tmp_path):
     job = tmp_path / "job"
     arguments = [
-        "examples.distributed",
+        "plume.apps.corpus",
         corpus,
         "--output",
         job,
@@ -71,11 +71,11 @@ def test_killed_ray_job_resumes_without_loss_or_duplicates(corpus, checkpoint, e
         "--chunk",
         "1",
     ]
-    kill_example_when(lambda: len(list(job.glob("vectors/*.parquet"))) >= 3, *arguments)
+    kill_app_when(lambda: len(list(job.glob("vectors/*.parquet"))) >= 3, *arguments)
     done = {path.name for path in job.glob("vectors/*.parquet")}
     assert 3 <= len(done) < COUNT
     before = {name: (job / "vectors" / name).stat().st_mtime_ns for name in done}
-    said = run_example(*arguments).stdout
+    said = run_app(*arguments).stdout
     assert f"{COUNT} of {COUNT} documents embedded" in said
     assert before == {name: (job / "vectors" / name).stat().st_mtime_ns for name in done}, "done work was done again"
     resumed = results(job)
@@ -103,9 +103,9 @@ def test_what_a_killed_worker_left_half_written_is_no_result(corpus, encoder, tm
 def test_the_index_imports_what_the_job_wrote(corpus, checkpoint, encoder, tmp_path):
     for module in ("lancedb", "av"):
         pytest.importorskip(module, reason="the extra `search` is not installed")
-    from examples.search.importing import import_vectors
-    from examples.search.indexing import index_folders
-    from examples.search.store import Index
+    from plume.apps.search.importing import import_vectors
+    from plume.apps.search.indexing import index_folders
+    from plume.apps.search.store import Index
 
     rows = quiet_run(corpus, tmp_path / "job", encoder)
     steps = encoder.model.config.num_latent_steps
@@ -177,9 +177,7 @@ def test_a_folder_holds_one_job(corpus, encoder, tmp_path):
 
 def test_two_runs_of_one_job_are_refused(corpus, checkpoint, tmp_path):
     with locked(tmp_path / "job"):
-        refused = run_example(
-            "examples.distributed", corpus, "--output", tmp_path / "job", "--model", checkpoint, check=False
-        )
+        refused = run_app("plume.apps.corpus", corpus, "--output", tmp_path / "job", "--model", checkpoint, check=False)
     assert refused.returncode == 1
     assert "Another run" in refused.stderr
 
@@ -188,6 +186,6 @@ def test_sentence_transformers_ends_the_same_job(corpus, checkpoint, encoder, tm
     job = tmp_path / "job"
     make_plan(corpus, job, encoder, 20)
     embed_chunk(job, unfinished(job)[0], encoder, encoder.try_encode)
-    arguments = ["examples.distributed", corpus, "--output", job, "--model", checkpoint, "--processes", "cpu"]
-    run_example(*arguments)
+    arguments = ["plume.apps.corpus", corpus, "--output", job, "--model", checkpoint, "--processes", "cpu"]
+    run_app(*arguments)
     assert largest_difference(results(job), quiet_run(corpus, tmp_path / "quiet", encoder)) <= 1e-5

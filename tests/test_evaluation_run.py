@@ -1,26 +1,30 @@
 """Runs with a real checkpoint: result files, resume, conditions, devices, the command, and mteb's own mock tasks."""
 
+import io
 import json
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import mteb
 import numpy as np
 import pytest
 import torch
-from datasets import Dataset
+from datasets import Dataset, Features, Image, Value, load_dataset
 from evaluation_world import image_rows, write_dataset, write_table, write_world
+from PIL import ImageFile
 
 from inputs import ROOT, noise_image, noise_video
 from plume.evaluation import encoder as encoder_module
 from plume.evaluation.__main__ import main
 from plume.evaluation.embedders import ModelEmbedder, PooledEmbedder, load_embedder
 from plume.evaluation.encoder import PlumeEncoder, describe, finish, to_inputs
+from plume.evaluation.parsers.common import Picture
 from plume.evaluation.runner import evaluate
-from plume.evaluation.store import VectorStore
+from plume.evaluation.store import FailedTasksError, VectorStore
 from plume.evaluation.table import MMEB_V2, make_row, read_table, select
 from plume.hub.random_checkpoint import save_random_plume
-from plume.prompt_plume import RELEASED_LAYOUT
+from plume.layouts import RELEASED_LAYOUT
 
 TABLE = read_table()
 NAMES = ["ImageNet-1K", "MomentSeeker", "MSVD", "ViDoSeek-doc"]
@@ -319,7 +323,142 @@ def test_unusable_data_say_so(world, embedder, tmp_path):
         evaluate(embedder, [unknown], world, progress=False)
 
 
+# Cut files and failed tasks
+
+
+@pytest.fixture
+def damaged(tmp_path):
+    """A task of clips and one of pages; clips are real JPEGs, one frame of the first is cut in its middle."""
+    rows = select(TABLE, ["MSVD", "ViDoSeek-doc"])
+    write_world(tmp_path, rows)
+    frames = sorted((tmp_path / rows[0].media).rglob("*.jpg"))
+    for seed, frame in enumerate(frames):
+        noise_image(seed, 64, 64).save(frame, format="JPEG")
+    cut = tmp_path / rows[0].media / "700" / "frame_1.jpg"
+    cut.write_bytes(cut.read_bytes()[: cut.stat().st_size // 2])
+    return tmp_path, rows, cut
+
+
+def warnings_of(monkeypatch):
+    told = []
+    monkeypatch.setattr("plume.evaluation.parsers.common.logger.warning_once", told.append)
+    return told
+
+
+def test_a_cut_frame_is_read_as_far_as_it_goes_and_named(damaged, embedder, monkeypatch):
+    folder, rows, cut = damaged
+    told = warnings_of(monkeypatch)
+    results = evaluate(embedder, rows, folder, progress=False)
+    assert [result["task"] for result in results] == ["MSVD", "ViDoSeek-doc"]
+    assert {message.split(" was cut off")[0] for message in told} == {str(cut)}
+    assert not ImageFile.LOAD_TRUNCATED_IMAGES
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+def test_what_a_cut_picture_lacks_is_padded(kind, monkeypatch):
+    told, buffer = warnings_of(monkeypatch), io.BytesIO()
+    whole = noise_image(1, 64, 64)
+    whole.save(buffer, format=kind)
+    data = buffer.getvalue()
+    read = Picture().decode_example({"path": None, "bytes": data[: len(data) // 2]})
+    pixels, expected = np.asarray(read), np.asarray(Picture().decode_example({"path": None, "bytes": data}))
+    assert pixels.shape == (64, 64, 3)
+    assert (pixels[:8] == expected[:8]).all()
+    assert len(np.unique(pixels[56:])) == 1
+    assert len(told) == 1
+
+
+@pytest.mark.parametrize("data", [b"", b"no picture", b"\xff\xd8\xff\xe0"])
+def test_what_is_no_picture_is_named_as_such(tmp_path, data):
+    file = tmp_path / "a.jpg"
+    file.write_bytes(data)
+    with pytest.raises(ValueError, match=rf"{file} is no picture"):
+        Picture().decode_example({"path": str(file), "bytes": None})
+
+
+def test_a_cut_picture_inside_a_data_set_is_read_too(damaged, embedder, monkeypatch):
+    folder, rows, _ = damaged
+    told, buffer = warnings_of(monkeypatch), io.BytesIO()
+    noise_image(1, 64, 64).save(buffer, format="JPEG")
+    cut = {"bytes": buffer.getvalue()[:1000], "path": "page.jpg"}
+    pages = load_dataset(str(folder / rows[1].dataset["repo"]), "corpus", split="test").cast_column(
+        "image", Image(decode=False)
+    )
+    pages = [{**page, "image": cut if place == 1 else page["image"]} for place, page in enumerate(pages)]
+    features = Features({"corpus-id": Value("int64"), "image": Image()})
+    write_dataset(folder / rows[1].dataset["repo"], "corpus", "test", Dataset.from_list(pages, features=features))
+    [result] = evaluate(embedder, rows[1:], folder, progress=False)
+    assert result["num_candidates"] == 3
+    assert [message.split(" was cut off")[0] for message in told] == ["page.jpg"]
+
+
+def test_a_task_that_fails_is_recorded_and_the_others_run(damaged, checkpoint, capsys):
+    folder, rows, cut = damaged
+    cut.write_bytes(b"no picture")
+    out, table = folder / "out", folder / "tasks.json"
+    fields = [f for f in json.loads(MMEB_V2.read_text())["tasks"] if f["id"] in ("MSVD", "ViDoSeek-doc")]
+    write_table(table, fields)
+    command = ["run", "--model", str(checkpoint), "--table", str(table), "--data-root", str(folder), "--out", str(out)]
+    assert main(command) == 1
+    printed = capsys.readouterr().out
+    assert "ViDoSeek-doc" in printed
+    assert f"FAILED  ValueError: {cut} is no picture" in printed
+    assert "frame_1.jpg" in json.loads((out / "failed" / "MSVD.json").read_text())["reason"]
+    assert (out / "ViDoSeek-doc.json").exists()
+    assert not (out / "MSVD.json").exists()
+    assert main(["table", str(out), "--table", str(table)]) == 0
+    line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("| out"))
+    assert line.split("|")[-2].strip() == "-", "no mean over a failed task"
+    noise_image(0, 64, 64).save(cut, format="JPEG")
+    assert main(command) == 0
+    assert not (out / "failed" / "MSVD.json").exists()
+
+
+def test_all_failures_are_raised_together_with_the_results_of_the_others(damaged, embedder):
+    folder, rows, cut = damaged
+    cut.write_bytes(b"no picture")
+    with pytest.raises(FailedTasksError, match="1 of 2 tasks failed") as caught:
+        evaluate(embedder, rows, folder, progress=False)
+    assert [result["task"] for result in caught.value.results] == ["ViDoSeek-doc"]
+    assert list(caught.value.reasons) == ["MSVD"]
+
+
+def test_another_condition_is_refused_before_anything_is_run(damaged, embedder, checkpoint, tmp_path):
+    folder, rows, _ = damaged
+    evaluate(embedder, rows[1:], folder, folder / "out", progress=False)
+    seen = embedder.seen
+    with pytest.raises(ValueError, match="dim: None there, 8 here"):
+        evaluate(embedder, rows, folder, folder / "out", progress=False, dim=8)
+    assert embedder.seen == seen
+    assert not (folder / "out" / "failed").exists()
+
+
+def test_settings_of_vectors_are_whole_or_absent(tmp_path, monkeypatch):
+    def full(self, *_, **__):
+        self.touch()
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_text", full)
+        with pytest.raises(OSError, match="No space"):
+            VectorStore(tmp_path, {"a": 1})
+    VectorStore(tmp_path, {"a": 1})  # as if nothing had been there
+
+
 # The command
+
+
+def test_the_check_of_the_data_goes_on_behind_data_that_cannot_be_read(world, capsys):
+    assert main(["tasks", "--check", "--data-root", str(world), "--tasks", "DiDeMo", "ImageNet-1K"]) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 2
+    assert "could not be read" in "".join(lines)
+    assert "3 queries, the table has 1000" in "".join(lines)
+
+
+def test_the_old_command_for_costs_names_the_new_one(capsys):
+    assert main(["efficiency", "--size", "2b"]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
 
 
 def test_the_command_runs_another_table(world, checkpoint, tmp_path, capsys):

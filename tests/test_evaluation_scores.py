@@ -23,7 +23,7 @@ from plume.evaluation.scores import (
     reference_columns,
     results_column,
 )
-from plume.evaluation.table import read_table
+from plume.evaluation.table import Table, read_table
 
 TABLE = read_table()
 CHANGED = TABLE.meta["incomparable"]
@@ -204,6 +204,41 @@ def test_results_of_mixed_conditions_make_no_column(tmp_path):
         results_column(tmp_path / "empty", TABLE)
 
 
+def playground_results(folder):
+    """Results of another table."""
+    write_results(folder)
+    for file in list(folder.glob("*.json"))[3:]:
+        file.unlink()
+    for number, file in enumerate(sorted(folder.glob("*.json"))):
+        change(folder, file.stem, ["condition", "benchmark"], "playground")
+        change(folder, file.stem, ["condition", "version"], "seed 0, 200 queries")
+        change(folder, file.stem, ["task"], f"image-chain-test-h{number}")
+    return folder
+
+
+def test_results_of_another_table_say_to_pass_it(tmp_path, capsys):
+    out = playground_results(tmp_path / "ours")
+    with pytest.raises(ValueError, match=r"of playground seed 0.*Pass --table FILE.*WORLD/test/tasks\.json"):
+        main(["table", str(out)])
+    assert main(["doctor", str(out)]) == 1
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.startswith("fault")
+    assert "Pass --table FILE" in line
+
+
+def test_failed_tasks_are_told_by_table_and_doctor(tmp_path, capsys):
+    out = write_results(tmp_path / "ours")
+    (out / "GQA.json").unlink()
+    (out / "failed").mkdir()
+    (out / "failed" / "GQA.json").write_text(json.dumps({"task": "GQA", "reason": "ValueError: no picture"}))
+    assert main(["table", str(out), "--reference"]) == 0
+    printed = capsys.readouterr().out
+    assert "failed, so no mean includes them: GQA" in printed
+    assert next(line for line in printed.splitlines() if line.startswith("| ours")).split("|")[-2].strip() == "-"
+    assert main(["doctor", str(out)]) == 1
+    assert "GQA: ValueError: no picture" in capsys.readouterr().out
+
+
 # Doctor
 
 
@@ -347,8 +382,26 @@ def test_the_radar_leaves_out_incomplete_groups_and_says_so(tmp_path):
     holed = Column("holed", "v", "wrong", {**UME.scores, "GQA": None})
     assert radar([UME, holed], TABLE, tmp_path / "radar.png") == ["I-QA"]
     assert Image.open(tmp_path / "radar.png").size[0] > 600
-    with pytest.raises(ValueError, match="at least 3 groups"):
-        radar([Column("none", "v", "wrong", {})], TABLE, tmp_path / "none.png")
+
+
+def test_a_radar_that_cannot_be_drawn_says_what_to_pass(tmp_path):
+    lacking = {task: score for task, score in UME.scores.items() if task in {r.id for r in TABLE.rows if r.group in ("I-QA", "V-QA")}}  # fmt: skip
+    with pytest.raises(ValueError, match=r"I-CLS: mine;.*run --tasks I-CLS I-RET.*--reference without names"):
+        radar([Column("mine", "v", "wrong", lacking)], TABLE, tmp_path / "none.png")
+    few = Table(TABLE.meta, [row for row in TABLE.rows if row.group in ("I-QA", "V-QA")])
+    with pytest.raises(ValueError, match=r"has I-QA, V-QA\. Drop --radar"):
+        radar([UME], few, tmp_path / "none.png")
+    with pytest.raises(ValueError, match="at most 6 models, there are 7"):
+        radar([UME] * 7, TABLE, tmp_path / "none.png")
+
+
+COSTS = {"text64": (28.0, 18.0), "image448": (60.0, 40.0)}  # of PLUME and of the single pass
+
+
+def cost(system, kind, milliseconds):
+    """A row of the benchmark's result."""
+    cell = {"size": "2b", "device": "cpu", "dtype": "bf16", "batch": 2, "input": kind}
+    return {"system": system, **cell, "ms_median": milliseconds}
 
 
 def test_the_tradeoff_joins_scores_and_latencies(tmp_path, capsys):
@@ -356,21 +409,18 @@ def test_the_tradeoff_joins_scores_and_latencies(tmp_path, capsys):
     single = write_results(tmp_path / "single", {**V2.scores})
     for row in TABLE.rows:
         change(single, row.id, ["condition", "latent_steps"], 0)
-    costs = [
-        {"system": system, "modality": modality, "throughput": {"mean": 1000 / latency, "std": 1.0}}
-        for system, latency in (("plume-k8", 14.0), ("single-pass", 9.0))
-        for modality in ("image", "all")
-    ]
-    (tmp_path / "efficiency.json").write_text(json.dumps({"rows": costs}))
+    costs = [cost(system, kind, ms) for kind, (plume, single) in COSTS.items() for system, ms in (("plume_k8", plume), ("single_pass", single))]  # fmt: skip
+    costs += [cost("prepare", "text64", 4.0), cost("plume_k8", "video8", 9000.0)]
+    (tmp_path / "costs.json").write_text(json.dumps({"rows": costs}))
     columns = [results_column(folder, TABLE) for folder in (ours, single)]
     points = measured_points(columns, TABLE, costs)
-    assert [(p["name"], round(p["latency_ms"], 6), round(p["score"], 2)) for p in points] == [
-        ("plume-k8", 14.0, 60.12),
-        ("single-pass", 9.0, 58.02),
+    assert [(p["name"], p["latency_ms"], round(p["score"], 2)) for p in points] == [
+        ("plume_k8", pytest.approx((14 + 30) / 2 + 1), 60.12),  # two rows a batch; half of the cells know `prepare`
+        ("single_pass", pytest.approx((9 + 20) / 2 + 1), 58.02),
     ]
     drawn = ["--radar", str(tmp_path / "r.png"), "--tradeoff", str(tmp_path / "t.png")]
     command = ["table", str(ours), str(single), "--reference", *drawn]
-    assert main([*command, "--efficiency", str(tmp_path / "efficiency.json")]) == 0
+    assert main([*command, "--efficiency", str(tmp_path / "costs.json")]) == 0
     assert capsys.readouterr().out.count("drawn: ") == 2
     assert Image.open(tmp_path / "t.png").size[0] > 600
     with pytest.raises(ValueError, match="needs latencies"):
@@ -378,5 +428,7 @@ def test_the_tradeoff_joins_scores_and_latencies(tmp_path, capsys):
     (ours / "GQA.json").unlink()
     with pytest.raises(ValueError, match="cannot be placed"):
         measured_points([results_column(ours, TABLE)], TABLE, costs)
+    with pytest.raises(ValueError, match="measured together"):
+        measured_points(columns[:1], TABLE, costs[1:2])
     with pytest.raises(ValueError, match="positive latency"):
         tradeoff([], tmp_path / "none.png")

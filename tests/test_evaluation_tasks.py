@@ -131,11 +131,11 @@ def test_image_task(row, world):
 
 def test_line_breaks_lose_the_space_before_them_as_in_vlm2vec(world):
     from plume.evaluation.parsers import parse
-    from plume.evaluation.parsers.common import Media
+    from plume.evaluation.parsers.common import MediaFiles
 
     row = row_of("ScienceQA")
     fields = {**image_rows(row)[0], "qry_text": "which? \nA: a \nB: b", "tgt_text": ["a", "b"]}
-    parsed = parse(row, {"rows": [fields]}, Media(row, world), "clean")
+    parsed = parse(row, {"rows": [fields]}, MediaFiles(row, world), "clean")
     assert parsed.queries[0].text == f"{row.query.instruction} which?\nA: a\nB: b"
 
 

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from filelock import FileLock
 from safetensors.torch import load_file, save_file
 from transformers import Qwen2VLForConditionalGeneration
 
@@ -124,7 +125,7 @@ def released_vector(
         return z + mlp("shared_expert", x) + sum(probs[m] * mlp(f"experts.{m}", x) for m in best)
 
     config = SimpleNamespace(
-        image_token_id=backbone.image_token_id, video_token_id=backbone.video_token_id, position_scheme="kv_length",
+        model_type="qwen2_vl", image_token_id=backbone.image_token_id, video_token_id=backbone.video_token_id, position_scheme="kv_length",
         anchor_token_id=token_ids["<disc_emb>"], suffix_token_ids=suffix,
     )  # fmt: skip
     with torch.no_grad():
@@ -240,12 +241,16 @@ def test_training_from_a_converted_checkpoint_keeps_its_adapter(tmp_path):
         assert torch.equal(model.state_dict()[name], weight)
 
 
-def test_k_is_read_from_the_trainer_s_state(tmp_path):
+@pytest.mark.parametrize("trained", [6, 8])
+def test_k_of_the_trainer_s_state_is_said_beside_the_authors_default(tmp_path, trained):
     source = make_source(tmp_path / "source", "plume")
-    history = [{"curriculum_latent_tokens": 2}, {"loss": 1.0}, {"curriculum_latent_tokens": 6}]
+    history = [{"curriculum_latent_tokens": 2}, {"loss": 1.0}, {"curriculum_latent_tokens": trained}]
     (source / "trainer_state.json").write_text(json.dumps({"log_history": history}))
-    convert(str(source), tmp_path / "target")
-    assert PlumeForEmbedding.from_pretrained(tmp_path / "target").config.num_latent_steps == 6
+    report = convert(str(source), tmp_path / "target")
+    assert PlumeForEmbedding.from_pretrained(tmp_path / "target").config.num_latent_steps == trained
+    note = next(note for note in report.notes if "trainer_state.json" in note)
+    assert note.startswith(f"K = {trained} from the last entry")
+    assert ("the authors' evaluation takes K = 8 unless told otherwise" in note) == (trained != 8)
 
 
 def _drop(source: Path, pattern: str) -> None:
@@ -272,6 +277,31 @@ def _other_model(source: Path) -> None:
     (source / "config.json").write_text(json.dumps({"model_type": "llama"}))
 
 
+def _nan(source: Path) -> None:
+    weights = load_file(source / "model.safetensors")
+    next(weight for name, weight in weights.items() if "layers.1.mlp.up" in name)[0, 0] = float("nan")
+    save_file(weights, source / "model.safetensors", {"format": "pt"})
+
+
+def _integers(source: Path) -> None:
+    weights = load_file(source / "model.safetensors")
+    name = next(name for name in weights if "layers.1.mlp.up" in name)
+    save_file({**weights, name: weights[name].int()}, source / "model.safetensors", {"format": "pt"})
+
+
+def _quantized(source: Path) -> None:
+    _integers(source)
+    config = json.loads((source / "config.json").read_text())
+    (source / "config.json").write_text(json.dumps({**config, "quantization_config": {"quant_method": "bitsandbytes"}}))
+
+
+def _twice(source: Path) -> None:
+    weights = load_file(source / "model.safetensors")
+    name = next(name for name in weights if name.endswith("layers.1.mlp.up_proj.weight"))
+    again = f"model.language_model.{name.removeprefix('model.')}"
+    save_file({**weights, again: weights[name] + 1}, source / "model.safetensors", {"format": "pt"})
+
+
 def _stranger(source: Path) -> None:
     save_file({**load_file(source / "model.safetensors"), "extra.weight": torch.ones(1)}, source / "model.safetensors")
 
@@ -286,9 +316,13 @@ def _stranger(source: Path) -> None:
         ("qwen2-vl", _pickle, {}, "only pickles"),
         ("qwen2-vl", _truncate, {}, "truncated"),
         ("qwen2-vl", _other_backbone, {}, "another backbone"),
-        ("qwen2-vl", _other_model, {}, "'llama' model"),
+        ("qwen2-vl", _other_model, {}, "'llama' is not a backbone"),
         ("qwen2-vl", _stranger, {}, "unexpected tensor 'extra.weight'"),
         ("qwen2-vl", None, {"kind": "plume"}, "looks like 'qwen2-vl'"),
+        ("qwen2-vl", _nan, {}, r"layers.1.mlp.up_proj.weight holds NaN or infinity"),
+        ("qwen2-vl", _integers, {}, r"layers.1.mlp.up_proj.weight as I32"),
+        ("qwen2-vl", _quantized, {}, r"layers.1.mlp.up_proj.weight holds torch.int32"),
+        ("qwen2-vl", _twice, {}, r"holds model.language_model.layers.1.mlp.up_proj.weight twice"),
     ],
 )
 def test_unusable_sources_are_refused_and_leave_nothing(tmp_path, kind, spoil, options, message):
@@ -323,7 +357,7 @@ def test_named_tensors_are_ignored_and_reported(tmp_path):
     assert json.loads((tmp_path / "target" / "conversion.json").read_text())["kind"] == "qwen2-vl"
 
 
-def test_a_killed_conversion_leaves_no_target(tmp_path):
+def test_a_killed_conversion_leaves_no_target_and_the_next_one_clears_up(tmp_path):
     source = make_source(tmp_path / "source", "qwen2-vl", shards=3)
     slow = (
         "import time, plume.hub.convert as c; c.save_file = lambda *a: (print('writing', flush=True), time.sleep(60))"
@@ -333,8 +367,18 @@ def test_a_killed_conversion_leaves_no_target(tmp_path):
     assert process.stdout.readline() == "writing\n"
     process.send_signal(signal.SIGKILL)
     process.wait()
-    assert not (tmp_path / "target").exists()
+    assert len(list(tmp_path.glob(".target.*"))) == 2  # a folder and its lock
+    other = tmp_path / ".target-b.partial-abc"  # of another target
+    other.mkdir()
     convert(str(source), tmp_path / "target")
+    assert {path.name for path in tmp_path.iterdir()} == {"source", "target", other.name}
+
+
+def test_two_conversions_to_one_target_do_not_meet(tmp_path):
+    source = make_source(tmp_path / "source", "qwen2-vl")
+    with FileLock(tmp_path / ".target.lock"), pytest.raises(ValueError, match="Another process is converting"):
+        convert(str(source), tmp_path / "target")
+    assert not list(tmp_path.glob(".target.partial*"))
 
 
 def test_memory_stays_at_one_shard(tmp_path):

@@ -97,3 +97,14 @@ def test_adapter_has_the_released_checkpoint_s_size():
     with torch.device("meta"):
         transition = LatentTransition(PlumeConfig.from_backbone(backbone))
     assert sum(parameter.numel() for parameter in transition.parameters()) == 47_273_476
+
+
+def test_the_router_s_softmax_is_computed_in_float32(states):
+    """In bfloat16 the four probabilities would have three digits and their sum would miss 1."""
+    z, anchor = (state.bfloat16() for state in states)
+    router = make_transition().bfloat16().router
+    probs = router(z, 1, anchor)
+    assert probs.dtype == torch.float32
+    query = torch.cat([z + anchor, router.step_embedding.weight[0].expand_as(z)], dim=-1)
+    assert torch.equal(probs, torch.softmax(router.projection(query).float(), dim=-1))
+    assert not torch.equal(probs, torch.softmax(router.projection(query), dim=-1).float())

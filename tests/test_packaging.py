@@ -1,14 +1,23 @@
 """The wheel, an environment that has nothing else, and a checkout under an awkward name."""
 
+import json
+import os
+import resource
 import shutil
 import subprocess
 import sys
 import sysconfig
 import zipfile
 
+import numpy as np
 import pytest
 
+import plume
 from inputs import ROOT
+from plume.hub.closure import closure, link_closure
+from plume.hub.verify import verify
+
+TINY = ROOT / "checkpoints" / "plume-tiny"
 
 TRACKED = subprocess.run(
     ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
@@ -17,6 +26,22 @@ TRACKED = subprocess.run(
     text=True,
     check=False,
 ).stdout.split()
+
+# As people use it: from anywhere, in a process in which the package cannot be imported.
+WITHOUT_PACKAGE = """
+import json, sys
+sys.modules["plume"] = None  # any import of it fails
+import torch
+from sentence_transformers import SentenceTransformer
+from transformers import AutoModel, AutoProcessor
+folder, texts = sys.argv[1], ["open red", "shut green box"]
+model = AutoModel.from_pretrained(folder, trust_remote_code=True).eval()
+processor = AutoProcessor.from_pretrained(folder, trust_remote_code=True)
+with torch.no_grad():
+    vectors = model(**processor.process_documents(texts)).embeddings.tolist()
+encoder = SentenceTransformer(folder, trust_remote_code=True, device="cpu")
+print(json.dumps([vectors, encoder.encode(texts).tolist()]))
+"""
 
 EMBED = """
 import pathlib, sys
@@ -36,12 +61,15 @@ def checkout(tmp_path_factory):
     folder = tmp_path_factory.mktemp("copies") / "PLUME-Qwen2-VL.main"
     for name in TRACKED:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(ROOT / name, folder / name)
+        shutil.copy(ROOT / name, folder / name, follow_symlinks=False)  # links stay links, as in a clone
     return folder
 
 
-def run(command, folder):
-    done = subprocess.run(list(map(str, command)), cwd=folder, capture_output=True, text=True, check=False)
+def run(command, folder, **variables):
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", **variables}
+    done = subprocess.run(
+        list(map(str, command)), cwd=folder, env=environment, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
     return done.stdout
 
@@ -59,22 +87,88 @@ def wheel(checkout, tmp_path_factory):
 def test_the_wheel_holds_the_package_and_nothing_else(wheel):
     names = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
     assert all(name.startswith("plume/") for name in names)
-    assert {"plume/__init__.py", "plume/modeling_plume.py", "plume/py.typed", "plume/hub/random_checkpoint.py"} <= names
+    assert {"plume/__init__.py", "plume/modeling_plume.py", "plume/py.typed", "plume/hub/layout.py"} <= names
     assert {"plume/evaluation/mmeb_v2.json", "plume/evaluation/parsers/video_labels.json"} <= names
     assert "plume/setup.py" not in names
     assert not [name for name in names if "test" in name or "example" in name]
 
 
-def test_the_wheel_works_in_an_environment_of_its_own(wheel, tmp_path):
-    """Installed from the wheel; the dependencies are lent by this environment, the checkout is not on the path."""
-    environment = tmp_path / "env"
-    run([sys.executable, "-m", "venv", environment], tmp_path)
+def test_the_wheel_holds_the_shipped_model_with_its_code_as_files(wheel):
+    archive = zipfile.ZipFile(wheel)
+    shipped = {name.rsplit("/", 1)[1]: archive.read(name) for name in archive.namelist() if "plume-tiny/" in name}
+    assert set(shipped) == {path.name for path in TINY.iterdir() if path.is_file()}
+    assert all(content == (TINY / name).read_bytes() for name, content in shipped.items())
+    assert len(shipped["modeling_plume.py"]) > 1000
+
+
+@pytest.fixture(scope="module")
+def installed(wheel, tmp_path_factory):
+    """The folder of an environment that has the wheel; this one lends the dependencies, the checkout is not on the path."""
+    environment = tmp_path_factory.mktemp("installed") / "env"
+    run([sys.executable, "-m", "venv", environment], environment.parent)
     python = environment / "bin" / "python"
-    site = run([python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"], tmp_path).strip()
-    run([python, "-m", "pip", "install", "--no-deps", "--no-index", wheel], tmp_path)
+    site = run([python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"], environment.parent).strip()
+    run([python, "-m", "pip", "install", "--no-deps", "--no-index", wheel], environment.parent)
     # A path file lends the packages but not the editable install, whose hook it does not execute.
-    (tmp_path / site / "lent.pth").write_text(sysconfig.get_path("purelib") + "\n")
-    run([python, "-c", EMBED, tmp_path / "checkpoint"], tmp_path)
+    (environment.parent / site / "lent.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    return environment
+
+
+def test_the_wheel_works_in_an_environment_of_its_own(installed, tmp_path):
+    run([installed / "bin" / "python", "-c", EMBED, tmp_path / "checkpoint"], tmp_path, PYTHONPATH="")
+
+
+def test_the_installed_command_embeds_with_the_shipped_model(installed, tmp_path):
+    command = installed / "bin" / "plume"
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    run([command, "--help"], tmp_path, PYTHONPATH="")
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 0.5
+    line = run([command, "embed", "--model", "tiny", "open red"], tmp_path, PYTHONPATH="")
+    assert (
+        np.abs(np.array(json.loads(line)["vector"]) - plume.embed(["open red"], progress=False).vectors).max() <= 1e-5
+    )
+
+
+def test_the_code_of_the_shipped_model_is_linked_and_just_what_it_needs():
+    """`python -m plume.hub.closure checkpoints/plume-tiny` mends what fails here."""
+    links = {path.name: path for path in TINY.glob("*.py")}
+    assert sorted(links) == [path.name for path in closure(TINY)]
+    assert all(path.is_symlink() and path.readlink().as_posix() == f"../../{name}" for name, path in links.items())
+
+
+def test_links_are_refreshed_where_they_differ(checkout, monkeypatch):
+    tiny = checkout / "checkpoints" / "plume-tiny"
+    shutil.copytree(tiny, tiny.parent / "other", symlinks=True)
+    (tiny.parent / "other" / "modeling_plume.py").unlink()
+    (tiny.parent / "other" / "gone_plume.py").symlink_to("../../gone_plume.py")
+    monkeypatch.setattr("plume.hub.closure.PACKAGE", checkout)
+    assert [link.name for link in link_closure(tiny.parent / "other")] == [path.name for path in closure(TINY)]
+    assert (tiny.parent / "other" / "modeling_plume.py").resolve() == checkout / "modeling_plume.py"
+
+
+def test_links_outside_the_repository_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="lies outside"):
+        link_closure(tmp_path)
+
+
+@pytest.mark.parametrize("where", ["a fresh clone", "the wheel"])
+def test_the_shipped_model_opens_anywhere_without_the_package(request, tmp_path, where):
+    if where == "the wheel":
+        environment = request.getfixturevalue("installed")
+        folder = next(environment.glob("lib/*/site-packages/plume/checkpoints/plume-tiny"))
+    else:
+        folder = request.getfixturevalue("checkout") / "checkpoints" / "plume-tiny"
+    line = run([sys.executable, "-c", WITHOUT_PACKAGE, folder], tmp_path, HF_MODULES_CACHE=str(tmp_path / "modules"))
+    expected = plume.embed(["open red", "shut green box"], progress=False).vectors
+    assert np.abs(np.array(json.loads(line.splitlines()[-1])) - expected).max() <= 1e-5
+
+
+@pytest.mark.parametrize("where", ["the checkout", "elsewhere"])
+def test_the_shipped_model_passes_its_verification(where, tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT if where == "the checkout" else tmp_path)
+    findings = verify(TINY.relative_to(ROOT) if where == "the checkout" else TINY)
+    assert not [finding for finding in findings if not finding.passed]
 
 
 def test_a_checkout_under_an_awkward_name_collects_its_tests(checkout):

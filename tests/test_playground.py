@@ -1,24 +1,30 @@
 """The world: splits share no layout, nothing but the media tells the answer, and both pipelines read it."""
 
+import hashlib
 import json
 import random
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 pytest.importorskip("mteb")
 
 from inputs import ROOT
 from plume.evaluation.runner import evaluate
 from plume.evaluation.table import read_table
-from plume.playground.corpora import conditions, write_evaluation, write_training
+from plume.playground.ablate import Plan, Sweep
+from plume.playground.corpora import MediaFolder, conditions, write_evaluation, write_training
 from plume.playground.puzzles import SPLITS, make_puzzle, split_of
+from plume.playground.sheet import draw_sheet
 from plume.playground.student import build_processor, build_student
-from plume.playground.tasks import EXTRAPOLATION, PLAIN, TASKS, draw_example
+from plume.playground.tasks import EXTRAPOLATION, LONGER, PLAIN, TASKS, draw_example
 from plume.training.data import parse_row
 
 CHAINS = [name for name, task in TASKS.items() if not task.control]
+VARIED = (1, 2, 3, 4)
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +44,7 @@ def test_splits_share_no_layout(name):
     assert not layouts["dev"] & layouts["test"]
 
 
-@pytest.mark.parametrize("hops", [1, 2, 3, 4])
+@pytest.mark.parametrize("hops", range(1, 7))
 def test_thoughts_follow_the_puzzle(hops):
     names, signs = tuple("abcdefghi"), tuple("1234")
     for seed in range(20):
@@ -60,6 +66,131 @@ def test_questions_take_as_many_lookups_as_they_say(name, hops):
 def test_an_unknown_hop_count_is_refused():
     with pytest.raises(ValueError, match="hops=7"):
         make_puzzle(random.Random(0), tuple("abcdefghi"), tuple("1234"), 7)
+
+
+def test_the_world_of_today_stays_what_it_is():
+    """Layouts, texts and thoughts of every task with its own numbers of look-ups, as plume-tiny learned them."""
+    drawn = hashlib.blake2b(digest_size=8)
+
+    def told(item):
+        return item.text, item.image and item.image.size, [frame.size for frame in item.video]
+
+    for name, task in TASKS.items():
+        for hops in (task.hops, *(EXTRAPOLATION if task.extrapolates else ())):
+            rng = random.Random(f"{name}-{hops}")
+            for _ in range(4):
+                one = draw_example(task, rng, "test", hops)
+                items = told(one.query), told(one.target), [told(other) for other in one.others]
+                drawn.update(repr((one.layout, one.thought, one.answer, *items)).encode())
+    assert drawn.hexdigest() == "b42d0bf6af39ea8b"
+
+
+# Chains of one to four look-ups in one training set
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_a_task_varies_its_look_ups_or_keeps_its_own(name):
+    task = TASKS[name]
+    lookups = task.lookups(VARIED)
+    assert task.lookups(()) == (task.hops,)
+    assert lookups == ((task.hops,) if task.control else VARIED[task.fewest - 1 :])
+    for hops in (*lookups, *(() if task.control else LONGER)):
+        for seed in range(5):
+            example = draw_example(task, random.Random(seed), "train", hops)
+            assert task.control or len(example.thought) == hops
+            assert example.answer.split()[-1] == example.thought[-1].strip(" .")
+
+
+def test_in_clips_every_chain_that_is_asked_for_can_be_followed():
+    """Two look-ups too: a scene shows three boxes, so a fourth chain would not be seen."""
+    for hops in (*VARIED, *LONGER):
+        for seed in range(20):
+            example = draw_example(TASKS["video-track"], random.Random(seed), "train", hops)
+            names, contents = example.layout
+            chain = [example.query.text.split()[-1]]
+            while chain[-1] in names:
+                chain.append(contents[names.index(chain[-1])])
+            assert [f" {step}." for step in chain[1:]] == list(example.thought)
+            assert len(example.query.video) >= 2 * hops
+
+
+def test_a_training_set_with_varied_chains_has_all_of_them_equally_often(tmp_path):
+    tasks = ["image-chain", "mixed-chain", "image-look"]
+    file = write_training(tmp_path, 72, 0, tasks, progress=False, hops=VARIED)
+    counts = {name: [] for name in tasks}
+    for line in file.read_text().splitlines():
+        pair = parse_row(line, tmp_path / "media")
+        counts[pair.dataset].append(pair.query.rationale.count("."))
+    assert sorted(counts["image-chain"]) == [1] * 6 + [2] * 6 + [3] * 6 + [4] * 6
+    assert sorted(counts["mixed-chain"]) == [2] * 8 + [3] * 8 + [4] * 8
+    assert counts["image-look"] == [len(PLAIN)] * 24
+
+
+def test_longer_chains_than_trained_are_the_extrapolation_of_a_varied_world(tmp_path):
+    names = ["image-chain", "mixed-chain", "image-look"]
+    wanted = conditions("test", names, hops=VARIED)
+    assert [condition.name for condition in wanted] == [
+        *(f"image-chain-test-h{hops}" for hops in (1, 2, 3, 4, 5, 6)),
+        *(f"mixed-chain-test-h{hops}" for hops in (2, 3, 4, 5, 6)),
+        "image-look-test-h1",
+    ]
+    dev = [condition.hops for condition in conditions("dev", names[:1], extrapolate=False, hops=VARIED)]
+    assert dev == list(VARIED)
+    table = read_table(write_evaluation(tmp_path, wanted, 8, 0, progress=False))
+    results = evaluate(Blind("nothing"), table.rows, tmp_path, progress=False)
+    assert {(result["task"], result["hops"]) for result in results} == {(c.name, c.hops) for c in wanted}
+
+
+# Files that are whole or absent
+
+
+def full_disk(monkeypatch, cls, name):
+    """Half of what is written, and then no space."""
+
+    def write(self, target, *_, **__):
+        Path(self if cls is Path else target).touch()
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(cls, name, write)
+
+
+def test_pairs_and_tables_are_whole_or_absent(tmp_path, monkeypatch):
+    full_disk(monkeypatch, Path, "write_text")
+    with pytest.raises(OSError, match="No space"):
+        write_training(tmp_path / "train", 6, 0, ["image-name"], progress=False)
+    with pytest.raises(OSError, match="No space"):
+        write_evaluation(tmp_path, [], 6, 0, progress=False)
+    assert not (tmp_path / "train/pairs.jsonl").exists()
+    assert not (tmp_path / "tasks.json").exists()
+
+
+def test_a_picture_that_could_not_be_written_is_written_the_next_time(tmp_path, monkeypatch):
+    media, picture = MediaFolder(tmp_path), Image.new("RGB", (28, 28), "red")
+    with monkeypatch.context() as patch:
+        full_disk(patch, Image.Image, "save")
+        with pytest.raises(OSError, match="No space"):
+            media.add(picture)
+    assert Image.open(tmp_path / media.add(picture)).getpixel((0, 0)) == (255, 0, 0)
+
+
+def test_a_sweep_writes_pairs_again_that_are_not_all_there(tmp_path):
+    plan = Plan(tasks=("image-name",), rows=24, queries=6)
+    sweep = Sweep(plan, tmp_path, ROOT / "training/recipes/playground.yaml")
+    sweep.write_world()
+    whole = sweep.pairs.read_text()
+    sweep.pairs.write_text("".join(whole.splitlines(keepends=True)[:11]))
+    sweep.write_world()
+    assert sweep.pairs.read_text() == whole
+
+
+# What it looks like
+
+
+def test_the_sheet_has_no_empty_bands():
+    sheet = np.asarray(draw_sheet())
+    blank = (sheet == 255).all(axis=(1, 2))
+    longest = max(len(run) for run in "".join("x" if row else " " for row in blank).split())
+    assert longest <= 40
 
 
 def test_training_rows_are_read_by_the_trainers_reader(world):

@@ -5,19 +5,21 @@ import shutil
 import socket
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 for module in ("lancedb", "gradio", "pypdfium2", "av"):
-    pytest.importorskip(module, reason="the extra `search` is not installed: pip install '.[examples]'")
-httpx = pytest.importorskip("httpx", reason="the extra `examples` is not installed: pip install '.[examples]'")
+    pytest.importorskip(module, reason="the extra `search` is not installed: pip install '.[apps]'")
+httpx = pytest.importorskip("httpx", reason="the extra `apps` is not installed: pip install '.[apps]'")
 
-from examples.search.indexing import index_folders
-from examples.search.searching import Search
-from examples.search.store import Index
-from examples.search.world import Question, write_world
-from examples.shared.encoder import Encoder
-from examples.shared.limits import Limits
 from inputs import MEDIA, ROOT, claim_pixels
+from plume.apps.search.indexing import index_folders
+from plume.apps.search.searching import Search
+from plume.apps.search.store import Index
+from plume.apps.search.world import Question, write_world
+from plume.apps.shared.encoder import Encoder
+from plume.apps.shared.limits import Limits
+from plume.apps.shared.rows import build_row
 from servers import serving
 
 DROPPED = "#query .thumbnail-item, #query .thumbnail-image"
@@ -49,7 +51,7 @@ def index(world, tiny) -> Index:
 @pytest.fixture(scope="module")
 def address(world, index, tiny):
     arguments = ["page", "--index", index.folder, "--model", tiny.model_id, "--world", world[0]]
-    with serving("examples.search", *arguments, path="/") as (address, _):
+    with serving("plume.apps.search", *arguments, path="/") as (address, _):
         yield address
 
 
@@ -68,6 +70,8 @@ def test_only_files_of_the_index_are_served(world, index, address):
         for path in (
             "/original/nothing",
             "/original/..%2f..%2fsecret.txt",
+            f"/original/{secret}",
+            f"/original//{secret}",
             "/original/'%20OR%20'1'='1",
             f"/original/{ids['bus.png']}/../secret.txt",
             f"/gradio_api/file={secret}",
@@ -141,7 +145,7 @@ def find_chromium() -> str | None:
 
 @pytest.fixture
 def browser_page():
-    playwright = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed: the extra `examples`")
+    playwright = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed: the extra `apps`")
     chromium = find_chromium()
     if chromium is None:
         pytest.skip("no Chromium is installed: apt-get install chromium, or playwright install chromium")
@@ -183,7 +187,7 @@ def test_a_browser_finds_what_was_learned(world, index, tiny, address, browser_p
     browser_page.locator(DROPPED).first.wait_for(timeout=WAIT)
     browser_page.locator("#query textarea").press("Enter")
     browser_page.locator(f"#results .hit[data-path='{right[0].answer}']:first-child").wait_for(timeout=WAIT)
-    assert browser_page.locator("#thinking circle").count() == tiny.model.config.num_latent_steps
+    assert browser_page.locator("#thinking .step").count() == tiny.model.config.num_latent_steps
     loaded = browser_page.locator("#query img").first
     loaded.evaluate("image => image.decode()")
     assert all(url.startswith((address, "data:", "blob:")) for url in requests), "the page loads nothing from elsewhere"
@@ -214,6 +218,25 @@ def test_an_offered_question_is_asked_by_a_click(world, address, browser_page):
     browser_page.locator("#query textarea").press("Enter")
     browser_page.locator("#results .hit").first.wait_for(timeout=WAIT)
     assert browser_page.locator("#query textarea").input_value() == questions[0].text
+
+
+def test_a_browser_runs_nothing_that_comes_from_outside(tmp_path, tiny, browser_page):
+    """Names, texts, ids and kinds as a table may have them, and an error that repeats a name."""
+    nasty = '"><img src=x onerror="window.hacked=1"><script>window.hacked=1</script>'
+    index = Index(tmp_path / "index", tiny.identity, tiny.dimension, tiny.model.config.num_latent_steps)
+    row = {"root": "/r", "part": 1, "parts": 2, "stamp": "", "digest": ""}
+    vector = np.ones(tiny.dimension, np.float32) / tiny.dimension**0.5
+    index.put([build_row({**row, "id": nasty, "path": nasty, "kind": "text"}, {"text": nasty}, vector)])
+    index.put([build_row({**row, "id": "b", "path": "b", "kind": nasty}, {"text": nasty}, vector)])
+    with serving("plume.apps.search", "page", "--index", index.folder, "--model", tiny.model_id, path="/") as (here, _):
+        browser_page.goto(here)
+        for text, shown in (("a bus", "#results .hit:nth-child(2)"), ("a" * 8000 + nasty, ".toast-body")):
+            browser_page.locator("#query textarea").fill(text)
+            browser_page.locator("#query textarea").press("Enter")
+            browser_page.locator(shown).first.wait_for(timeout=WAIT)
+        assert browser_page.locator("#results .hit").count() == 2
+        assert browser_page.evaluate("window.hacked") is None
+        assert browser_page.locator("#results script").count() == 0
 
 
 def test_the_page_says_what_is_wrong(address, browser_page, tmp_path):

@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import errno
 import io
 import json
 import os
@@ -10,24 +11,28 @@ import socket
 import struct
 import sys
 import threading
+import time
+import tracemalloc
 import zlib
 from contextlib import asynccontextmanager
 
+import hypothesis
 import numpy as np
 import pytest
 
-pytest.importorskip("fastapi", reason="the extra `serving` is not installed: pip install '.[examples]'")
-pytest.importorskip("prometheus_client", reason="the extra `serving` is not installed: pip install '.[examples]'")
-httpx = pytest.importorskip("httpx", reason="the extra `examples` is not installed: pip install '.[examples]'")
-openai = pytest.importorskip("openai", reason="the extra `examples` is not installed: pip install '.[examples]'")
+pytest.importorskip("fastapi", reason="the extra `serving` is not installed: pip install '.[apps]'")
+pytest.importorskip("prometheus_client", reason="the extra `serving` is not installed: pip install '.[apps]'")
+httpx = pytest.importorskip("httpx", reason="the extra `apps` is not installed: pip install '.[apps]'")
+openai = pytest.importorskip("openai", reason="the extra `apps` is not installed: pip install '.[apps]'")
 
 from PIL import Image
 from sentence_transformers import SentenceTransformer
 
-from examples.serving.app import Settings, build_app
-from examples.serving.batcher import Batcher, Job, QueueFullError, embed_batch
-from examples.shared.encoder import Encoder, pack
 from inputs import MEDIA, noise_image
+from plume.apps.serving.app import Settings, build_app
+from plume.apps.serving.batcher import Batcher, Job, QueueFullError, embed_batch
+from plume.apps.shared.encoder import Encoder, pack
+from plume.apps.shared.limits import Limits
 from servers import serving
 
 
@@ -60,7 +65,7 @@ def media_root(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def server(checkpoint, media_root):
-    arguments = ["examples.serving", "--model", checkpoint, "--media-root", media_root]
+    arguments = ["plume.apps.serving", "--model", checkpoint, "--media-root", media_root]
     with serving(*arguments, path="/health") as (address, pid):
         yield address, pid
 
@@ -125,6 +130,101 @@ def test_role_steps_and_dimensions_are_honoured(client, encoder):
     assert np.abs(create(dimensions=8) - short / np.linalg.norm(short)).max() <= 1e-5
 
 
+@pytest.mark.parametrize("field", ["encoding_format", "dimensions", "user", "role", "num_latent_steps", "messages"])
+def test_a_field_that_is_null_is_absent(server, field):
+    """What clients send for options that nobody has set."""
+    plain = post(server, {"model": "plume", "input": "a bus"}).json()
+    answer = post(server, {"model": "plume", "input": "a bus", field: None})
+    assert answer.status_code == 200, answer.text
+    assert answer.json() == plain
+
+
+@pytest.mark.parametrize("ids", [[1, 2, 3], [[1, 2], [3]], [[]] * 0 + [[17] * 9000]])
+def test_token_ids_are_refused_with_the_setting_that_stops_them(server, ids):
+    message = post(server, {"model": "plume", "input": ids}).json()["error"]["message"]
+    assert "token ids" in message
+    assert "check_embedding_ctx_length=False" in message
+
+
+def clip_uri() -> str:
+    return "data:video/mp4;base64," + base64.b64encode((MEDIA / "rolling_ball.mp4").read_bytes()).decode()
+
+
+def test_a_clip_gets_the_vector_of_encode(server, encoder):
+    part = {"type": "video_url", "video_url": {"url": clip_uri()}}
+    item = post(server, {"model": "plume", "input": [{"video": clip_uri(), "text": "a ball"}, {"video": clip_uri()}]})
+    chat = post(server, {"model": "plume", "messages": [{"role": "user", "content": [part]}]})
+    expected = encoder.encode(
+        [{"video": str(MEDIA / "rolling_ball.mp4"), "text": "a ball"}, {"video": str(MEDIA / "rolling_ball.mp4")}]
+    )
+    served = [row["embedding"] for row in item.json()["data"]] + [chat.json()["data"][0]["embedding"]]
+    assert np.abs(np.array(served) - expected[[0, 1, 1]]).max() <= 1e-5
+
+
+def test_the_limits_are_told(server):
+    (model,) = httpx.get(server[0] + "/v1/models").json()["data"]
+    assert (model["id"], model["dimensions"]) == ("plume", 32)
+    limits = model["limits"]
+    assert (limits["inputs"], limits["characters"], limits["picture_pixels"]) == (128, 8_000, 16_000_000)
+
+
+@pytest.mark.parametrize("path", ["/v1/embeddings", "/v1/models", "/health", "/metrics"])
+def test_the_interface_is_as_its_document_says(server, path):
+    """Requests drawn from the OpenAPI document, valid and not: answers of the documented kinds, and no fault of ours."""
+    schemathesis = pytest.importorskip("schemathesis", reason="the extra `apps` is not installed")
+    operations = schemathesis.openapi.from_url(server[0] + "/openapi.json")[path]
+    # A valid request may still hold nothing to embed, such as a blank text.
+    excluded = [schemathesis.checks.CHECKS.get_one("positive_data_acceptance")]
+    statuses = set()
+
+    def check(operation, mode) -> None:
+        @hypothesis.given(case=operation.as_strategy(generation_mode=mode))
+        @hypothesis.settings(
+            max_examples=30 if operation.method == "post" else 2,
+            deadline=None,
+            database=None,
+            derandomize=True,
+            suppress_health_check=list(hypothesis.HealthCheck),
+        )
+        def call(case):
+            statuses.add(case.call_and_validate(excluded_checks=excluded).status_code)
+
+        call()
+
+    for operation in operations.values():
+        check(operation, schemathesis.GenerationMode.POSITIVE)
+        if operation.method == "post":
+            check(operation, schemathesis.GenerationMode.NEGATIVE)
+            body = {"model": "plume", "input": ["a bus", {"text": "a boat"}], "encoding_format": "base64"}
+            served = operation.Case(body=body, media_type="application/json").call_and_validate(
+                excluded_checks=excluded
+            )
+            statuses.add(served.status_code)
+    assert statuses >= ({200, 400} if path == "/v1/embeddings" else {200})
+
+
+def test_a_key_is_asked_for_before_the_body_is_read(small_encoder):
+    async def scenario():
+        async with in_process(small_encoder, api_key="secret") as client:
+            body = {"model": "plume", "input": "a"}
+            heads = [None, "secret", "Bearer wrong", "Bearer secr\u00e9t", "Bearer secret"]
+            answers = [
+                await client.post("/v1/embeddings", json=body, headers={"Authorization": head.encode()} if head else {})
+                for head in heads
+            ]
+            unread = await client.post("/v1/embeddings", content=never())
+            return answers, unread, (await client.get("/v1/models")), (await client.get("/health"))
+
+    async def never():
+        raise AssertionError("the body was read")
+        yield
+
+    answers, unread, models, health = asyncio.run(scenario())
+    assert [answer.status_code for answer in answers] == [401, 401, 401, 401, 200]
+    assert answers[0].json()["error"]["type"] == "authentication_error"
+    assert (unread.status_code, models.status_code, health.status_code) == (401, 401, 200)
+
+
 def test_a_file_below_the_allowed_folder_may_be_named(server, encoder):
     answer = post(server, {"model": "plume", "input": {"image": "file:seen.png"}})
     assert answer.status_code == 200
@@ -140,6 +240,8 @@ def chat(urls: list[str]) -> dict:
     parts = [{"type": "image_url", "image_url": {"url": url}} for url in urls]
     return {"model": "plume", "messages": [{"role": "user", "content": [part]} for part in parts]}
 
+
+PLAYLIST = base64.b64encode(b"#EXTM3U\n#EXTINF:1,\nfile:///etc/hostname\n").decode()
 
 REFUSED = {
     "malformed JSON": ('{"model": "plume", "input": "a', 400),
@@ -173,6 +275,14 @@ REFUSED = {
     "a vector drawing": (image("data:image/svg+xml;base64," + base64.b64encode(b"<svg/>").decode()), 400),
     "no base64": (image("data:image/png;base64,%%%"), 400),
     "an empty picture": (image("data:image/png;base64,"), 400),
+    "a picture as a clip": ({"model": "plume", "input": {"video": png_that_claims(64, 64)}}, 400),
+    "no clip": ({"model": "plume", "input": {"video": "data:video/mp4;base64,aGVsbG8="}}, 400),
+    "a playlist": ({"model": "plume", "input": {"video": "data:video/mp4;base64," + PLAYLIST}}, 400),
+    "a clip's address": ({"model": "plume", "input": {"video": "http://127.0.0.1/a.mp4"}}, 400),
+    "a million numbers": (b'{"model": "plume", "input": [' + b"1," * 500_000 + b"1]}", 400),
+    "a million texts": (b'{"model": "plume", "input": [' + b'"a",' * 1_000_000 + b'"a"]}', 400),
+    "a million messages": (b'{"model": "plume", "messages": [' + b"{}," * 1_000_000 + b"{}]}", 400),
+    "a million fields": (b'{"model": "plume", ' + b'"a":1,' * 1_000_000 + b'"input": "a"}', 400),
     "a path": (image("/etc/passwd"), 400),
     "a path as a URL": (image("file:///etc/passwd"), 400),
     "a path that climbs out": (image("file:../secret.png"), 400),
@@ -367,11 +477,175 @@ def test_bodies_are_bounded_together_and_in_time(small_encoder, monkeypatch):
     assert asyncio.run(scenario()) == (429, 200)
 
     async def too_slow():
-        monkeypatch.setattr("examples.serving.guard.BodyGuard.__init__.__defaults__", (0.1,))
+        monkeypatch.setattr("plume.apps.serving.guard.BodyGuard.__init__.__defaults__", (0.1,))
         async with in_process(small_encoder) as client:
             return (await client.post("/v1/embeddings", content=slow())).status_code
 
     assert asyncio.run(too_slow()) == 408
+
+
+AMPLIFIED = {
+    "numbers": b'{"input": [' + b"1," * 2_000_000,
+    "texts": b'{"input": [' + b'"a",' * 1_000_000,
+    "objects": b'{"input": [' + b"{}," * 1_300_000,
+    "lists": b'{"input": ' + b"[" * 4_000_000,
+    "quotes": b'{"input": "' + rb"\"" * 2_000_000,
+    "backslashes": b'{"input": "' + rb"\\" * 2_000_000,
+    "spaces": b'{"input": [' + b" " * 4_000_000,
+    "names": b'"input":[' * 400_000,
+    "one text": b'{"model": "plume", "input": "' + b"a," * 2_000_000 + b'"}',
+    "faults": b'{"model": "plume", "input": [' + b"{}," * 4000 + b"{}]}",
+    "fields": b'{"model": "plume", "input": "a"' + b"".join(b',"%d":1' % n for n in range(3000)) + b"}",
+}
+
+
+@pytest.mark.parametrize("name", AMPLIFIED)
+def test_a_refused_body_costs_little(small_encoder, name):
+    body = AMPLIFIED[name]
+
+    async def scenario():
+        async with in_process(small_encoder) as client:
+            tracemalloc.start()
+            started = time.process_time()
+            answer = await client.post("/v1/embeddings", content=body)
+            seconds, peak = time.process_time() - started, tracemalloc.get_traced_memory()[1]
+            tracemalloc.stop()
+            return answer.status_code, seconds, peak
+
+    status, seconds, peak = asyncio.run(scenario())
+    assert status == 400
+    assert peak < 5 * len(body) + 8_000_000
+    assert seconds < 1
+
+
+def test_large_bodies_leave_the_event_loop_free(small_encoder):
+    """Sixteen bodies of 8 MiB at once: some are served, some sent away, and the health answers all the while."""
+    body = json.dumps({"model": "plume", "input": [{"text": "a", "image": "data:image/png;base64," + "A" * 8_000_000}]})
+
+    async def scenario():
+        async with in_process(small_encoder, max_bodies=64 * 1024 * 1024) as client:
+            tasks = [asyncio.create_task(client.post("/v1/embeddings", content=body.encode())) for _ in range(16)]
+            waits = []
+            while not all(task.done() for task in tasks):
+                started = time.monotonic()
+                assert (await client.get("/health")).status_code == 200
+                waits.append(time.monotonic() - started)
+                await asyncio.sleep(0.01)
+            return {(await task).status_code for task in tasks}, max(waits)
+
+    statuses, worst = asyncio.run(scenario())
+    assert statuses == {400, 429}
+    assert worst < 1
+
+
+def test_a_body_that_is_sent_away_makes_room_for_others(small_encoder):
+    """Three bodies arrive side by side and only one fits: were none let go of at once, all would be sent away."""
+
+    async def arriving():
+        for _ in range(10):
+            yield b" " * 100
+            await asyncio.sleep(0.01)
+        yield b'{"model": "plume", "input": "a"}'
+
+    async def scenario():
+        async with in_process(small_encoder, max_bodies=1500) as client:
+            return await asyncio.gather(*(client.post("/v1/embeddings", content=arriving()) for _ in range(3)))
+
+    assert sorted(answer.status_code for answer in asyncio.run(scenario())) == [200, 429, 429]
+
+
+async def hang_up(app, body: bytes, gone: asyncio.Event) -> list:
+    """A request as the network gives it; returns what was sent before the client had gone."""
+    scope = {"type": "http", "method": "POST", "path": "/v1/embeddings", "headers": [], "query_string": b""}
+    messages, sent = [{"type": "http.request", "body": body, "more_body": False}], []
+
+    async def receive():
+        if messages:
+            return messages.pop()
+        await gone.wait()
+        return {"type": "http.disconnect"}
+
+    async def send(message):
+        sent.append(message)
+
+    await app(scope, receive, send)
+    return sent
+
+
+def test_the_work_of_clients_that_are_gone_leaves_the_queue(small_encoder, monkeypatch):
+    gate, run, embedded = threading.Event(), small_encoder.run, []
+    monkeypatch.setattr(small_encoder, "run", lambda *args: gate.wait(60) and embedded.append(1) is None and run(*args))
+
+    async def scenario():
+        app = build_app(small_encoder, Settings(max_batch=1, linger=0))
+        body = json.dumps({"model": "plume", "input": ["a bus", "a boat"]}).encode()
+        async with app.router.lifespan_context(app):
+            gone, stays = asyncio.Event(), asyncio.Event()
+            leaving = [asyncio.create_task(hang_up(app, body, gone)) for _ in range(20)]
+            await asyncio.sleep(0.5)
+            staying = asyncio.create_task(hang_up(app, body, stays))
+            await asyncio.sleep(0.2)
+            gone.set()
+            await asyncio.gather(*leaving)
+            gate.set()
+            return await staying
+
+    sent = asyncio.run(scenario())
+    assert sent[0]["status"] == 200
+    assert len(embedded) == 3, "the one that was being embedded, and the two of the client that stayed"
+
+
+def test_a_client_that_leaves_while_it_sends_is_not_worked_on(small_encoder, monkeypatch):
+    monkeypatch.setattr("plume.apps.serving.app.check_values", lambda body: pytest.fail("half a body was read"))
+
+    async def scenario():
+        app = build_app(small_encoder)
+        scope = {"type": "http", "method": "POST", "path": "/v1/embeddings", "headers": [], "query_string": b""}
+        messages = [{"type": "http.request", "body": b"{", "more_body": True}, {"type": "http.disconnect"}]
+        sent: list = []
+
+        async def receive():
+            return messages.pop(0)
+
+        async def send(message):
+            sent.append(message)
+
+        await app(scope, receive, send)
+        return sent
+
+    assert asyncio.run(scenario()) == []
+
+
+def test_a_full_disk_is_not_the_fault_of_the_client(small_encoder, monkeypatch):
+    """A clip is written to the disk before it is decoded. The server says so, and goes on with what needs no disk."""
+
+    def full(*args, **options):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("pathlib.Path.write_bytes", full)
+
+    async def scenario():
+        async with in_process(small_encoder, linger=0.1) as client:
+            bodies = [{"model": "plume", "input": {"video": clip_uri()}}, {"model": "plume", "input": "a bus"}]
+            return await asyncio.gather(*(client.post("/v1/embeddings", json=body) for body in bodies))
+
+    failed, served = asyncio.run(scenario())
+    assert (failed.status_code, served.status_code) == (507, 200)
+    assert "No space left on device" in failed.json()["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("limit", "reason"),
+    [({"max_frames": 3}, "frames"), ({"max_seconds": 0}, "to decode"), ({"max_pixels": 100}, "pixels")],
+)
+def test_a_clip_keeps_to_its_limits(small_encoder, limit, reason):
+    async def scenario():
+        async with in_process(small_encoder, clip_limits=Limits(**limit)) as client:
+            return await client.post("/v1/embeddings", json={"model": "plume", "input": {"video": clip_uri()}})
+
+    answer = asyncio.run(scenario())
+    assert answer.status_code == 400
+    assert reason in answer.json()["error"]["message"]
 
 
 def test_requests_of_different_steps_are_not_mixed(small_encoder):
@@ -414,7 +688,7 @@ def test_pictures_do_not_stay_decoded(small_encoder):
     file = io.BytesIO()
     noise_image(1).save(file, format="PNG")
     jobs = [Job({"image": Image.open(io.BytesIO(file.getvalue()))}, "document", 1, 1, None) for _ in range(2)]
-    answers = embed_batch(small_encoder, jobs)
+    answers = embed_batch(small_encoder, jobs, Limits())
     assert np.abs(answers[0].vector - answers[1].vector).max() <= 1e-6
     for job in jobs:
         with pytest.raises(ValueError, match="closed"):

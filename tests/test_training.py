@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from corpus import launcher_of_two, write_corpus
+from corpus import launcher_of_two, make_trainer, write_corpus
 from PIL import Image
 from transformers.testing_utils import CaptureLogger
 from transformers.utils import logging
@@ -27,7 +27,6 @@ from trl import ModelConfig  # noqa: E402
 from plume.training.collator import PairCollator, chunk_sizes, rewrite, split_rows  # noqa: E402
 from plume.training.config import PlumeTrainingConfig  # noqa: E402
 from plume.training.data import load_rows  # noqa: E402
-from plume.training.trainer import PlumeTrainer  # noqa: E402
 
 TRAJECTORY = Path(__file__).parent / "references" / "trajectory.json"
 
@@ -39,27 +38,6 @@ def corpus(tmp_path_factory) -> Path:
     write_corpus(folder, rows=48, negatives=1)
     save_random_plume(folder / "model", num_latent_steps=4, max_latent_steps=8)
     return folder
-
-
-def make_trainer(corpus, output, **options) -> PlumeTrainer:
-    dropout = options.pop("expert_dropout", 0.1)
-    dtype = options.pop("dtype", torch.float32)
-    model = options.pop("model", None)
-    if model is None:
-        model = PlumeForEmbedding.from_pretrained(corpus / "model", expert_dropout=dropout, dtype=dtype)
-    peft_config = options.pop("peft_config", None)
-    settings = {
-        "output_dir": str(output), "media_root": str(corpus / "media"), "per_device_train_batch_size": 8,
-        "sub_batch_size": 4, "max_steps": 10, "num_negatives": 1, "use_cpu": True, "bf16": False, "logging_steps": 1, "report_to": "none",
-        "learning_rate": 1e-3, "save_strategy": "no", "disable_tqdm": True, **options,
-    }  # fmt: skip
-    return PlumeTrainer(
-        model=model,
-        args=PlumeTrainingConfig(**settings),
-        train_dataset=load_rows([str(corpus / "pairs.jsonl")]),
-        processing_class=PlumeProcessor.from_pretrained(corpus / "model"),
-        peft_config=peft_config,
-    )
 
 
 def gradients(model) -> dict[str, torch.Tensor]:
@@ -276,14 +254,18 @@ def test_a_run_resumed_in_any_stage_equals_the_uninterrupted_one(corpus, tmp_pat
         other.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-5"))
 
 
-def test_every_trainable_parameter_moves_and_frozen_means_frozen(corpus, tmp_path):
-    trainer = make_trainer(corpus, tmp_path, freeze_vision=True, max_steps=6, stage_weights=[1.0, 1.0, 1.0])
+@pytest.mark.parametrize(("tower", "merger"), [(True, True), (True, False), (False, True)])
+def test_every_trainable_parameter_moves_and_frozen_means_frozen(corpus, tmp_path, tower, merger):
+    trainer = make_trainer(
+        corpus, tmp_path, freeze_vision=tower, freeze_merger=merger, max_steps=6, stage_weights=[1.0, 1.0, 1.0]
+    )
     before = {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
     trainer.train()
     for name, parameter in trainer.model.named_parameters():
         assert parameter.isfinite().all()
         moved = not torch.equal(parameter, before[name])
-        assert moved == ("visual" not in name), name
+        frozen = (merger if "merger" in name else tower) if "visual" in name else False
+        assert moved != frozen, name
 
 
 @pytest.mark.parametrize("chunk_size", [None, 5])
@@ -291,11 +273,11 @@ def test_gradient_checkpointing_gives_the_same_gradients(corpus, tmp_path, chunk
     found = []
     for checkpointing in (False, True):
         trainer = make_trainer(
-            corpus, tmp_path, expert_dropout=0.0, gradient_checkpointing=checkpointing, chunk_size=chunk_size
+            corpus, tmp_path, expert_dropout=0.0, activation_checkpointing=checkpointing, chunk_size=chunk_size
         )
         batch = prepare(trainer, 2)
         if checkpointing:
-            trainer.model.gradient_checkpointing_enable()
+            trainer.model.activation_checkpointing_enable()
         trainer.training_step(trainer.model, batch)
         found.append(gradients(trainer.model))
     assert difference(*found) <= 1e-5
@@ -432,9 +414,11 @@ def test_dry_run_prints_stages_and_rewritten_samples_and_trains_nothing(long_cor
     done = command(long_corpus, tmp_path / "out", "--dry_run", "--num_train_epochs", "5")
     assert done.returncode == 0, done.stderr[-3000:]
     assert "200 pairs, 125 optimizer steps, 8 pairs in a contrastive pool" in done.stdout
+    assert "final_schedule True: the last stage is not the tail of a decay" in done.stdout
     assert "last 1/4 of the rationale, answer" in done.stdout
     assert "[stage 2] <ct><ct><elt> The inside is" in done.stdout
-    assert done.stdout.rstrip().endswith("[stage 4] <ct><ct><ct><ct><elt><gen>")
+    assert "[stage 4] <ct><ct><ct><ct><elt><gen>\n" in done.stdout
+    assert done.stdout.rstrip().endswith(" s per step, measured on two of the last stage")
     assert not (tmp_path / "out").exists()
 
 
@@ -447,10 +431,8 @@ def test_dry_run_prints_stages_and_rewritten_samples_and_trains_nothing(long_cor
         (["--num_latent_steps", "99"], "outside 0..8"),
         (["--layout", "other"], "layout 'other' is unknown"),
         (["--temperature", "0"], "temperature must be above 0"),
-        (["--num_negatives", "2"], "num_negatives=2"),
+        (["--column", "query"], "--column query renames nothing"),
         (["--streaming", "--skip_bad_rows"], "Drop one of the two"),
-        (["--per_device_train_batch_size", "256"], "200 training rows but a batch takes 256"),
-        (["--per_device_train_batch_size", "256", "--dry_run"], "200 training rows but a batch takes 256"),
     ],
 )
 def test_impossible_runs_are_refused_with_the_cause(long_corpus, tmp_path, flags, message):
@@ -535,8 +517,8 @@ def test_the_revision_of_the_model_reaches_every_file(start, long_corpus, backbo
     asked: dict[str, str] = {}
     for owner, method in (
         (train.AutoConfig, "from_pretrained"),
-        (PlumeForEmbedding, "from_pretrained" if start == "plume" else "from_backbone"),
-        (PlumeProcessor, "from_pretrained" if start == "plume" else "from_backbone"),
+        (train.AutoModel, "from_pretrained") if start == "plume" else (PlumeForEmbedding, "from_backbone"),
+        (train.AutoProcessor, "from_pretrained") if start == "plume" else (PlumeProcessor, "from_backbone"),
     ):
         real = getattr(owner, method)
 
@@ -547,7 +529,8 @@ def test_the_revision_of_the_model_reaches_every_file(start, long_corpus, backbo
         monkeypatch.setattr(owner, method, record)
     name = long_corpus / "model" if start == "plume" else backbone
     train.load_model(ModelConfig(model_name_or_path=str(name), model_revision="v2", dtype="float32"), "paper")
-    assert asked == {"AutoConfig": "v2", "PlumeForEmbedding": "v2", "PlumeProcessor": "v2"}
+    names = ("AutoModel", "AutoProcessor") if start == "plume" else ("PlumeForEmbedding", "PlumeProcessor")
+    assert asked == dict.fromkeys(("AutoConfig", *names), "v2")
 
 
 def test_bad_rows_are_left_out_only_when_asked(long_corpus, tmp_path):
@@ -578,16 +561,16 @@ def test_a_streamed_corpus_is_trained_on(long_corpus, tmp_path):
 def test_recipes_are_valid(recipe, tmp_path):
     from plume.training.train import parse
 
-    script, args, model = parse(
+    script, args, model, given = parse(
         ["--config", str(recipe), "--train_files", "x.jsonl", "--use_cpu", "--output_dir", str(tmp_path)]
     )
     assert script.train_files == ["x.jsonl"]
     written = yaml.safe_load(recipe.read_text())
+    assert written.keys() <= given
     found = {**vars(model), **vars(args), **vars(script), "max_length": args.prefix_max_length}
     for name in written.keys() - {"output_dir", "train_files", "use_cpu", "report_to"}:
         kind = type(written[name])
         assert (kind(found[name]) if kind in (int, float) else found[name]) == written[name], name
-    assert args.curriculum(args.num_latent_steps).stages[-1].num_latent_steps == args.num_latent_steps
 
 
 def test_evaluation_counts_every_row(corpus, tmp_path):
@@ -656,3 +639,92 @@ def test_the_card_of_a_run_tells_how_it_was_trained(corpus, tmp_path):
     assert "latent-reasoning" in card
     assert "## Training" in card
     assert "contrastive pool of 8 pairs" in card
+
+
+@pytest.mark.parametrize("chunk_size", [None, 5], ids=["whole", "chunked"])
+def test_a_step_has_the_gradients_of_the_summed_objective(corpus, tmp_path, chunk_size):
+    """Against one plain graph over Eq. 8, where the balance term counts as much as the others."""
+    trainer = make_trainer(corpus, tmp_path, expert_dropout=0.0, balance_weight=1e4, temperature=0.2)
+    batch = prepare(trainer, 4)
+    trainer.model.train()
+    rows = rewrite(batch, trainer.stage(), trainer._suffix)
+    output = trainer.forward_rows(trainer.model, rows)
+    pool, _ = trainer._pool_loss(trainer.represent(output), batch)
+    (pool + trainer._own_loss(output, rows, batch)).backward()
+    plain = gradients(trainer.model)
+    trainer.args.chunk_size = chunk_size
+    trainer.training_step(trainer.model, batch)
+    stepped = gradients(trainer.model)
+    router = [name for name in plain if "router" in name]
+    assert router
+    assert max(plain[name].abs().max() for name in router) > 1e-3
+    found = {name: gradient for name, gradient in stepped.items() if name in plain}  # the step touches all of them
+    assert difference(plain, found) <= 1e-5
+    assert difference({n: plain[n] for n in router}, {n: stepped[n] for n in router}) <= 1e-4
+
+
+def test_evaluation_is_at_the_final_stage(corpus, tmp_path):
+    trainer = make_trainer(corpus, tmp_path, per_device_eval_batch_size=8, stage_weights=[1, 1, 1], max_steps=3)
+    trainer.train()
+    trainer.state.global_step = 0  # the schedule is at stage 0
+    trainer.evaluate(trainer.train_dataset.select(range(8)))
+    logged = trainer.state.log_history[-1]
+    assert (logged["eval_stage"], logged["eval_num_latent_steps"]) == (2, 4)
+
+
+def test_hits_count_the_first_and_the_first_five_places():
+    """Six queries whose own target is at place 1, 2, 2, 5, 6, 6."""
+    from transformers import EvalPrediction
+
+    from plume.training.diagnostics import retrieval_metrics
+
+    targets = np.eye(6, dtype=np.float32)
+    queries = np.zeros((6, 6), dtype=np.float32)
+    for row, place in enumerate((1, 2, 2, 5, 6, 6)):
+        others = [column for column in range(6) if column != row]
+        queries[row, others[: place - 1]] = 2.0
+        queries[row, row] = 1.0
+    found = retrieval_metrics(EvalPrediction((queries, targets), np.arange(6)))
+    assert found == pytest.approx({"hit@1": 1 / 6, "hit@5": 4 / 6})
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"lr_scheduler_type": "reduce_lr_on_plateau", "eval_strategy": "epoch", "rewarm_steps": 2},
+            "reduce_lr_on_plateau follows the loss",
+        ),
+        (
+            {"lr_scheduler_type": "reduce_lr_on_plateau", "eval_strategy": "epoch", "stage_lr_scales": [1] * 5},
+            "follows the loss",
+        ),
+        ({"lr_scheduler_type": "greedy", "eval_strategy": "epoch", "rewarm_steps": 2}, "greedy follows the loss"),
+        ({"lr_scheduler_type": "greedy", "eval_strategy": "epoch", "final_schedule": True}, "greedy follows the loss"),
+        ({"eval_do_concat_batches": False}, "eval_do_concat_batches: Hit@1"),
+    ],
+)
+def test_options_that_would_fail_in_the_middle_of_a_run_are_refused_before_it(tmp_path, options, message):
+    with pytest.raises(ValueError, match=message):
+        PlumeTrainingConfig(output_dir=str(tmp_path), use_cpu=True, **options)
+
+
+def test_the_precision_is_what_the_device_computes_in(tmp_path, monkeypatch):
+    from plume.training import config
+
+    monkeypatch.setattr(config, "is_torch_bf16_gpu_available", lambda: False)
+    with CaptureLogger(logging.get_logger("plume.training.config")) as captured:
+        asked = PlumeTrainingConfig(output_dir=str(tmp_path), bf16=True)
+    assert not asked.bf16
+    assert "no GPU here computes in bfloat16, so this run computes in float32" in captured.out
+    with CaptureLogger(logging.get_logger("plume.training.config")) as captured:
+        assert not PlumeTrainingConfig(output_dir=str(tmp_path)).bf16
+        assert PlumeTrainingConfig(output_dir=str(tmp_path), use_cpu=True, bf16=True).bf16, "asked for on a CPU"
+    assert captured.out == ""
+
+
+def test_an_option_that_nobody_set_raises_no_deprecation_warning(tmp_path, recwarn):
+    args = PlumeTrainingConfig(output_dir=str(tmp_path), use_cpu=True)
+    assert not args.activation_checkpointing
+    assert not [warning for warning in recwarn if "deprecated" in str(warning.message)]
+    assert PlumeTrainingConfig(output_dir=str(tmp_path), use_cpu=True, activation_checkpointing=True)

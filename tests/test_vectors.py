@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from transformers import AutoModel
 
 from inputs import MEDIA, embed, mixed_inputs, noise_image, noise_video
-from plume import PlumeForEmbedding
-from plume.context_plume import CachedContext, RecomputedContext, TrainingContext
+from inputs import every_backbone as model_type  # noqa: F401 (the fixture of this module)
+from plume.cache_plume import CachedContext, RecomputedContext
 from plume.hub.random_checkpoint import save_random_plume
-from plume.positions_plume import Media
 from reference import embed_row
 
 VECTORS = Path(__file__).parent / "references" / "vectors.json"
@@ -41,12 +41,15 @@ def test_embedding_equals_the_paper_read_literally(model, processor, scheme):
 
 
 def test_position_schemes_differ_where_media_are_and_agree_on_text(model, processor):
-    inputs = ["a red bus", noise_image(0), {"video": noise_video(1)}]
-    mrope = embed(model, processor, inputs)
-    model.config.position_scheme = "kv_length"
-    kv_length = embed(model, processor, inputs)
-    assert (mrope[0] - kv_length[0]).abs().max() <= 1e-6
-    assert ((mrope[1:] - kv_length[1:]).abs().amax(dim=-1) > 1e-3).all()
+    clip = {"video": [noise_image(seed, 128, 128) for seed in range(4)]}
+    features = processor.process_documents(["a red bus", noise_image(0, 128, 128), clip], max_pixels=4 * 128 * 128)
+    vectors = []
+    for model.config.position_scheme in ("mrope", "kv_length"):
+        with torch.no_grad():
+            vectors.append(model(**features).embeddings)
+    moved = (vectors[0] - vectors[1]).abs().amax(dim=-1)
+    assert moved[0] <= 1e-6
+    assert (moved[1:] > 1e-3).all()
 
 
 def test_batch_equals_singles_in_any_order_and_mixture(model, processor):
@@ -60,7 +63,7 @@ def test_batch_equals_singles_in_any_order_and_mixture(model, processor):
 
 def test_batch_equals_singles_in_bfloat16(tmp_path):
     _, processor = save_random_plume(tmp_path, "small", num_latent_steps=3)
-    model = PlumeForEmbedding.from_pretrained(tmp_path, dtype=torch.bfloat16).eval()
+    model = AutoModel.from_pretrained(tmp_path, dtype=torch.bfloat16).eval()
     inputs = mixed_inputs()
     singles = torch.cat([embed(model, processor, [item]) for item in inputs])
     for rows in shuffled_batches(len(inputs)):
@@ -77,20 +80,20 @@ def test_cached_rollout_equals_recomputation(model, processor, monkeypatch, sche
     features = processor.process_queries(mixed_inputs()[:6])
     with torch.no_grad():
         cached = model(**features, num_latent_steps=num_latent_steps)
-        monkeypatch.setattr("plume.context_plume.CachedContext", RecomputedContext)
+        monkeypatch.setattr("plume.cache_plume.CachedContext", RecomputedContext)
         recomputed = model(**features, num_latent_steps=num_latent_steps)
     for name in ("embeddings", "anchor_embeddings", "router_probs"):
         assert torch.allclose(cached[name], recomputed[name], atol=1e-5)
 
 
-@pytest.mark.parametrize("context", [TrainingContext, RecomputedContext])
+@pytest.mark.parametrize("context", [CachedContext, RecomputedContext])
 @pytest.mark.parametrize("options", [None, {}, {"use_reentrant": True}])
 def test_gradient_checkpointing_changes_no_vector_and_no_gradient(checkpoint, processor, monkeypatch, context, options):
-    monkeypatch.setattr("plume.context_plume.TrainingContext", context)
+    monkeypatch.setattr("plume.cache_plume.CachedContext", context)
     features = processor.process_queries(mixed_inputs()[:6])
     results = []
     for checkpointing in (False, True):
-        model = PlumeForEmbedding.from_pretrained(checkpoint, expert_dropout=0.0).train()
+        model = AutoModel.from_pretrained(checkpoint, expert_dropout=0.0).train()
         if checkpointing:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options)
         output = model(**features)
@@ -123,10 +126,10 @@ def test_fused_tail_equals_reading_the_suffix_afterwards(model, processor):
     with torch.no_grad():
         fused = model(**features)
         # Unfused: the same rollout with a suffix of one throw-away token, then the real suffix behind z(K).
-        context = model._read_prefix(
+        context = model.read_prefix(
             features["input_ids"],
             features["attention_mask"],
-            [Media(model.config.image_token_id, None, None)],
+            model.media_of({}),
             model.config.num_latent_steps + len(model.config.suffix_token_ids),
         )
         assert isinstance(context, CachedContext)
@@ -143,7 +146,7 @@ def test_fused_tail_equals_reading_the_suffix_afterwards(model, processor):
 def test_sdpa_equals_eager(checkpoint, processor):
     inputs = mixed_inputs()[:12]
     sdpa, eager = (
-        embed(PlumeForEmbedding.from_pretrained(checkpoint, attn_implementation=kernel).eval(), processor, inputs)
+        embed(AutoModel.from_pretrained(checkpoint, attn_implementation=kernel).eval(), processor, inputs)
         for kernel in ("sdpa", "eager")
     )
     assert (sdpa - eager).abs().max() <= 1e-5

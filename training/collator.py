@@ -4,16 +4,21 @@ Rows are queries, then targets, then hard negatives, in one left-padded batch: b
 The suffix is *not* built here: it depends on the stage, which only the trainer knows (late rewriting).
 """
 
+import hashlib
+from base64 import b64decode
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
+from torch.nn.functional import pad
 
 from plume import PlumeProcessor
 from plume.training.config import PlumeTrainingConfig
 from plume.training.curriculum import Stage, split_segments
-from plume.training.data import Pair, RowError, Side, parse_row
+from plume.training.data import CLIP, Pair, RowError, Side, read_pair
 
 _MEDIA = (("pixel_values", "image_grid_thw"), ("pixel_values_videos", "video_grid_thw"))
 
@@ -65,7 +70,7 @@ class PairCollator:
         media_root: As in :func:`~plume.training.data.parse_row`.
         max_length: Most prefix tokens; the user's text is shortened to fit.
         max_suffix_length: Most rationale tokens; later segments are left out. Unlimited where omitted.
-        num_negatives: Hard negatives taken from each row, the first ones; every row must have that many.
+        num_negatives: Hard negatives taken from each row, the first ones; a row may have fewer.
     """
 
     def __init__(
@@ -86,24 +91,27 @@ class PairCollator:
         return cls(processor, args.media_root, args.prefix_max_length, args.max_suffix_length, args.num_negatives)
 
     def __call__(self, rows: Sequence[dict[str, str]]) -> dict[str, Any]:
-        """Batch of N pairs and H hard negatives.
+        """Batch of N pairs and the H hard negatives that their rows have.
 
         Returns:
             ``prefix``: model inputs of the 2N + H rows; ``texts``: their :class:`Texts`; ``candidate_ids``
-            ``(N + H,)``; ``num_pairs``.
+            ``(N + N num_negatives,)``, -1 where a row has no further negative; ``num_pairs``.
 
         Raises:
             ValueError: If a row is unusable; the message names file and line.
         """
         pairs = [self._parse(row) for row in rows]
-        negatives = [(row, side) for row, pair in zip(rows, pairs, strict=True) for side in self._negatives(row, pair)]
+        negatives = [(row, side) for row, pair in zip(rows, pairs, strict=True) for side in self._negatives(pair)]
         sides = [*(pair.query for pair in pairs), *(pair.target for pair in pairs), *(side for _, side in negatives)]
         places = [*(row["place"] for row in rows)] * 2 + [row["place"] for row, _ in negatives]
-        candidates = sides[len(pairs) :]
+        ids = [pair.target.identity() for pair in pairs]
+        for pair in pairs:  # ranks gather equally many candidates, so absent negatives keep their places
+            own = [side.identity() for side in self._negatives(pair)]
+            ids += own + [-1] * (self.num_negatives - len(own))
         return {
             "prefix": self._encode(sides, places),
             "texts": Texts([self._tokenize(side) for side in sides], places, [self._num_media(side) for side in sides]),
-            "candidate_ids": torch.tensor([side.identity() for side in candidates]),
+            "candidate_ids": torch.tensor(ids),
             "num_pairs": len(pairs),
         }
 
@@ -111,17 +119,12 @@ class PairCollator:
         blank = self.processor.blank_image_size > 0 and not (side.images or side.videos)
         return len(side.images) + blank, len(side.videos)
 
-    def _negatives(self, row: dict[str, str], pair: Pair) -> tuple[Side, ...]:
-        if len(pair.negatives) < self.num_negatives:
-            raise ValueError(
-                f"{row['place']} has {len(pair.negatives)} hard negatives but num_negatives={self.num_negatives}. All "
-                "ranks must hold equally many: lower num_negatives, or give every row that many."
-            )
+    def _negatives(self, pair: Pair) -> tuple[Side, ...]:
         return pair.negatives[: self.num_negatives]
 
     def _parse(self, row: dict[str, str]) -> Pair:
         try:
-            return parse_row(row["row"], self.media_root)
+            return read_pair(row, self.media_root)
         except RowError as error:
             raise ValueError(
                 f"{row['place']} cannot be trained on: {error}. Mend the row, or let --skip_bad_rows leave out "
@@ -130,8 +133,9 @@ class PairCollator:
 
     def _encode(self, sides: list[Side], places: list[str]) -> dict[str, torch.Tensor]:
         try:
-            contents = [side.content() for side in sides]
-            return dict(self.processor.process_documents(contents, prompt="", max_length=self.max_length))
+            with TemporaryDirectory() as folder:
+                contents = [_with_files(side.content(), Path(folder)) for side in sides]
+                return dict(self.processor.process_documents(contents, prompt="", max_length=self.max_length))
         except ValueError as error:
             if len(sides) == 1:
                 raise ValueError(f"{places[0]} cannot be encoded: {error}") from error
@@ -156,6 +160,17 @@ class PairCollator:
                 kept.append(segment)
             segments = kept
         return Text(segments, encode(tag + answer + newline))
+
+
+def _with_files(content: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """A side whose embedded clips are files in ``folder``: they are decoded from files only."""
+    videos = content.get("video", [])
+    for index, video in enumerate(videos):
+        if isinstance(video, str) and video.startswith(CLIP):
+            file = folder / f"{hashlib.sha256(video.encode()).hexdigest()}.mp4"
+            file.write_bytes(b64decode(video.removeprefix(CLIP)))
+            videos[index] = str(file)
+    return content
 
 
 def rewrite(batch: dict[str, Any], stage: Stage, suffix: list[int]) -> Rows:
@@ -210,6 +225,37 @@ def split_rows(rows: Rows, sizes: Sequence[int]) -> list[Rows]:
     return chunks
 
 
+def with_media_of_every_kind(rows: Rows, spare: dict[str, torch.Tensor]) -> Rows:
+    """Rows that hold a picture and a clip, so that every rank runs the vision tower as often as the others.
+
+    Where parameters are sharded, a rank with text alone next to one with pictures would wait for ever.
+
+    Args:
+        rows: Some rows.
+        spare: Model inputs of one more row with both, which goes last; its outputs are to be dropped.
+    """
+    inputs = rows.inputs
+    if all(pixels in inputs for pixels, _ in _MEDIA):
+        return rows
+    width = max(inputs["input_ids"].shape[1], spare["input_ids"].shape[1])
+    # On the left, where the mask hides it, any token will do.
+    padded = {
+        name: torch.cat([pad(part, (width - part.shape[1], 0)) for part in (inputs[name], spare[name])])
+        for name in ("input_ids", "attention_mask")
+    }
+    media = {
+        name: torch.cat([inputs[name], spare[name]]) if name in inputs else spare[name]
+        for names in _MEDIA
+        for name in names
+    }
+    suffixes = {
+        name: torch.cat([value, value[:1]])
+        for name in ("suffix_input_ids", "suffix_mask")
+        if (value := inputs.get(name)) is not None
+    }
+    return replace(rows, inputs={**inputs, **padded, **media, **suffixes})
+
+
 def _slice_media(inputs: dict[str, Any], pixels: str, grid: str, first: int, last: int) -> dict[str, torch.Tensor]:
     """Patches and grids of the media ``first`` to ``last - 1`` of the batch."""
     if first == last:
@@ -235,3 +281,17 @@ def chunk_sizes(lengths: torch.Tensor, chunk_size: int | None, chunk_tokens: int
             rows, longest = 0, 0
         rows, longest = rows + 1, max(longest, length)
     return [*sizes, rows]
+
+
+def even_sizes(rows: int, chunks: int) -> list[int]:
+    """Rows per chunk when a number of rows is cut into so many chunks, as evenly as it goes.
+
+    Raises:
+        ValueError: If there are fewer rows than chunks.
+    """
+    if rows < chunks:
+        raise ValueError(
+            f"Another rank cuts its rows into {chunks} chunks, this one has {rows} rows, and sharded ranks need "
+            "equally many. Raise chunk_size or chunk_tokens, or give all rows equally many hard negatives."
+        )
+    return [rows // chunks + (index < rows % chunks) for index in range(chunks)]

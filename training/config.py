@@ -4,10 +4,16 @@ from collections.abc import Sized
 from dataclasses import MISSING, dataclass, field, fields
 from typing import Any
 
+import torch
+from transformers.trainer_utils import SchedulerType
+from transformers.utils import is_torch_bf16_gpu_available, logging
 from trl import SFTConfig
 
 from plume.training.curriculum import PAPER_WEIGHTS, Curriculum
+from plume.training.learning_rate import StageLearningRate
 from plume.training.losses import Weights
+
+logger = logging.get_logger(__name__)
 
 # Settings of trl's text pipeline, which PLUME replaces.
 _WITHOUT_EFFECT = (
@@ -16,16 +22,19 @@ _WITHOUT_EFFECT = (
     "padding_free", "shuffle_dataset", "train_sampling_strategy", "truncation_mode",
 )  # fmt: skip
 # What retrieval over the whole evaluation set cannot take.
-_UNSUPPORTED = ("batch_eval_metrics", "include_for_metrics")
+_UNSUPPORTED = ("batch_eval_metrics", "eval_do_concat_batches", "include_for_metrics")
+# Schedules that are no function of the step, so that no factor per stage can be laid over them.
+_STATEFUL_SCHEDULES = ("reduce_lr_on_plateau", "greedy")
 
 
 @dataclass
 class PlumeTrainingConfig(SFTConfig):
     """Arguments of [`PlumeTrainer`], beside those of [`~transformers.TrainingArguments`].
 
-    Changed defaults: ``learning_rate`` 5e-5 and ``per_device_train_batch_size`` 16 (the paper's per-device batch),
-    ``gradient_checkpointing`` False (GradCache bounds the memory already), ``dataloader_drop_last`` True (all ranks
-    hold equally many pairs), ``remove_unused_columns`` False, ``max_length`` of the prefix 4096.
+    Changed defaults: ``learning_rate`` 5e-5 and ``per_device_train_batch_size`` 16 (the paper's per-device batch), no
+    activation checkpointing (GradCache bounds the memory already), ``bf16`` only on devices that compute in it,
+    ``dataloader_drop_last`` True (all ranks hold equally many pairs), ``remove_unused_columns`` False, ``max_length``
+    of the prefix 4096.
 
     Fields are grouped as curriculum, objective, memory, data, model.
     """
@@ -47,6 +56,10 @@ class PlumeTrainingConfig(SFTConfig):
     )
     rewarm_steps: int = field(
         default=0, metadata={"help": "Steps over which the learning rate rises again after a change of stage."}
+    )
+    final_schedule: bool = field(
+        default=False,
+        metadata={"help": "Run through the learning rate schedule anew in the last stage, not through its tail."},
     )
 
     # Objective
@@ -72,17 +85,22 @@ class PlumeTrainingConfig(SFTConfig):
     )
 
     num_negatives: int = field(
-        default=0, metadata={"help": "Hard negatives ('neg') taken from each row; every row must have that many."}
+        default=0, metadata={"help": "Most hard negatives taken from a row; rows may have fewer, or none."}
     )
 
     # Model
-    freeze_vision: bool = field(default=False, metadata={"help": "Keep the vision tower as it is."})
+    freeze_vision: bool = field(default=False, metadata={"help": "Keep the vision tower as it is; not its merger."})
+    freeze_merger: bool = field(
+        default=False,
+        metadata={"help": "Keep the merger as it is, which maps the tower's output to the model's width."},
+    )
 
     # Changed defaults
     learning_rate: float = field(default=5e-5, metadata={"help": "Peak learning rate."})
     per_device_train_batch_size: int = field(default=16, metadata={"help": "Pairs per device and step."})
-    gradient_checkpointing: bool = field(
-        default=False, metadata={"help": "Recompute activations in the backward pass."}
+    # Not False: transformers takes any value of this older name of activation_checkpointing as given.
+    gradient_checkpointing: bool | None = field(  # type: ignore[assignment]
+        default=None, metadata={"help": "Older name of activation_checkpointing.", "const": True, "nargs": "?"}
     )
     dataloader_drop_last: bool = field(default=True, metadata={"help": "Drop the last, smaller batch of an epoch."})
     remove_unused_columns: bool = field(default=False, metadata={"help": "Must stay False: rows are JSON."})
@@ -107,6 +125,8 @@ class PlumeTrainingConfig(SFTConfig):
         self.label_names = []
         if self.ddp_find_unused_parameters is None:
             self.ddp_find_unused_parameters = False
+        self._choose_precision()
+        self.dataloader_pin_memory &= torch.accelerator.is_available()  # torch warns where there is none
         super().__post_init__()
         accelerator_config: Any = self.accelerator_config
         if accelerator_config.dispatch_batches is None:
@@ -118,15 +138,34 @@ class PlumeTrainingConfig(SFTConfig):
                 f"stage_lr_scales has {len(self.stage_lr_scales)} entries but there are {len(self.stage_weights)} "
                 "stages (stage_weights). Give one factor per stage."
             )
+        if self.lr_scheduler_type in _STATEFUL_SCHEDULES and self.stage_learning_rate() != StageLearningRate():
+            raise ValueError(
+                f"lr_scheduler_type={SchedulerType(self.lr_scheduler_type).value} follows the loss, not the step, so "
+                "stage_lr_scales, rewarm_steps and final_schedule cannot be laid over it. Leave them out, or take "
+                "another schedule."
+            )
         for name, size in (("chunk_size", self.chunk_size), ("chunk_tokens", self.chunk_tokens)):
             if size is not None and size < 1:
                 raise ValueError(f"{name} must be at least 1, got {size}.")
+
+    def _choose_precision(self) -> None:
+        """Take bfloat16 where the device computes in it, and float32 elsewhere; say so where another was asked for."""
+        able = is_torch_bf16_gpu_available()
+        if self.bf16 is None:
+            self.bf16 = able and not (self.use_cpu or self.fp16)
+        elif self.bf16 and not (self.use_cpu or able):
+            logger.warning("bf16: no GPU here computes in bfloat16, so this run computes in float32.")
+            self.bf16 = False
 
     def curriculum(self, num_latent_steps: int) -> Curriculum:
         """The curriculum of this run towards K latent steps."""
         return Curriculum(
             num_latent_steps, tuple(self.stage_weights), self.stage_mixing, self.latent_dropout, self.seed
         )
+
+    def stage_learning_rate(self) -> StageLearningRate:
+        """How the stages shape the learning rate."""
+        return StageLearningRate(self.stage_lr_scales, self.rewarm_steps, self.final_schedule)
 
     def weights(self) -> Weights:
         """Coefficients of the objective."""

@@ -1,24 +1,35 @@
-"""Train PLUME: ``accelerate launch training/train.py --config recipe.yaml`` or with flags.
+"""Train PLUME on pairs: ``python -m plume.training.train MODEL PAIRS OUTPUT``, with flags, or with a recipe.
 
-python training/train.py --model_name_or_path Qwen/Qwen2-VL-2B-Instruct --train_files pairs.jsonl \
-        --media_root media --output_dir outputs/plume [--dry_run]
+python -m plume.training.train checkpoints/plume-tiny pairs.csv outputs/mine [--dry_run]
+accelerate launch training/train.py --config recipe.yaml --train_files pairs.jsonl --output_dir outputs/plume
+
+What is not given follows from the data (:mod:`plume.training.plan`); at the end stands a verdict
+(:mod:`plume.training.report`).
 """
 
+import argparse
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from datasets import IterableDataset
-from transformers import AutoConfig, set_seed
+import yaml
+from datasets import Dataset, IterableDataset
+from transformers import AutoConfig, AutoModel, AutoProcessor, set_seed
 from transformers.utils import logging
 from trl import ModelConfig, TrlParser, get_peft_config, get_quantization_config
 
-from plume import PAPER_LAYOUT, RELEASED_LAYOUT, PlumeForEmbedding, PlumeProcessor
+from plume import PAPER_LAYOUT, RELEASED_LAYOUT, PlumeModel, PlumeProcessor, from_backbone
+from plume.arguments import show_dashes
+from plume.start import processor_from_backbone
 from plume.training.collator import PairCollator
 from plume.training.config import PlumeTrainingConfig
-from plume.training.data import check, load_rows
-from plume.training.dry_run import describe_run
+from plume.training.data import check, load_rows, parse_columns
+from plume.training.dry_run import describe_run, time_steps
+from plume.training.plan import Decision, Facts, decide, look
+from plume.training.report import Scores, describe_verdict, find_alarms, measure, write_report
 from plume.training.trainer import PlumeTrainer
 
 logger = logging.get_logger(__name__)
@@ -33,14 +44,31 @@ _SHUFFLED = 10_000  # rows held to shuffle a stream
 _LAYOUTS = {"paper": PAPER_LAYOUT, "released": RELEASED_LAYOUT}
 
 
+_HELD_OUT, _FEW = 200, 200  # most pairs that are held out, and rows below which none is
+
+
 @dataclass
 class PlumeScriptArguments:
     """What the script reads and how it starts."""
 
     train_files: list[str] = field(
-        default_factory=list, metadata={"help": "JSON or JSONL files, or datasets names, in the UME-R1 format."}
+        default_factory=list,
+        metadata={
+            "help": "JSONL, JSON, CSV, TSV, Parquet or Arrow files, or datasets names as NAME[:CONFIG[:SPLIT]]; "
+            "columns as sentence-transformers names them, or the UME-R1 format."
+        },
+    )
+    column: list[str] = field(
+        default_factory=list, metadata={"help": "Names of columns as OURS=YOURS, for example query=caption."}
     )
     eval_files: list[str] = field(default_factory=list, metadata={"help": "Pairs to report Hit@1 and Hit@5 on."})
+    holdout: float = field(
+        default=0.0,
+        metadata={
+            "help": f"Share of the pairs kept out for the verdict, at most {_HELD_OUT}; none below {_FEW} pairs."
+        },
+    )
+    verdict_pairs: int = field(default=100, metadata={"help": "Pairs that the verdict is measured on; 0 for none."})
     streaming: bool = field(
         default=False,
         metadata={
@@ -55,32 +83,49 @@ class PlumeScriptArguments:
         default="paper",
         metadata={"help": "Prompt and tokens added to a plain backbone: 'paper', or 'released' for UME-R1."},
     )
+    max_pixels: int | None = field(
+        default=None,
+        metadata={
+            "help": "Largest area of a picture, saved with the model; the checkpoint's, or 1003520 for a backbone."
+        },
+    )
     dry_run: bool = field(default=False, metadata={"help": "Print stages and rewritten samples, train nothing."})
 
 
-def load_model(arguments: ModelConfig, layout: str) -> tuple[PlumeForEmbedding, PlumeProcessor]:
-    """A PLUME checkpoint as it is, or a Qwen2-VL or UME-R1 checkpoint with a fresh adapter.
+def _is_plume(name: str, **hub: Any) -> bool:
+    return AutoConfig.from_pretrained(name, **hub).model_type.startswith("plume")
+
+
+def load_processor(name: str, layout: str, **hub: Any) -> PlumeProcessor:
+    """The processor of a PLUME checkpoint, or a fresh one for a plain backbone.
+
+    Raises:
+        ValueError: If the layout is unknown.
+    """
+    if layout not in _LAYOUTS:
+        raise ValueError(f"The layout {layout!r} is unknown. Use one of {sorted(_LAYOUTS)}.")
+    if _is_plume(name, **hub):
+        return AutoProcessor.from_pretrained(name, **hub)
+    return processor_from_backbone(name, _LAYOUTS[layout], **_SETTINGS[layout], **hub)
+
+
+def load_model(arguments: ModelConfig, layout: str) -> tuple[PlumeModel, PlumeProcessor]:
+    """A PLUME checkpoint as it is, or a plain backbone with a fresh adapter.
 
     Raises:
         ValueError: If the layout is unknown or the checkpoint is of another model.
     """
     name, hub = str(arguments.model_name_or_path), {"revision": arguments.model_revision}
-    if layout not in _LAYOUTS:
-        raise ValueError(f"The layout {layout!r} is unknown. Use one of {sorted(_LAYOUTS)}.")
-    kind = AutoConfig.from_pretrained(name, **hub).model_type
     options: dict[str, Any] = {"dtype": arguments.dtype, "attn_implementation": arguments.attn_implementation, **hub}
     if quantization := get_quantization_config(arguments):
         options["quantization_config"] = quantization
-    if kind == "plume":
-        return PlumeForEmbedding.from_pretrained(name, **options), PlumeProcessor.from_pretrained(name, **hub)
-    if kind != "qwen2_vl":
-        raise ValueError(f"{name} is a {kind!r} model; PLUME starts from 'plume' or 'qwen2_vl' checkpoints.")
-    processor = PlumeProcessor.from_backbone(name, _LAYOUTS[layout], **_SETTINGS[layout], **hub)
-    model = PlumeForEmbedding.from_backbone(name, processor.token_fields(), processor.row_sources, **options)
-    return model, processor
+    processor = load_processor(name, layout, **hub)
+    if _is_plume(name, **hub):
+        return AutoModel.from_pretrained(name, **options), processor
+    return from_backbone(name, _LAYOUTS[layout], processor_options=_SETTINGS[layout], model_options=options)
 
 
-def peft_config(arguments: ModelConfig, model: PlumeForEmbedding) -> Any:
+def peft_config(arguments: ModelConfig, model: PlumeModel) -> Any:
     """LoRA settings with the adapter and the new token rows always trained and saved; None without LoRA."""
     config: Any = get_peft_config(arguments)
     if config is None:
@@ -100,50 +145,139 @@ def peft_config(arguments: ModelConfig, model: PlumeForEmbedding) -> Any:
     return config
 
 
-def parse(arguments: list[str] | None = None) -> tuple[PlumeScriptArguments, PlumeTrainingConfig, ModelConfig]:
-    """Arguments of the script, the run and the model, from flags and ``--config`` files."""
-    parser = TrlParser([PlumeScriptArguments, PlumeTrainingConfig, ModelConfig])  # type: ignore[list-item]
-    script, args, model = parser.parse_args_and_config(arguments)
-    return script, args, model
+def expand(arguments: list[str]) -> list[str]:
+    """``MODEL PAIRS... OUTPUT`` in front of the flags, as the flags they stand for.
+
+    Raises:
+        ValueError: If there are fewer than three.
+    """
+    first = next((place for place, text in enumerate(arguments) if text.startswith("--")), len(arguments))
+    if first in (1, 2):
+        raise ValueError(f"{' '.join(arguments[:first])} is not enough to train on: give MODEL PAIRS... OUTPUT.")
+    if first == 0:
+        return arguments
+    model, *pairs, output = arguments[:first]
+    named = ["--model_name_or_path", model, "--train_files", *pairs, "--output_dir", output, "--holdout", "0.1"]
+    return [*named, *arguments[first:]]
 
 
-def main() -> None:
-    """Parse, load, train, save."""
-    script, args, model_arguments = parse()
+def parse(
+    arguments: list[str] | None = None,
+) -> tuple[PlumeScriptArguments, PlumeTrainingConfig, ModelConfig, set[str]]:
+    """Arguments of the script, the run and the model, and the names of those that were given, by flag or YAML."""
+    words = expand(sys.argv[1:] if arguments is None else arguments)
+    kinds: Any = [PlumeScriptArguments, PlumeTrainingConfig, ModelConfig]
+    parser = TrlParser(kinds)
+    show_dashes(parser)
+    script, args, model = parser.parse_args_and_config(words)
+    bare, unset = TrlParser(kinds), object()
+    bare.add_argument("--config")
+    names = (*vars(script), *vars(args), *vars(model), "config")
+    found = vars(bare.parse_args(words, argparse.Namespace(**dict.fromkeys(names, unset))))
+    flags = {name: value for name, value in found.items() if value is not unset}
+    recipe = yaml.safe_load(Path(flags["config"]).read_text("utf-8")) if "config" in flags else {}
+    return script, args, model, {*flags, *recipe}
+
+
+def read_pairs(script: PlumeScriptArguments, args: PlumeTrainingConfig, processor: PlumeProcessor) -> tuple[Any, Any]:
+    """Training rows, and rows to judge the run on: held-out ones where there are any."""
+    columns = parse_columns(script.column)
+    rows = load_rows(script.train_files, script.streaming, columns)
+    if script.skip_bad_rows:
+        report, usable = check(rows, args.media_root, collate=PairCollator.from_config(processor, args))
+        logger.warning(f"{report.rows - report.usable} of {report.rows} rows are left out: {report.problems}")
+        rows = rows.select(usable)
+    if script.eval_files:
+        return rows, load_rows(script.eval_files, columns=columns)
+    if isinstance(rows, IterableDataset):
+        return rows, Dataset.from_list(list(rows.take(script.verdict_pairs)))
+    kept = min(int(script.holdout * len(rows)), _HELD_OUT) if len(rows) >= _FEW else 0
+    if not kept:
+        return rows, rows
+    parts = rows.train_test_split(test_size=kept, seed=args.seed)
+    return parts["train"], parts["test"]
+
+
+def make_plan(
+    args: PlumeTrainingConfig, given: set[str], rows: Any, model: PlumeModel, start: ModelConfig
+) -> list[Decision]:
+    """Settle the settings that were not given."""
+    num_rationales, num_negatives = look(rows)
+    facts = Facts(
+        num_rows=None if isinstance(rows, IterableDataset) else len(rows),
+        width=model.config.text_config.hidden_size,
+        is_trained=_is_plume(str(start.model_name_or_path), revision=start.model_revision),
+        uses_lora=start.use_peft,
+        num_rationales=num_rationales,
+        num_negatives=num_negatives,
+    )
+    decisions = decide(args, given, facts)
+    for decision in decisions:
+        setattr(args, decision.name, decision.value)
+    return decisions
+
+
+def media_folder(files: list[str]) -> Decision | None:
+    """The folder of the first file that lies here, as the one that media paths are relative to."""
+    folder = next((Path(name).parent for name in files if Path(name).exists()), None)
+    return folder and Decision("media_root", str(folder), "the folder of the pairs")
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Parse, load, plan, train, save, judge."""
+    script, args, model_arguments, given = parse(arguments)
     if not script.train_files:
         raise ValueError("There is nothing to train on: give --train_files.")
-    set_seed(args.seed)
     if script.skip_bad_rows and script.streaming:
         raise ValueError(
             "skip_bad_rows reads every row before training, streaming none of them. Drop one of the two, or write the "
             "usable rows into a file first."
         )
-    rows = load_rows(script.train_files, script.streaming)
+    set_seed(args.seed)
+    found = None if "media_root" in given else media_folder(script.train_files)
+    args.media_root = found.value if found else args.media_root
     model, processor = load_model(model_arguments, script.layout)
-    if script.skip_bad_rows:
-        report, usable = check(rows, args.media_root, collate=PairCollator.from_config(processor, args))
-        logger.warning(f"{report.rows - report.usable} of {report.rows} rows are left out: {report.problems}")
-        rows = rows.select(usable)
-    if script.dry_run:
-        print(describe_run(args, model.config, processor, rows))
-        return
+    processor.max_pixels = script.max_pixels or processor.max_pixels
+    rows, judged = read_pairs(script, args, processor)
+    plan = [str(choice) for choice in (found, *make_plan(args, given, rows, model, model_arguments)) if choice]
     if isinstance(rows, IterableDataset):
         rows = rows.shuffle(seed=args.seed, buffer_size=_SHUFFLED)
-    trainer = PlumeTrainer(
-        model=model,
-        args=args,
-        train_dataset=rows,
-        eval_dataset=load_rows(script.eval_files) if script.eval_files else None,
-        processing_class=processor,
-        peft_config=peft_config(model_arguments, model),
-    )
+    parts: dict[str, Any] = {
+        "model": model, "args": args, "train_dataset": rows, "processing_class": processor,
+        "eval_dataset": judged if script.eval_files else None, "peft_config": peft_config(model_arguments, model),
+    }  # fmt: skip
+    if script.dry_run:
+        print(describe_run(args, model.config, processor, rows, plan))
+        with TemporaryDirectory() as scratch:
+            args.output_dir = scratch  # a trainer makes the folder
+            print(f"\n{time_steps(PlumeTrainer(**parts)):.2f} s per step, measured on two of the last stage")
+        return
+    if args.should_log:
+        print("\n".join(["What was not given follows from the data:", *plan]))
+    trainer = PlumeTrainer(**parts)
     if any(parameter.dtype != torch.float32 for parameter in trainer.model.parameters() if parameter.requires_grad):
         logger.warning(
             "Some trained weights are not float32: small updates round away. Pass --dtype float32; --bf16 still "
             "computes in bfloat16."
         )
+    sample = judged.shuffle(seed=args.seed).select(range(min(len(judged), script.verdict_pairs)))
+    before = measure(trainer, sample) if script.verdict_pairs else None
     trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
+    if script.verdict_pairs:
+        where = "training pairs (none were held out)" if judged is rows or script.streaming else "held-out pairs"
+        judge(trainer, sample, before, where, plan)
     save(trainer, processor, args)
+
+
+def judge(trainer: PlumeTrainer, sample: Any, before: Scores, where: str, plan: list[str]) -> None:
+    """Measure again, write the report, and say what was found."""
+    after = measure(trainer, sample)
+    logs = [entry for entry in trainer.state.log_history if "loss" in entry]
+    alarms = find_alarms(logs, before, after, trainer.args, trainer.curriculum)
+    trainer.verdict = describe_verdict(alarms, before, after, f"{len(sample)} {where}")
+    if trainer.is_world_process_zero():
+        write_report(Path(str(trainer.args.output_dir)), trainer.verdict, plan, logs)
+        print(trainer.verdict)
 
 
 def save(trainer: PlumeTrainer, processor: PlumeProcessor, args: PlumeTrainingConfig) -> None:
@@ -160,6 +294,7 @@ def save(trainer: PlumeTrainer, processor: PlumeProcessor, args: PlumeTrainingCo
         trainer.save_model(args.output_dir)
     if trainer.is_world_process_zero():
         processor.save_pretrained(output)
+    trainer.create_model_card()
     if args.push_to_hub:
         trainer.push_to_hub()
 

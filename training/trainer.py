@@ -7,7 +7,8 @@ One optimizer step, whatever the batch, the chunks and the number of ranks:
 3. Every rank computes the loss of the whole gathered pool; the averaging of DDP makes its gradient exact.
 """
 
-import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,31 +16,38 @@ from typing import Any
 import torch
 from accelerate.optimizer import AcceleratedOptimizer
 from accelerate.utils import DistributedType
+from PIL import Image
 from torch.utils.data import Sampler
 from transformers.trainer_utils import HubStrategy
 from transformers.utils import logging
-from trl import SFTTrainer
 
-from plume import PlumeForEmbedding, PlumeOutput, PlumeProcessor
+from plume import PlumeModel, PlumeOutput, PlumeProcessor
 from plume.training.callbacks import EpochCallback
 from plume.training.card import run_card
-from plume.training.collator import PairCollator, Rows, chunk_sizes, rewrite, split_rows
+from plume.training.checkpoints import CheckpointedTrainer
+from plume.training.collator import (
+    PairCollator,
+    Rows,
+    chunk_sizes,
+    even_sizes,
+    rewrite,
+    split_rows,
+    with_media_of_every_kind,
+)
 from plume.training.config import PlumeTrainingConfig, refuse_too_few_rows
-from plume.training.curriculum import Stage, refuse_other_curriculum
+from plume.training.curriculum import Stage
 from plume.training.diagnostics import describe_latents, refuse_nan, retrieval_metrics, warn_of_collapse
-from plume.training.distributed import gather_rows, hold_sync, touch
+from plume.training.distributed import gather_rows, hold_sync, is_sharded, largest, touch
 from plume.training.grad_cache import cached_backward, differentiate, surrogate
-from plume.training.learning_rate import scale_by_stage
+from plume.training.learning_rate import StageLearningRate, scale_by_stage
 from plume.training.losses import Representations, Weights, pool_loss, suffix_ce
 from plume.training.sampler import SubBatchSampler
 
 logger = logging.get_logger(__name__)
 
-_CURRICULUM_FILE = "curriculum.json"
 
-
-class PlumeTrainer(SFTTrainer):
-    """Trains [`PlumeForEmbedding`] on pairs through the explicit-to-latent curriculum.
+class PlumeTrainer(CheckpointedTrainer):
+    """Trains [`PlumeModel`] on pairs through the explicit-to-latent curriculum.
 
     Args:
         model: The model, or a peft model around it.
@@ -53,13 +61,13 @@ class PlumeTrainer(SFTTrainer):
     _tag_names = ["trl", "plume"]
     _name = "PLUME"
     # The objective is a mean over the pool, not over tokens: accumulation steps are averaged.
-    loss_is_scaled_for_ga = False  # type: ignore[assignment]
+    loss_is_scaled_for_ga = False
     args: PlumeTrainingConfig
     model: torch.nn.Module
 
     def __init__(
         self,
-        model: PlumeForEmbedding,
+        model: PlumeModel,
         args: PlumeTrainingConfig,
         train_dataset: Any,
         processing_class: PlumeProcessor,
@@ -70,15 +78,17 @@ class PlumeTrainer(SFTTrainer):
             model.config.num_latent_steps = model.config.check_num_latent_steps(args.num_latent_steps)
         self.curriculum = args.curriculum(model.config.num_latent_steps)
         self.objective: Weights = args.weights()
-        self._resumed_steps: int | None = None
         self._suffix, self._num_experts = list(model.config.suffix_token_ids), model.config.num_experts
         self._started_from = model.config.name_or_path
         refuse_too_few_rows(train_dataset, args)
+        blank = Image.new("RGB", (28, 28))
+        self._spare = dict(processing_class.process_documents([{"image": blank, "video": [blank, blank]}], prompt=""))
         if kwargs.get("peft_config") is not None:
             # Pushed on the way, LoRA weights would lie beside the merged ones of the end and be loaded on top of them.
             args.hub_strategy = HubStrategy.END
-        if args.freeze_vision:
-            model.model.visual.requires_grad_(False)
+        for name, parameter in model.model.visual.named_parameters():
+            if args.freeze_merger if "merger" in name else args.freeze_vision:
+                parameter.requires_grad_(False)
         super().__init__(
             model=model,
             args=args,
@@ -90,11 +100,13 @@ class PlumeTrainer(SFTTrainer):
             **kwargs,
         )
         self.can_return_loss = True
+        self.eval_latent_steps: int | None = None  # the run's where None
+        self.verdict = ""  # for the card
 
     # Data
 
     def _set_signature_columns_if_needed(self) -> None:
-        self._signature_columns = ["row", "dataset", "place"]  # type: ignore[assignment]
+        self._signature_columns = ["row", "dataset", "place", "problem"]
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler | None:
         rows: Any = self.train_dataset if train_dataset is None else train_dataset
@@ -104,19 +116,31 @@ class PlumeTrainer(SFTTrainer):
         return sampler
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
-        """Every evaluation row counts, whatever is dropped in training."""
+        """As transformers', with every row."""
+        with self._every_row():
+            return super().get_eval_dataloader(eval_dataset)
+
+    def get_test_dataloader(self, test_dataset: Any) -> Any:
+        """As transformers', with every row."""
+        with self._every_row():
+            return super().get_test_dataloader(test_dataset)
+
+    @contextmanager
+    def _every_row(self) -> Iterator[None]:
+        """Evaluation and prediction keep the last, smaller batch, whatever training does."""
         drop_last, self.args.dataloader_drop_last = self.args.dataloader_drop_last, False
         try:
-            return super().get_eval_dataloader(eval_dataset)
+            yield
         finally:
             self.args.dataloader_drop_last = drop_last
 
     # 1. Stage
 
     def stage(self) -> Stage:
-        """The stage of the step that is being trained; the final one in evaluation."""
+        """The stage of the step that is being trained; in evaluation the final one, at any number of latent steps."""
         if not self.model.training:
-            return self.curriculum.stages[-1]
+            final = self.curriculum.stages[-1]
+            return final if self.eval_latent_steps is None else replace(final, num_latent_steps=self.eval_latent_steps)
         return self.curriculum.stage_at(self.state.global_step, self.state.max_steps)
 
     def create_scheduler(
@@ -129,17 +153,21 @@ class PlumeTrainer(SFTTrainer):
                 "the boundaries of the stages move. Resume with the same number to go on with the same curriculum."
             )
         scheduler = super().create_scheduler(num_training_steps, optimizer)
-        if self.args.stage_lr_scales is not None or self.args.rewarm_steps:
-            scale_by_stage(
-                scheduler, self.curriculum, num_training_steps, self.args.stage_lr_scales, self.args.rewarm_steps
-            )
+        shape = self.args.stage_learning_rate()
+        if shape != StageLearningRate():
+            scale_by_stage(scheduler, self.curriculum, num_training_steps, shape)
         return scheduler
 
     # 2. Rollout
 
     def forward_rows(self, model: torch.nn.Module, rows: Rows) -> PlumeOutput:
         """One forward pass of some rows through the wrapped model."""
-        return model(**rows.inputs)
+        if not is_sharded(self.model):
+            return model(**rows.inputs)
+        device = rows.inputs["input_ids"].device
+        spare = {name: value.to(device) for name, value in self._spare.items()}
+        output = model(**with_media_of_every_kind(rows, spare).inputs)
+        return PlumeOutput(**{name: value[: len(rows)] for name, value in output.items()})
 
     def represent(self, output: PlumeOutput) -> Representations:
         """What the pool loss needs of a forward pass; routing has no columns at K = 0."""
@@ -151,16 +179,20 @@ class PlumeTrainer(SFTTrainer):
 
     def _pool_loss(self, local: Representations, batch: dict[str, Any]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """Loss of the gathered pool; candidates are the targets of all ranks, then their hard negatives."""
-        pairs = batch["num_pairs"]
-        gathered = [
-            [gather_rows(part) for part in (rows[:pairs], rows[pairs : 2 * pairs], rows[2 * pairs :])]
-            for rows in local.tensors()
-        ]
-        queries = Representations(*(parts[0] for parts in gathered))
-        candidates = Representations(*(torch.cat(parts[1:]) for parts in gathered))
-        ids = batch["candidate_ids"]
+        pairs, ids = batch["num_pairs"], batch["candidate_ids"]
+        slots = (ids[pairs:] >= 0).nonzero().flatten()
+
+        def gather(rows: torch.Tensor) -> list[torch.Tensor]:
+            """Queries, targets and negatives of all ranks; absent negatives travel as zeros."""
+            negatives = rows.new_zeros(len(ids) - pairs, rows.shape[1]).index_copy(0, slots, rows[2 * pairs :])
+            return [gather_rows(part) for part in (rows[:pairs], rows[pairs : 2 * pairs], negatives)]
+
+        gathered = [gather(rows) for rows in local.tensors()]
         candidate_ids = torch.cat([gather_rows(ids[:pairs]), gather_rows(ids[pairs:])])
-        return pool_loss(queries, candidates, candidate_ids, self.objective)
+        present = candidate_ids >= 0
+        queries = Representations(*(parts[0] for parts in gathered))
+        candidates = Representations(*(torch.cat(parts[1:])[present] for parts in gathered))
+        return pool_loss(queries, candidates, candidate_ids[present], self.objective)
 
     def _own_loss(self, output: PlumeOutput, rows: Rows, batch: dict[str, Any]) -> torch.Tensor:
         """Cross entropy of some rows as their share of the batch's: mean over pairs, sum over the two sides."""
@@ -197,6 +229,8 @@ class PlumeTrainer(SFTTrainer):
         """Forward and backward of a batch: at once, or in chunks through GradCache."""
         lengths = inputs["prefix"]["attention_mask"].sum(dim=1)
         sizes = chunk_sizes(lengths, self.args.chunk_size, self.args.chunk_tokens)
+        if is_sharded(self.model):  # ranks pass through the modules together, equally often
+            sizes = even_sizes(len(lengths), largest(len(sizes), lengths.device))
         if len(sizes) == 1:
             whole = super().training_step(model, inputs, num_items_in_batch)
             # Behind the backward pass, as below: ranks that chunk differently must gather in the same order.
@@ -269,36 +303,10 @@ class PlumeTrainer(SFTTrainer):
         sides = (output.embeddings[:pairs], output.embeddings[pairs : 2 * pairs])
         return loss.detach(), None if prediction_loss_only else sides, inputs["candidate_ids"][:pairs]
 
-    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        super()._save(output_dir, state_dict)
-        if not self.args.should_save:  # the folder is made by the rank that saves
-            return
-        folder = Path(output_dir or self.args.output_dir)
-        scheduled = self.curriculum.scheduled_at(self.state.global_step, max(self.state.max_steps, 1))
-        state = {**self._curriculum_state(), "step": self.state.global_step, "stage": scheduled.index}
-        (folder / _CURRICULUM_FILE).write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
-
-    def _curriculum_state(self) -> dict[str, Any]:
-        """What a resumed run must share with the run that saved it."""
-        curriculum = self.curriculum
-        return {
-            "num_latent_steps": curriculum.num_latent_steps,
-            "stage_weights": list(curriculum.weights),
-            "stage_mixing": curriculum.mixing,
-            "latent_dropout": curriculum.dropout,
-            "max_steps": self.state.max_steps,
-        }
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        saved = json.loads((Path(resume_from_checkpoint) / _CURRICULUM_FILE).read_text("utf-8"))
-        self._resumed_steps = saved.pop("max_steps", None)
-        refuse_other_curriculum(saved, self._curriculum_state(), resume_from_checkpoint)
-        super()._load_from_checkpoint(resume_from_checkpoint, model)
-
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """Write the package's card into the output folder, with a section on this run."""
         if self.is_world_process_zero():
-            card = run_card(self.args, self._started_from, self.state.global_step)
+            card = run_card(self.args, self._started_from, self.state.global_step, self.verdict)
             (Path(self.args.output_dir) / "README.md").write_text(card, encoding="utf-8")
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:

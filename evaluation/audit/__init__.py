@@ -5,25 +5,25 @@
    experts; collapse.
 3. **Report** (``summary``, ``plots``, ``report``): one page with pictures, and all numbers as JSON.
 
-A finished task is kept in ``OUT/tasks`` and not measured again, so an interrupted audit goes on where it stopped.
+A finished task is kept in ``OUT/tasks`` and not measured again, so an interrupted audit goes on where it stopped. One
+that fails is recorded in ``OUT/failed`` and the next one runs; the report is written when all are there.
 """
 
-import argparse
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
+from plume.arguments import ArgumentParser
 from plume.evaluation.audit.data import load_task
 from plume.evaluation.audit.measure import measure
 from plume.evaluation.audit.passes import Reader
 from plume.evaluation.audit.plots import draw_all
 from plume.evaluation.audit.report import headline, write_report
 from plume.evaluation.embedders import ModelEmbedder, load_embedder
-from plume.evaluation.runner import _default_prompt_set
-from plume.evaluation.store import write_json
+from plume.evaluation.runner import default_prompt_set
+from plume.evaluation.store import Failures, read_kept, write_json, write_whole
 from plume.evaluation.table import MMEB_V2, PROMPT_SETS, Row, read_table, select
 
 _QUERIES = 200  # as in Fig. 6
@@ -61,7 +61,8 @@ def audit(
         One dict per task, as in ``audit.json``.
 
     Raises:
-        ValueError: If data or options are unusable, or ``out`` holds an audit of another condition.
+        ValueError: If options are unusable, or ``out`` holds an audit of another condition.
+        FailedTasksError: After the last task, if some failed, e.g. by unusable data.
     """
     steps, config = int(embedder.condition["latent_steps"]), embedder.model.config
     reader = Reader(embedder.model, embedder.processor, steps, batch_size)
@@ -69,7 +70,7 @@ def audit(
         sweep = [k for k in _SWEEP if k <= config.max_latent_steps]
     for k in sweep:
         config.check_num_latent_steps(k)
-    prompt_set = prompt_set or _default_prompt_set(embedder)
+    prompt_set = prompt_set or default_prompt_set(embedder)
     condition = {
         **embedder.condition,
         "dtype": str(embedder.model.dtype).removeprefix("torch."),
@@ -80,41 +81,36 @@ def audit(
     }
     folder = Path(out)
     (folder / "tasks").mkdir(parents=True, exist_ok=True)
-    results = []
+    files = {row.id: folder / "tasks" / f"{row.id}.json" for row in rows}
+    asked = {row.id: {**condition, **_identity(row)} for row in rows}
+    kept = {name: read_kept(file, asked[name]) for name, file in files.items()}
+    results: list[dict[str, Any]] = []
+    failures = Failures(folder)
     for row in tqdm(rows, desc="audit", unit="task"):
-        file = folder / "tasks" / f"{row.id}.json"
-        task_condition = {"benchmark": row.benchmark, "version": row.version, "definition": row.definition}
-        asked = {**condition, **task_condition, "dataset": dict(row.dataset)}
-        if file.is_file():
-            results.append(_read_finished(file, asked))
-            continue
-        task = load_task(
-            row, data_root, media_root=media_root, prompt_set=prompt_set, max_queries=max_queries, seed=seed
-        )
-        results.append(measure(reader, task, sweep, seed))
-        write_json(file, {"condition": asked, "result": results[-1]})
+        with failures.recorded(row.id):
+            done = kept[row.id]
+            if done is None:
+                task = load_task(
+                    row, data_root, media_root=media_root, prompt_set=prompt_set, max_queries=max_queries, seed=seed
+                )
+                done = {"condition": asked[row.id], "result": measure(reader, task, sweep, seed)}
+                write_json(files[row.id], done)
+            results.append(done["result"])
+    failures.check(results)
     write_json(folder / "audit.json", {"condition": condition, "tasks": results})
-    page = write_report(condition, results, draw_all(results, folder))
-    (folder / "audit.md").write_text(page, encoding="utf-8")
+    write_whole(folder / "audit.md", write_report(condition, results, draw_all(results, folder)))
     return results
 
 
-def _read_finished(file: Path, condition: Mapping[str, Any]) -> dict[str, Any]:
-    kept = json.loads(file.read_text(encoding="utf-8"))
-    differing = sorted(
-        key for key in {*condition, *kept["condition"]} if condition.get(key) != kept["condition"].get(key)
-    )
-    if differing:
-        raise ValueError(
-            f"{str(file)!r} was measured under another condition ({', '.join(differing)}), so one report cannot hold "
-            "both. Choose another --out, or remove that folder."
-        )
-    return kept["result"]
+def _identity(row: Row) -> dict[str, Any]:
+    """What of a task must be the same for its figures to hold."""
+    names = {"benchmark": row.benchmark, "version": row.version, "definition": row.definition}
+    return {**names, "dataset": dict(row.dataset)}
 
 
 def main(argv: Sequence[str] | None = None) -> str:
     """Run the command line; returns what it has to say."""
-    parser = argparse.ArgumentParser(prog="python -m plume.evaluation audit", description="Are the latent steps used?")
+    parser = ArgumentParser(prog="plume audit", description="Are the latent steps used?")
     parser.add_argument("--model", required=True, help="checkpoint: a folder or a Hub id")
     parser.add_argument("--table", type=Path, default=MMEB_V2, help="table of tasks; MMEB-v2 where omitted")
     parser.add_argument("--data-root", type=Path, required=True, help="folder of local copies of the data sets")

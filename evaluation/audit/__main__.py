@@ -1,6 +1,8 @@
 """``python -m plume.evaluation.audit``: the same as ``python -m plume.evaluation audit``."""
 
-from plume.evaluation.audit import main
+import sys
+
+from plume.evaluation.__main__ import main
 
 if __name__ == "__main__":
-    print(main())
+    raise SystemExit(main(["audit", *sys.argv[1:]]))

@@ -17,11 +17,11 @@ from typing import Any
 
 import torch
 
-from plume import PlumeForEmbedding
+from plume import PlumeModel
 
 
 @contextmanager
-def recording(model: PlumeForEmbedding) -> Iterator[list[torch.Tensor]]:
+def recording(model: PlumeModel) -> Iterator[list[torch.Tensor]]:
     """Collect z~(0), z~(1), ... of the forward passes inside, one ``(B, D)`` tensor per latent step."""
     refined: list[torch.Tensor] = []
 
@@ -36,7 +36,7 @@ def recording(model: PlumeForEmbedding) -> Iterator[list[torch.Tensor]]:
 
 
 @contextmanager
-def replacing(model: PlumeForEmbedding, refined_BKD: torch.Tensor) -> Iterator[None]:
+def replacing(model: PlumeModel, refined_BKD: torch.Tensor) -> Iterator[None]:
     """Feed ``refined_BKD[:, k - 1]`` to the backbone at latent step k, whatever the transition returns.
 
     Args:

@@ -5,13 +5,13 @@ from typing import Any
 
 import torch
 
-from plume import PlumeForEmbedding, PlumeProcessor
+from plume import PlumeModel, PlumeProcessor
 
 _EXAMPLES, _WORDS = 3, 5
 
 
 @torch.inference_mode()
-def read_words(model: PlumeForEmbedding, processor: PlumeProcessor, latents_NKD: torch.Tensor) -> dict[str, Any]:
+def read_words(model: PlumeModel, processor: PlumeProcessor, latents_NKD: torch.Tensor) -> dict[str, Any]:
     """The likeliest words of every latent step.
 
     Args:

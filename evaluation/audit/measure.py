@@ -1,8 +1,8 @@
 """All measures of one task, from as few passes as they need.
 
-1. Documents are read at the checkpoint's K, and at the other K of the sweep.
-2. Queries are read at every k from 0 to K, and at the other K of the sweep. The embedding at k is the one read out
-   after step k, since a step does not depend on how many follow it.
+1. Documents are read at the checkpoint's K, and at the other K of the sweep. The embedding at k is the one read out
+   after step k, since a step does not depend on how many follow it: one rollout gives them all.
+2. Queries are read at every k from 0 to K, and at the other K of the sweep.
 3. Queries are read again with their latent inputs replaced (``intervene``); documents stay as they are, so what an
    intervention costs is what the queries' thinking is worth.
 """

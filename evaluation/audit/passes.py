@@ -8,7 +8,7 @@ import torch
 from datasets import Dataset
 from tqdm import tqdm
 
-from plume import PlumeForEmbedding, PlumeProcessor
+from plume import PlumeModel, PlumeProcessor
 from plume.evaluation.audit.intervene import recording, replacing
 from plume.evaluation.embedders import prepare
 from plume.evaluation.encoder import to_inputs
@@ -63,7 +63,7 @@ class Reader:
         ValueError: If K is 0, or the model cannot run it.
     """
 
-    def __init__(self, model: PlumeForEmbedding, processor: PlumeProcessor, steps: int, batch_size: int) -> None:
+    def __init__(self, model: PlumeModel, processor: PlumeProcessor, steps: int, batch_size: int) -> None:
         if model.config.check_num_latent_steps(steps) == 0:
             raise ValueError(
                 "The audit asks what latent steps are worth, and at K = 0 there are none. Choose a checkpoint with "
@@ -72,7 +72,7 @@ class Reader:
         self.model, self.processor, self.steps, self.batch_size = model, processor, steps, batch_size
 
     def read(self, inputs: Dataset, others: Iterable[int] = (), keep_states: bool = False, name: str = "") -> Reading:
-        """Read inputs at the reader's K and at other numbers of steps.
+        """Read inputs at the reader's K and at other numbers of steps, all in one rollout.
 
         Args:
             inputs: N inputs.
@@ -80,20 +80,19 @@ class Reader:
             keep_states: Whether to keep ``refined`` and ``latents``.
             name: For the progress bar.
         """
-        counts = sorted({*others} - {self.steps})
-        parts = _Parts({k: [] for k in (self.steps, *counts)})
+        counts = sorted({*others, self.steps})
+        parts = _Parts({k: [] for k in counts})
 
         def read(items: list[dict[str, Any]], prepared: dict[str, torch.Tensor], rows: slice) -> None:
             with recording(self.model) as refined:
-                output = self.model(**prepared, num_latent_steps=self.steps)
+                output = self.model(**prepared, num_latent_steps=counts[-1], readout_steps=counts)
+            own, kept = slice(self.steps), slice(None) if keep_states else slice(0)
             parts.kinds += [tuple(item) for item in items]
-            parts.probs.append(output.router_probs.float().cpu())
-            kept = slice(None) if keep_states else slice(0)
-            parts.refined.append(torch.stack(refined, dim=1)[kept].float().cpu())
-            parts.latents.append(output.latent_states[kept].float().cpu())
-            parts.embeddings[self.steps].append(output.embeddings.cpu())
-            for k in counts:
-                parts.embeddings[k].append(self.model(**prepared, num_latent_steps=k).embeddings.cpu())
+            parts.probs.append(output.router_probs[:, own].float().cpu())
+            parts.refined.append(torch.stack(refined, dim=1)[kept, own].float().cpu())
+            parts.latents.append(output.latent_states[kept, own].float().cpu())
+            for k, vectors in zip(counts, output.readout_embeddings.unbind(dim=1), strict=True):
+                parts.embeddings[k].append(vectors.cpu())
 
         self._each_batch(inputs, read, name)
         return parts.join()

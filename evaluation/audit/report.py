@@ -5,6 +5,7 @@ from typing import Any
 
 from plume.evaluation.audit.plots import VARIANTS
 from plume.evaluation.audit.summary import Result, by_kind, mean_cost, mean_over, series
+from plume.evaluation.report import markdown
 
 _WHAT = {
     "as is": "the checkpoint's own latent states",
@@ -27,7 +28,7 @@ def write_report(condition: Mapping[str, Any], results: Sequence[Result], pictur
     parts = [
         "# Latent-use audit",
         "Does this checkpoint use its latent steps, and for what? How to read each measure: `docs/audit.md`.",
-        _table(["condition", ""], [[name, f"`{value}`"] for name, value in condition.items()]),
+        markdown(["condition", ""], [[name, f"`{value}`"] for name, value in condition.items()]),
         "## In short",
         *_headline(results),
         _costs(results),
@@ -84,7 +85,7 @@ def _costs(results: Sequence[Result]) -> str:
         as_is = mean_over(members, lambda result: result["interventions"]["as is"]["hit_at_1"])
         costs = [_points(*mean_cost(members, name)) for name in VARIANTS if name != "as is"]
         rows.append([kind, str(len(members)), f"{100 * as_is:.1f}", *costs])
-    return _table(["", "tasks", "Hit@1 as is", *(f"cost of {name}" for name in VARIANTS if name != "as is")], rows)
+    return markdown(["", "tasks", "Hit@1 as is", *(f"cost of {name}" for name in VARIANTS if name != "as is")], rows)
 
 
 def _interventions(results: Sequence[Result]) -> str:
@@ -93,7 +94,7 @@ def _interventions(results: Sequence[Result]) -> str:
         variants = [result["interventions"][name] for name in VARIANTS]
         cells = [f"{100 * row['hit_at_1']:.1f} / {100 * row['ndcg_at_5']:.1f}" for row in variants]
         rows.append([*_task(result), str(result["n"]), f"{result['pool_size']:.0f}", *cells])
-    return "Hit@1 / nDCG@5, in percent.\n\n" + _table(["task", "hops", "queries", "pool", *VARIANTS], rows)
+    return "Hit@1 / nDCG@5, in percent.\n\n" + markdown(["task", "hops", "queries", "pool", *VARIANTS], rows)
 
 
 def _steps(results: Sequence[Result], part: str, key: str, title: str, percent: bool = False) -> str:
@@ -104,7 +105,7 @@ def _steps(results: Sequence[Result], part: str, key: str, title: str, percent: 
         values = dict(zip(*series(members, part, key), strict=True))
         cells = [values.get(step) for step in shared]
         rows.append([kind, *("" if v is None else f"{100 * v:.1f}" if percent else f"{v:.3g}" for v in cells)])
-    return _table([title, *map(str, shared)], rows)
+    return markdown([title, *map(str, shared)], rows)
 
 
 def _experts(results: Sequence[Result], pictures: Mapping[str, str]) -> list[str]:
@@ -123,7 +124,7 @@ def _words(results: Sequence[Result]) -> str:
     for result in results:
         cells = [f"{_code(step[0][0])} {100 * step[0][1]:.0f} %" for step in result["words"]["steps"]]
         rows.append([result["task"], *cells])
-    return _table(["task", *(f"step {step}" for step in range(1, count + 1))], rows)
+    return markdown(["task", *(f"step {step}" for step in range(1, count + 1))], rows)
 
 
 def _collapse(results: Sequence[Result]) -> str:
@@ -140,7 +141,7 @@ def _collapse(results: Sequence[Result]) -> str:
         alike = result["collapse"]["input_cosine"]
         cells = ["" if value is None else f"{value:.3f}" for value in [*values, alike[0], alike[-1]]]
         rows.append([result["task"], *cells])
-    return _table(["task", *names.values(), "between inputs, first step", "last step"], rows)
+    return markdown(["task", *names.values(), "between inputs, first step", "last step"], rows)
 
 
 def _task(result: Result) -> list[str]:
@@ -160,8 +161,3 @@ def _code(word: str) -> str:
     """A token as inline code, safe inside a table."""
     visible = repr(word)[1:-1].replace("|", "\\|").replace("`", "'")
     return f"`{visible}`"
-
-
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)

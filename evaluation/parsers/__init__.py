@@ -5,7 +5,7 @@ from functools import partial
 
 from datasets import Dataset
 
-from plume.evaluation.parsers.common import Media, Parsed
+from plume.evaluation.parsers.common import MediaFiles, Parsed
 from plume.evaluation.parsers.images import parse_image_to_image, parse_image_to_text, parse_text_to_image
 from plume.evaluation.parsers.pages import parse_pages
 from plume.evaluation.parsers.video_qa import SCHEMAS, parse_video_qa
@@ -19,7 +19,7 @@ from plume.evaluation.parsers.videos import (
 )
 from plume.evaluation.table import Row
 
-__all__ = ["PARSERS", "Media", "Parsed", "parse"]
+__all__ = ["PARSERS", "MediaFiles", "Parsed", "parse"]
 
 PAGES = "beir"
 _IMAGES: dict[str, Callable[..., Parsed]] = {
@@ -35,7 +35,7 @@ _RETRIEVAL = {f"video_ret_{schema}": schema for schema in RETRIEVAL}
 PARSERS = (*_IMAGES, *_VIDEOS, *_QA, *_RETRIEVAL, PAGES)
 
 
-def parse(row: Row, data: dict[str, Dataset], media: Media, prompt_set: str) -> Parsed:
+def parse(row: Row, data: dict[str, Dataset], media: MediaFiles, prompt_set: str) -> Parsed:
     """Parse the data of a task.
 
     Args:

@@ -1,7 +1,11 @@
-"""What all parsers share: items, media that must exist, and the dataset that mteb reads."""
+"""What all parsers share: items, media that must exist, and the dataset that mteb reads.
+
+A picture whose file was cut off is read as far as it goes, as the authors' loader does; a warning names the file.
+"""
 
 import hashlib
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,8 +13,14 @@ from typing import Any
 
 import numpy as np
 from datasets import Dataset, Features, Image, List, Value
+from datasets.features.features import register_feature
+from PIL import ImageFile, UnidentifiedImageError
+from PIL.Image import DecompressionBombError
+from transformers.utils import logging
 
 from plume.evaluation.table import Row
+
+logger = logging.get_logger(__name__)
 
 _FRAME_ENDINGS = (".jpg", ".jpeg", ".png")
 
@@ -55,7 +65,7 @@ class Parsed:
             self.pools.append(list(candidates))
 
 
-class Media:
+class MediaFiles:
     """Finds images and frames of a row under the media root.
 
     Args:
@@ -131,11 +141,52 @@ def join(*parts: str | None) -> str:
     return " ".join(part for part in parts if part).strip()
 
 
+_UNREADABLE = (UnidentifiedImageError, DecompressionBombError, SyntaxError)
+
+
+@dataclass(repr=False)
+class Picture(Image):
+    """The image column of ``datasets``, which also reads what there is of a file that was cut off."""
+
+    _type: str = field(default="Picture", init=False, repr=False)
+
+    def decode_example(self, value: Any, token_per_repo_id: Any = None) -> Any:
+        """The decoded picture; what a cut file lacks is grey or black.
+
+        Raises:
+            ValueError: If the file is no picture at all.
+        """
+        where = value.get("path") or "A picture inside the data set" if isinstance(value, dict) else "A picture"
+        try:
+            return super().decode_example(value, token_per_repo_id)
+        except _UNREADABLE as error:
+            raise _unreadable(where, error) from error
+        except OSError as error:
+            if error.errno is not None:  # the file system's, not the decoder's
+                raise
+            logger.warning_once(f"{where} was cut off ({error}): what is there is read. Unpack or download it again.")
+        before, ImageFile.LOAD_TRUNCATED_IMAGES = ImageFile.LOAD_TRUNCATED_IMAGES, True
+        try:
+            return super().decode_example(value, token_per_repo_id)
+        except (*_UNREADABLE, OSError) as error:
+            raise _unreadable(where, error) from error
+        finally:
+            ImageFile.LOAD_TRUNCATED_IMAGES = before
+
+
+def _unreadable(where: str, error: Exception) -> ValueError:
+    return ValueError(f"{where} is no picture that can be read ({error}). Unpack or download it again.")
+
+
+with warnings.catch_warnings():  # "experimental": the name must be known when a cached data set is opened again
+    warnings.simplefilter("ignore")
+    register_feature(Picture, "Picture")
+
 _FEATURES = {
     "id": Value("string"),
     "text": Value("string"),
-    "image": Image(),
-    "video": List(Image()),
+    "image": Picture(),
+    "video": List(Picture()),
     "medium": Value("string"),
 }
 

@@ -9,7 +9,7 @@ white space at their ends; the positive is the first candidate of a row.
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from plume.evaluation.parsers.common import Item, Media, Parsed
+from plume.evaluation.parsers.common import Item, MediaFiles, Parsed
 
 _MARK = "<|image_1|>"
 
@@ -25,13 +25,13 @@ def _written(instruction: str, text: str = "") -> str:
     return string.replace(" \n", "\n").strip()
 
 
-def _image_query(row: Mapping[str, Any], media: Media, strip: bool) -> Item:
+def _image_query(row: Mapping[str, Any], media: MediaFiles, strip: bool) -> Item:
     instruction = (row.get("qry_inst") or "").replace(_MARK, "")
     instruction = "\n" + instruction.strip() if strip else instruction
     return Item(_written(instruction, row["qry_text"]), image=media.image(row["qry_img_path"]))
 
 
-def parse_image_to_text(rows: Iterable[Mapping[str, Any]], media: Media, strip: bool) -> Parsed:
+def parse_image_to_text(rows: Iterable[Mapping[str, Any]], media: MediaFiles, strip: bool) -> Parsed:
     """Classification, question answering and image-to-text: image and text against texts.
 
     Args:
@@ -46,7 +46,7 @@ def parse_image_to_text(rows: Iterable[Mapping[str, Any]], media: Media, strip: 
     return parsed
 
 
-def parse_text_to_image(rows: Iterable[Mapping[str, Any]], media: Media) -> Parsed:
+def parse_text_to_image(rows: Iterable[Mapping[str, Any]], media: MediaFiles) -> Parsed:
     """Text against images, which have captions in WebQA and EDIS."""
     parsed = Parsed()
     for row in rows:
@@ -57,7 +57,7 @@ def parse_text_to_image(rows: Iterable[Mapping[str, Any]], media: Media) -> Pars
     return parsed
 
 
-def parse_image_to_image(rows: Iterable[Mapping[str, Any]], media: Media) -> Parsed:
+def parse_image_to_image(rows: Iterable[Mapping[str, Any]], media: MediaFiles) -> Parsed:
     """Image and text against images; the key is path and caption, since objects of one image can be targets."""
     parsed = Parsed()
     for row in rows:
@@ -68,7 +68,7 @@ def parse_image_to_image(rows: Iterable[Mapping[str, Any]], media: Media) -> Par
     return parsed
 
 
-def _image_targets(row: Mapping[str, Any], media: Media) -> list[Item]:
+def _image_targets(row: Mapping[str, Any], media: MediaFiles) -> list[Item]:
     instruction, captions = row.get("tgt_inst") or "", list(row["tgt_text"])
     captioned = bool(captions[0].strip())  # the first decides for all, as in VLM2Vec
     texts = [_written(f"{instruction} {caption}" if captioned else instruction) for caption in captions]

@@ -2,9 +2,9 @@
 
 from typing import Any
 
-from datasets import Dataset, Image
+from datasets import Dataset
 
-from plume.evaluation.parsers.common import Item, Parsed, join
+from plume.evaluation.parsers.common import Item, Parsed, Picture, join
 
 
 def parse_pages(queries: Dataset, corpus: Dataset, qrels: Dataset, instruction: str, target: str, name: str) -> Parsed:
@@ -28,7 +28,7 @@ def parse_pages(queries: Dataset, corpus: Dataset, qrels: Dataset, instruction: 
             page = str(row["corpus-id"])
             judged[page] = max(judged.get(page, 0), int(row["score"]))
     keys = [str(key) for key in corpus["corpus-id"]]
-    pages = corpus.select_columns(["image"]).cast_column("image", Image()).add_column("key", keys)
+    pages = corpus.select_columns(["image"]).cast_column("image", Picture()).add_column("key", keys)
     parsed = Parsed(pages=pages, page_text=target.strip())
     known = set(keys)
     for row in queries.select_columns(["query-id", "query"]):

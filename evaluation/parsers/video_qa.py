@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from plume.evaluation.parsers.common import Item, Media, Parsed
+from plume.evaluation.parsers.common import Item, MediaFiles, Parsed
 
 _YES_NO = ("yes", "no")
 
@@ -83,7 +83,7 @@ SCHEMAS: dict[str, Callable[[Mapping[str, Any]], Question]] = {
 }
 
 
-def parse_video_qa(rows: Iterable[Mapping[str, Any]], media: Media, instruction: str, schema: str) -> Parsed:
+def parse_video_qa(rows: Iterable[Mapping[str, Any]], media: MediaFiles, instruction: str, schema: str) -> Parsed:
     """Questions about clips.
 
     Args:

@@ -5,13 +5,13 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from plume.evaluation.parsers.common import Item, Media, Parsed, join
+from plume.evaluation.parsers.common import Item, MediaFiles, Parsed, join
 
 LABELS = Path(__file__).with_name("video_labels.json")
 
 
 def parse_classification(
-    rows: Iterable[Mapping[str, Any]], media: Media, instruction: str, labels: str | None
+    rows: Iterable[Mapping[str, Any]], media: MediaFiles, instruction: str, labels: str | None
 ) -> Parsed:
     """A clip against all labels: those of the list and those that occur.
 
@@ -32,7 +32,7 @@ def parse_classification(
     return parsed
 
 
-def parse_ssv2(rows: Iterable[Mapping[str, Any]], media: Media, instruction: str) -> Parsed:
+def parse_ssv2(rows: Iterable[Mapping[str, Any]], media: MediaFiles, instruction: str) -> Parsed:
     """Something-Something: a clip against the candidates of its row (``neg_text``, which holds the positive too)."""
     parsed = Parsed()
     for row in rows:
@@ -56,7 +56,7 @@ RETRIEVAL: dict[str, tuple[Callable[[Mapping[str, Any]], str], Callable[[Mapping
 
 
 def parse_retrieval(
-    rows: Iterable[Mapping[str, Any]], media: Media, instruction: str, target: str, schema: str
+    rows: Iterable[Mapping[str, Any]], media: MediaFiles, instruction: str, target: str, schema: str
 ) -> Parsed:
     """A caption against all clips.
 
@@ -76,7 +76,7 @@ def parse_retrieval(
     return parsed
 
 
-def parse_moments(rows: Iterable[Mapping[str, Any]], media: Media, instruction: str, target: str) -> Parsed:
+def parse_moments(rows: Iterable[Mapping[str, Any]], media: MediaFiles, instruction: str, target: str) -> Parsed:
     """QVHighlight and Charades-STA: a video and a text against the clips beside it, one of them positive.
 
     The frame folder of a video holds ``query`` and one folder per clip; positives start with ``positive``.
@@ -101,7 +101,7 @@ def parse_moments(rows: Iterable[Mapping[str, Any]], media: Media, instruction: 
 
 
 def parse_momentseeker(
-    rows: Iterable[Mapping[str, Any]], media: Media, instructions: Mapping[str, str], target: str
+    rows: Iterable[Mapping[str, Any]], media: MediaFiles, instructions: Mapping[str, str], target: str
 ) -> Parsed:
     """MomentSeeker: a text, an image and text, or a video and text, against ten clips; several may be positive.
 

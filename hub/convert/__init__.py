@@ -7,6 +7,7 @@
 5. **Finish**: configuration, code, processor, card, report; then the folder takes the name TARGET, all at once.
 """
 
+import glob
 import json
 import re
 import shutil
@@ -19,17 +20,24 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 from huggingface_hub import snapshot_download
 from safetensors.torch import save_file
 from tqdm import tqdm
-from transformers import AutoConfig, AutoTokenizer, Qwen2VLConfig
+from transformers import AutoConfig, AutoTokenizer
 from transformers.dynamic_module_utils import custom_object_save
 
-from plume import PAPER_LAYOUT, RELEASED_LAYOUT, PlumeConfig, PlumeForEmbedding, PlumeProcessor
+from plume import PAPER_LAYOUT, RELEASED_LAYOUT, PlumeModel, PlumeProcessor
 from plume.hub.layout import ADAPTER, Source, adapter_fields, convert_adapter, open_source, rename
 from plume.hub_files_plume import write_hub_files
+from plume.layouts import EMBEDDER_LAYOUT
+from plume.start import model_class_of, processor_from_backbone
 
-KINDS = ("qwen2-vl", "ume-r1", "plume")
+# Plain backbones by their model_type; UME-R1 and the released PLUME stand on the first.
+BACKBONES = {"qwen2_vl": "qwen2-vl", "qwen2_5_vl": "qwen2.5-vl", "qwen3_vl": "qwen3-vl"}
+KINDS = (*BACKBONES.values(), "ume-r1", "plume")
+LAYOUTS = {"paper": PAPER_LAYOUT, "released": RELEASED_LAYOUT, "embedder": EMBEDDER_LAYOUT}
+AUTHORS_LATENT_STEPS = 8  # K of the authors' evaluation script, whatever the training
 # How the released checkpoint was evaluated: task texts come with the data, text-only inputs get a white image.
 _RELEASED_PROCESSOR: dict[str, Any] = {
     "query_prompt": "",
@@ -60,8 +68,8 @@ class Report:
     fields: dict[str, Any] = field(default_factory=dict)
 
 
-def recognise(source: Source) -> str:
-    """Kind of a checkpoint, from the names of its tensors and its tokenizer.
+def recognise(source: Source, model_type: str) -> str:
+    """Kind of a checkpoint, from the names of its tensors, its tokenizer and the type of its configuration.
 
     Raises:
         ValueError: If it is in this package's layout already.
@@ -71,7 +79,7 @@ def recognise(source: Source) -> str:
     if any(ADAPTER in name for name in source.names):
         return "plume"
     vocabulary = AutoTokenizer.from_pretrained(source.folder).get_vocab()
-    return "ume-r1" if RELEASED_LAYOUT.embedding in vocabulary else "qwen2-vl"
+    return "ume-r1" if RELEASED_LAYOUT.embedding in vocabulary else BACKBONES[model_type]
 
 
 def convert(
@@ -82,17 +90,20 @@ def convert(
     num_active_experts: int = 2,
     ignore: str | None = None,
     seed: int = 0,
+    layout: str = "paper",
 ) -> Report:
     """Convert a checkpoint.
 
     Args:
-        source: Folder or Hub id of a Qwen2-VL, UME-R1 or released PLUME checkpoint.
+        source: Folder or Hub id of a Qwen2-VL, Qwen2.5-VL, Qwen3-VL, UME-R1 or released PLUME checkpoint.
         target: New folder.
         kind: One of :data:`KINDS`, or ``"auto"``.
         num_latent_steps: K. A released PLUME checkpoint does not store it; 8 for a fresh adapter where omitted.
         num_active_experts: K_r; not stored either, 2 in the paper.
         ignore: Regular expression of tensors to leave out.
         seed: Seed of a fresh adapter.
+        layout: Prompt and tokens of a plain backbone, a key of :data:`LAYOUTS`; ``"embedder"`` is the prompt of
+            Qwen3-VL-Embedding, with which K = 0 gives its own vectors.
 
     Raises:
         ValueError: If the source is unusable, K is unknown, the target exists or the disk is full.
@@ -101,11 +112,10 @@ def convert(
         raise ValueError(f"{target} exists already, and nothing is overwritten. Choose another target or remove it.")
     local = Path(source)
     folder = local if local.is_dir() else Path(snapshot_download(source, ignore_patterns=["*.bin", "*.pt", "*.pth"]))
-    model_type = AutoConfig.from_pretrained(folder).model_type
-    if model_type != "qwen2_vl":
-        raise ValueError(f"{source} is a {model_type!r} model; PLUME's backbone is 'qwen2_vl'.")
+    backbone = AutoConfig.from_pretrained(folder)
+    model_class = model_class_of(backbone.model_type)
     opened = open_source(folder)
-    found = recognise(opened)
+    found = recognise(opened, backbone.model_type)
     if kind not in ("auto", found):
         raise ValueError(f"{source} looks like {found!r}, not {kind!r}. Pass --from {found}, or check the source.")
     report = Report(
@@ -113,7 +123,7 @@ def convert(
         local.name if local.is_dir() else source,
         [f"recognised as {found}: {len(opened.names)} tensors in {len(opened.shards)} shards"],
     )
-    processor = _processor(folder, found)
+    processor = _processor(folder, found, layout)
     existing = next(parent for parent in target.absolute().parents if parent.is_dir())
     free = shutil.disk_usage(existing).free
     if free < 1.1 * opened.num_bytes:
@@ -123,17 +133,25 @@ def convert(
         raise ValueError(
             f"The tokenizer of {source} lacks {len(processor.row_sources)} of PLUME's tokens: files are missing."
         )
-    config = _plan(folder, opened, processor, adapter, report, num_latent_steps, num_active_experts)
+    fields = _plan(folder, processor, adapter, report, num_latent_steps, num_active_experts)
+    # The configuration can be stale (4.52 saves do not update it): the tensor is right.
+    wanted = max([*processor.row_sources, fields["latent_token_id"]]) + 1
+    backbone.text_config.vocab_size = max(opened.num_rows(_EMBEDDING), wanted)
+    with torch.device("meta"):
+        model = model_class(model_class.config_class.from_backbone(backbone, **fields))
     with _all_or_nothing(target) as partial:
-        _stream(opened, partial, config, processor, adapter, report, ignore, seed)
-        _finish(partial, config, processor, report)
+        _stream(opened, partial, model, processor, adapter, report, ignore, seed)
+        _finish(partial, model, processor, report)
     return report
 
 
-def _processor(folder: Path, kind: str) -> PlumeProcessor:
-    if kind == "qwen2-vl":
-        return PlumeProcessor.from_backbone(folder, PAPER_LAYOUT)
-    return PlumeProcessor.from_backbone(folder, RELEASED_LAYOUT, **_RELEASED_PROCESSOR)
+def _processor(folder: Path, kind: str, layout: str) -> PlumeProcessor:
+    if layout not in LAYOUTS:
+        raise ValueError(f"The layout {layout!r} is unknown. Use one of {', '.join(LAYOUTS)}.")
+    if kind in BACKBONES.values():
+        return processor_from_backbone(folder, LAYOUTS[layout])
+    resize = {"resize": "released"} if kind == "plume" else {}  # pictures as its authors' pipeline resizes them
+    return processor_from_backbone(folder, RELEASED_LAYOUT, **_RELEASED_PROCESSOR, **resize)
 
 
 def _read_adapter(source: Source) -> dict[str, torch.Tensor]:
@@ -147,33 +165,34 @@ def _read_adapter(source: Source) -> dict[str, torch.Tensor]:
 
 def _plan(
     folder: Path,
-    source: Source,
     processor: PlumeProcessor,
     adapter: dict[str, torch.Tensor],
     report: Report,
     num_latent_steps: int | None,
     num_active_experts: int,
-) -> PlumeConfig:
-    """2. The configuration of the target."""
+) -> dict[str, Any]:
+    """2. What the configuration of the target adds to the backbone's."""
     fields: dict[str, Any] = {**processor.token_fields(), "num_active_experts": num_active_experts}
     if adapter:
         fields |= {**adapter_fields(adapter), "position_scheme": "kv_length"}
         if num_latent_steps is None and (num_latent_steps := _trained_steps(folder)) is not None:
-            report.notes.append(f"K = {num_latent_steps} from the last entry of trainer_state.json")
+            note = f"K = {num_latent_steps} from the last entry of trainer_state.json"
+            if num_latent_steps != AUTHORS_LATENT_STEPS:
+                note += (
+                    f"; the authors' evaluation takes K = {AUTHORS_LATENT_STEPS} unless told otherwise, which gives "
+                    f"other vectors: pass --num-latent-steps {AUTHORS_LATENT_STEPS} for theirs"
+                )
+            report.notes.append(note)
         if num_latent_steps is None:
             raise ValueError(
-                "A released PLUME checkpoint does not store K, and its vectors depend on it. Pass --num_latent_steps "
+                "A released PLUME checkpoint does not store K, and its vectors depend on it. Pass --num-latent-steps "
                 "(8 in the paper)."
             )
         report.notes.append(f"assumed, because no file says so: {num_active_experts} active experts, anchor context")
         report.notes.append("positions as in the authors' evaluation ('kv_length'); the paper's are 'mrope'")
     fields["num_latent_steps"] = 8 if num_latent_steps is None else num_latent_steps
-    backbone: Any = Qwen2VLConfig.from_pretrained(folder)
-    rows = source.num_rows(_EMBEDDING)
-    # The configuration can be stale (4.52 saves do not update it): the tensor is right.
-    backbone.text_config.vocab_size = max(rows, max([*processor.row_sources, fields["latent_token_id"]]) + 1)
     report.fields = fields
-    return PlumeConfig.from_backbone(backbone, **fields)
+    return fields
 
 
 def _trained_steps(folder: Path) -> int | None:
@@ -185,31 +204,51 @@ def _trained_steps(folder: Path) -> int | None:
 
 @contextmanager
 def _all_or_nothing(target: Path) -> Iterator[Path]:
-    """A folder that becomes ``target`` when everything in it is done, and goes away otherwise."""
-    target.absolute().parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.absolute().parent))
+    """A folder that becomes ``target`` when everything in it is done, and goes away otherwise.
+
+    A killed conversion leaves its folder; the next one to the same target removes it. The system gives up the lock of a
+    killed process, so whoever holds it knows that folders of others are dead.
+
+    Raises:
+        ValueError: If another process converts to the same target now.
+    """
+    parent = target.absolute().parent
+    parent.mkdir(parents=True, exist_ok=True)
+    path = parent / f".{target.name}.lock"
+    lock = FileLock(path)
     try:
-        yield partial
-        partial.chmod(0o755)
-        partial.rename(target)
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise ValueError(f"Another process is converting to {target} now. Wait for it, or choose another.") from error
+    try:
+        for dead in parent.glob(f".{glob.escape(target.name)}.partial-*"):
+            shutil.rmtree(dead)
+        partial = Path(tempfile.mkdtemp(prefix=f".{target.name}.partial-", dir=parent))
+        try:
+            yield partial
+            partial.chmod(0o755)
+            partial.rename(target)
+        finally:
+            if partial.exists():
+                shutil.rmtree(partial)
     finally:
-        if partial.exists():
-            shutil.rmtree(partial)
+        path.unlink(missing_ok=True)
+        lock.release()
 
 
 def _stream(
     source: Source,
     partial: Path,
-    config: PlumeConfig,
+    model: PlumeModel,
     processor: PlumeProcessor,
     adapter: dict[str, torch.Tensor],
     report: Report,
     ignore: str | None,
     seed: int,
 ) -> None:
-    """3.-4. Write shard by shard, then the adapter; check names and shapes."""
-    with torch.device("meta"):
-        expected = {name: tuple(weight.shape) for name, weight in PlumeForEmbedding(config).state_dict().items()}
+    """3.-4. Write shard by shard, then the adapter; check names and shapes. The model has no memory, only shapes."""
+    expected = {name: tuple(weight.shape) for name, weight in model.state_dict().items()}
+    config = model.config
     tied = config.tie_word_embeddings
     placed: dict[str, str] = {}
     sizes: Counter[torch.dtype] = Counter()
@@ -217,13 +256,18 @@ def _stream(
         file = f"model-{number:05d}-of-{len(source.shards) + 1:05d}.safetensors"
         chosen = {}
         for name, target_name in _targets(names, tied, ignore, report).items():
+            if target_name in placed or target_name in chosen:
+                raise ValueError(
+                    f"The source holds {target_name} twice, the second time as {name!r} in {shard}: one of them is not "
+                    "meant. Leave it out with --ignore."
+                )
             tensor = source.read(shard, [name])[name]
             if target_name in (_EMBEDDING, _HEAD):
                 tensor = _with_rows(tensor, len(tensor), config.text_config.vocab_size, processor.row_sources)
                 report.tensors[target_name] = "resized" if processor.row_sources else "copied"
             else:
                 report.tensors[target_name] = "copied"
-            _check_shape(target_name, tensor, expected)
+            _check(target_name, tensor, expected)
             chosen[target_name] = tensor
             sizes[tensor.dtype] += tensor.numel()
         save_file(chosen, partial / file, {"format": "pt"})
@@ -232,9 +276,9 @@ def _stream(
     dtype = sizes.most_common(1)[0][0]
     if len(sizes) > 1:
         report.notes.append(f"the source mixes {sorted(map(str, sizes))}; from_pretrained gives {dtype}")
-    transition = adapter or _fresh_adapter(config, dtype, seed)
+    transition = adapter or _fresh_adapter(model, dtype, seed)
     for name, tensor in transition.items():
-        _check_shape(name, tensor, expected)
+        _check(name, tensor, expected)
         report.tensors[name] = "copied" if adapter else "created"
     save_file(transition, partial / last, {"format": "pt"})
     placed |= dict.fromkeys(transition, last)
@@ -276,7 +320,17 @@ def _with_rows(table: torch.Tensor, given: int, wanted: int, sources: dict[int, 
     return grown
 
 
-def _check_shape(name: str, tensor: torch.Tensor, expected: dict[str, tuple[int, ...]]) -> None:
+def _check(name: str, tensor: torch.Tensor, expected: dict[str, tuple[int, ...]]) -> None:
+    if not tensor.is_floating_point():
+        raise ValueError(
+            f"The tensor {name} holds {tensor.dtype}, no floating-point numbers: the checkpoint is quantized. Convert "
+            "the original one."
+        )
+    if not tensor.isfinite().all():
+        raise ValueError(
+            f"The tensor {name} holds NaN or infinity, so every vector would too. Download the checkpoint again, or "
+            "take an earlier one."
+        )
     if name not in expected or tuple(tensor.shape) != expected[name]:
         raise ValueError(
             f"The tensor {name} has shape {tuple(tensor.shape)}, the configuration wants {expected.get(name)}: "
@@ -284,21 +338,21 @@ def _check_shape(name: str, tensor: torch.Tensor, expected: dict[str, tuple[int,
         )
 
 
-def _fresh_adapter(config: PlumeConfig, dtype: torch.dtype, seed: int) -> dict[str, torch.Tensor]:
-    """The adapter of a new model, initialised as the model initialises it."""
-    small = PlumeConfig.from_dict(config.to_dict())
-    small.text_config.num_hidden_layers, small.text_config.vocab_size, small.vision_config.depth = 1, 8, 1
-    small.text_config.layer_types, small.text_config.pad_token_id = ["full_attention"], None
+def _fresh_adapter(model: PlumeModel, dtype: torch.dtype, seed: int) -> dict[str, torch.Tensor]:
+    """The adapter of a new model, initialised as the model initialises it; the backbone stays without memory."""
+    adapter = model.latent_transition.to_empty(device="cpu")
     torch.manual_seed(seed)
-    state = PlumeForEmbedding(small).latent_transition.state_dict()
+    for module in adapter.modules():
+        model._init_weights(module)
+    state = adapter.state_dict()
     return {f"latent_transition.{name}": tensor.to(dtype).contiguous() for name, tensor in state.items()}
 
 
-def _finish(partial: Path, config: PlumeConfig, processor: PlumeProcessor, report: Report) -> None:
+def _finish(partial: Path, model: PlumeModel, processor: PlumeProcessor, report: Report) -> None:
     """5. Everything beside the weights."""
-    config.architectures = [PlumeForEmbedding.__name__]
-    with torch.device("meta"):
-        custom_object_save(PlumeForEmbedding(config), partial, config=config)
+    config = model.config
+    config.architectures = [type(model).__name__]
+    custom_object_save(model, partial, config=config)
     config.save_pretrained(partial)
     processor.save_pretrained(partial)
     write_hub_files(partial)

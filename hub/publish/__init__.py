@@ -9,6 +9,7 @@ from typing import Any
 
 from huggingface_hub import CommitInfo, HfApi
 
+from plume.hub.closure import closure
 from plume.hub.layout import open_source
 from plume.hub_files_plume import MODEL_CARD, WEIGHT_FILES
 
@@ -17,7 +18,7 @@ _LIMITS = (
     "version. Languages and topics are those of the backbone and the training data."
 )
 # What a checkpoint is made of; anything else in the folder stays there.
-_KINDS = ("*.safetensors", "*.json", "*_plume.py", "*.jinja", "merges.txt", "LICENSE*")
+_KINDS = ("*.safetensors", "*.json", "*_plume*.py", "*.jinja", "merges.txt", "LICENSE*")
 _LEFT_OUT = ("trainer_state.json", "optimizer*", "scheduler*")
 
 
@@ -85,8 +86,10 @@ def files_to_publish(folder: Path) -> list[Path]:
         ValueError: If the folder lacks weights, code or the sentence-transformers files.
     """
     open_source(folder)
-    needed = ("config.json", "modeling_plume.py", "processor_config.json", "modules.json", "tokenizer_config.json")
-    absent = [name for name in needed if not (folder / name).is_file()]
+    needed = [
+        folder / name for name in ("config.json", "processor_config.json", "modules.json", "tokenizer_config.json")
+    ]
+    absent = [path.name for path in [*needed, *closure(folder, folder)] if not path.is_file()]
     if absent:
         raise ValueError(f"{folder} lacks {', '.join(absent)}: save model and processor there first.")
     modules = json.loads((folder / "modules.json").read_text("utf-8"))

@@ -14,8 +14,9 @@ import numpy as np
 import torch
 from PIL import Image
 from sentence_transformers import SentenceTransformer
+from transformers import AutoModel, AutoProcessor
 
-from plume import PlumeForEmbedding, PlumeProcessor
+from plume import PlumeModel, PlumeProcessor
 from plume.hub.layout import open_source
 from plume.positions_plume import Media, rollout_positions
 
@@ -63,39 +64,44 @@ def verify(folder: Path) -> list[Finding]:
 
     Returns:
         The findings; the last is the fingerprint.
+
+    Raises:
+        ValueError: If there is no such folder.
     """
-    model = PlumeForEmbedding.from_pretrained(folder, dtype=torch.float32).eval()
-    processor = PlumeProcessor.from_pretrained(folder)
+    if not folder.is_dir():
+        raise ValueError(f"{folder} is no folder. Download the checkpoint first, or check the path.")
+    model = AutoModel.from_pretrained(folder, dtype=torch.float32).eval()
+    processor = AutoProcessor.from_pretrained(folder)
     checks: list[Callable[[], Finding]] = [
         lambda: _weights(folder, model),
         lambda: _adapter(model),
         lambda: _token_ids(model, processor),
         lambda: _golden_ids(model, processor),
         lambda: _golden_positions(model),
-        lambda: _doors(folder, model, processor),
+        lambda: _entry_points(folder, model, processor),
         lambda: _batches(model, processor),
         lambda: _fingerprint(model, processor),
     ]
     return [check() for check in checks]
 
 
-def _embed(model: PlumeForEmbedding, processor: PlumeProcessor, inputs: list[Any]) -> torch.Tensor:
+def _embed(model: PlumeModel, processor: PlumeProcessor, inputs: list[Any]) -> torch.Tensor:
     with torch.no_grad():
         return model(**processor.process_documents(inputs, prompt="")).embeddings
 
 
-def _weights(folder: Path, model: PlumeForEmbedding) -> Finding:
+def _weights(folder: Path, model: PlumeModel) -> Finding:
     bad = [name for name, weight in model.named_parameters() if not weight.isfinite().all()]
     detail = f"{len(open_source(folder).names)} tensors, {len(bad)} not finite {bad[:3]}"
     return Finding("weights are finite", not bad, detail)
 
 
-def _adapter(model: PlumeForEmbedding) -> Finding:
+def _adapter(model: PlumeModel) -> Finding:
     fresh = not model.latent_transition.experts.down_weight.any()
     return Finding("adapter", True, "fresh: the latent steps are not trained" if fresh else "trained")
 
 
-def _token_ids(model: PlumeForEmbedding, processor: PlumeProcessor) -> Finding:
+def _token_ids(model: PlumeModel, processor: PlumeProcessor) -> Finding:
     fields = processor.token_fields()
     apart = {name: value for name, value in fields.items() if model.config.to_dict()[name] != value}
     rows = len(model.get_input_embeddings().weight)
@@ -105,7 +111,7 @@ def _token_ids(model: PlumeForEmbedding, processor: PlumeProcessor) -> Finding:
     )
 
 
-def _golden_ids(model: PlumeForEmbedding, processor: PlumeProcessor) -> Finding:
+def _golden_ids(model: PlumeModel, processor: PlumeProcessor) -> Finding:
     if (
         processor.tokenizer.convert_tokens_to_ids("<|im_start|>") != _QWEN_IM_START
         or processor.suffix.count("think") == 0
@@ -116,7 +122,7 @@ def _golden_ids(model: PlumeForEmbedding, processor: PlumeProcessor) -> Finding:
     )
 
 
-def _golden_positions(model: PlumeForEmbedding) -> Finding:
+def _golden_positions(model: PlumeModel) -> Finding:
     """A 448x448 image in the released prompt: <slt> at 115, 356 tokens in the cache."""
     ids = torch.tensor([[3] * 15 + [1] * 256 + [3] * 85])
     media = [Media(1, None, torch.tensor([[1, 32, 32]]))]
@@ -127,7 +133,7 @@ def _golden_positions(model: PlumeForEmbedding) -> Finding:
     )
 
 
-def _doors(folder: Path, model: PlumeForEmbedding, processor: PlumeProcessor) -> Finding:
+def _entry_points(folder: Path, model: PlumeModel, processor: PlumeProcessor) -> Finding:
     texts = ["a red bus at a stop", "the total of the second row"]
     ours = _embed(model, processor, texts)
     encoder = SentenceTransformer(str(folder), model_kwargs={"dtype": torch.float32})
@@ -136,19 +142,21 @@ def _doors(folder: Path, model: PlumeForEmbedding, processor: PlumeProcessor) ->
     with tempfile.TemporaryDirectory() as elsewhere:
         done = subprocess.run(command, cwd=elsewhere, capture_output=True, text=True, check=False)
     if done.returncode:
-        return Finding("doors agree", False, f"remote code fails: {done.stderr.strip().splitlines()[-1]}")
+        return Finding("entry points agree", False, f"remote code fails: {done.stderr.strip().splitlines()[-1]}")
     apart = max(apart, (torch.tensor(json.loads(done.stdout.splitlines()[-1])) - ours).abs().max().item())
-    return Finding("doors agree", apart <= 1e-5, f"package, sentence-transformers and remote code within {apart:.0e}")
+    return Finding(
+        "entry points agree", apart <= 1e-5, f"package, sentence-transformers and remote code within {apart:.0e}"
+    )
 
 
-def _batches(model: PlumeForEmbedding, processor: PlumeProcessor) -> Finding:
+def _batches(model: PlumeModel, processor: PlumeProcessor) -> Finding:
     inputs = fixed_inputs()
     singles = torch.cat([_embed(model, processor, [item]) for item in inputs])
     apart = (_embed(model, processor, inputs) - singles).abs().max().item()
     return Finding("batch equals singles", apart <= 1e-5, f"within {apart:.0e}")
 
 
-def _fingerprint(model: PlumeForEmbedding, processor: PlumeProcessor) -> Finding:
+def _fingerprint(model: PlumeModel, processor: PlumeProcessor) -> Finding:
     vectors = torch.cat([_embed(model, processor, [item]) for item in fixed_inputs()])
     rounded = [[round(value, 3) + 0.0 for value in row] for row in vectors.tolist()]
     digest = hashlib.sha256(json.dumps(rounded).encode()).hexdigest()[:16]

@@ -1,20 +1,28 @@
-"""``python -m plume.hub.verify TARGET``: check a checkpoint folder; exits with 1 where a check fails."""
+"""``plume verify FOLDER``: check a checkpoint folder; the exit status is 1 if a check fails."""
 
-import argparse
 from pathlib import Path
 
+from plume.arguments import ArgumentParser
+from plume.checkpoints import locate
 from plume.hub.verify import verify
 
 
-def main() -> None:
-    """Check and print one line per check."""
-    parser = argparse.ArgumentParser(prog="python -m plume.hub.verify", description=__doc__)
-    parser.add_argument("folder", type=Path, help="checkpoint folder")
-    findings = verify(parser.parse_args().folder)
+def main(arguments: list[str] | None = None) -> int:
+    """Check and print one line per check.
+
+    Args:
+        arguments: Command line without the program; ``sys.argv`` if omitted.
+
+    Returns:
+        The exit status.
+    """
+    parser = ArgumentParser(prog="plume verify", description=__doc__)
+    parser.add_argument("folder", help="checkpoint folder")
+    findings = verify(Path(locate(parser.parse_args(arguments).folder)))
     for finding in findings:
         print(f"{'ok  ' if finding.passed else 'FAIL'}  {finding.name:<22} {finding.detail}")
-    raise SystemExit(0 if all(finding.passed for finding in findings) else 1)
+    return 0 if all(finding.passed for finding in findings) else 1
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())

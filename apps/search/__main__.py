@@ -1,0 +1,108 @@
+"""Search a folder of pictures, clips, PDFs and texts.
+
+python -m plume.apps.search index FOLDER... [--index DIR] [--model CHECKPOINT]
+python -m plume.apps.search query [TEXT] [--media FILE] [--top N] [--kinds KIND...] [--k K]
+python -m plume.apps.search page [--port PORT] [--world FOLDER]
+python -m plume.apps.search world FOLDER               # a playground folder to search, with questions to ask
+python -m plume.apps.search import PARQUET_FOLDER      # what plume.apps.corpus wrote
+"""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from plume.apps.search.importing import import_vectors
+from plume.apps.search.indexing import index_folders
+from plume.apps.search.searching import Search
+from plume.apps.search.store import Index
+from plume.apps.search.world import read_questions, write_world
+from plume.apps.shared.documents import KINDS
+from plume.apps.shared.encoder import DEFAULT_MODEL, Encoder
+from plume.apps.shared.limits import Limits
+from plume.arguments import ArgumentParser
+
+_OFFERED = 4  # questions that the page offers
+
+
+def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """The command line, or the given words."""
+    common = ArgumentParser(add_help=False)
+    common.add_argument("--index", type=Path, default=Path("outputs/search-index"), help="folder of the index")
+    common.add_argument("--model", default=DEFAULT_MODEL, help="PLUME checkpoint: folder or Hub id, or tiny")
+    common.add_argument("--device", help="torch device; CUDA where there is one")
+    common.add_argument("--dtype", default="auto", help="dtype of the weights, e.g. float32")
+    parser = ArgumentParser(prog="plume search", description=__doc__.splitlines()[0])
+    commands = parser.add_subparsers(dest="command", required=True)
+    index = commands.add_parser("index", parents=[common], help="bring the index up to date with folders")
+    index.add_argument("folders", type=Path, nargs="+", help="folders to index")
+    index.add_argument("--batch", type=int, default=16, help="documents per commit")
+    index.add_argument(
+        "--forget-empty", action="store_true", help="forget documents of folders that are empty now, as unmounted disks"
+    )
+    query = commands.add_parser("query", parents=[common], help="search from the command line")
+    query.add_argument("text", nargs="?", default="", help="what to look for")
+    query.add_argument("--media", type=Path, help="a picture or clip to look for, beside or instead of the text")
+    query.add_argument("--top", type=int, default=5, help="how many results")
+    query.add_argument("--kinds", nargs="*", default=[], choices=KINDS, help="only documents of these kinds")
+    query.add_argument("--k", type=int, help="latent steps of the query; the checkpoint's where omitted")
+    page = commands.add_parser("page", parents=[common], help="open the page")
+    page.add_argument("--host", default="127.0.0.1", help="address to listen on")
+    page.add_argument("--port", type=int, default=7860, help="port to listen on")
+    page.add_argument("--world", type=Path, help="offer the questions of this folder, written by `world`")
+    world = commands.add_parser("world", help="write a playground folder to search")
+    world.add_argument("folder", type=Path, help="where to")
+    imported = commands.add_parser("import", parents=[common], help="take over vectors of plume.apps.corpus")
+    imported.add_argument("vectors", type=Path, help="folder of Parquet files")
+    return parser.parse_args(arguments)
+
+
+def run(options: argparse.Namespace) -> None:
+    """Carry out one command."""
+    if options.command == "world":
+        print(f"{len(write_world(options.folder))} questions and their answers in {options.folder}")
+        return
+    encoder = Encoder(options.model, options.device, dtype=options.dtype)
+    index = Index(options.index, encoder.identity, encoder.dimension, encoder.model.config.num_latent_steps)
+    if options.command == "index":
+        report = index_folders(options.folders, index, encoder, batch=options.batch, forget_empty=options.forget_empty)
+        for skipped in report.skipped:
+            print(f"skipped  {_plain(skipped.path)}: {_plain(skipped.reason)}")
+        print(
+            f"{report.embedded} embedded, {report.unchanged} unchanged, {report.removed} removed, "
+            f"{len(report.skipped)} skipped; {len(index)} documents in {options.index}"
+        )
+    elif options.command == "query":
+        answer = Search(index, encoder, Limits()).run(
+            options.text, options.media, options.k, options.top, options.kinds
+        )
+        for rank, hit in enumerate(answer.hits, start=1):
+            place = f" ({hit.part} of {hit.parts})" if hit.parts > 1 else ""
+            print(f"{rank:>3}  {hit.score:.3f}  {_plain(hit.kind):<8} {_plain(str(Path(hit.root, hit.path)))}{place}")
+    elif options.command == "import":
+        print(f"{import_vectors(options.vectors, index)} documents imported; {len(index)} in {options.index}")
+    else:
+        import uvicorn  # the page's libraries take seconds to import
+
+        from plume.apps.search.page import build_app
+
+        print(f"{len(index)} documents. Open http://{options.host}:{options.port}", flush=True)
+        questions = read_questions(options.world)[:_OFFERED] if options.world else []
+        app = build_app(Search(index, encoder, Limits()), questions)
+        uvicorn.run(app, host=options.host, port=options.port, log_level="warning")
+
+
+def _plain(text: str) -> str:
+    """Text from outside without what would steer a terminal."""
+    return "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in text)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line, or the given words."""
+    run(parse_arguments(arguments))
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except (ValueError, OSError) as error:
+        raise SystemExit(f"error: {error}") from error

@@ -1,0 +1,1 @@
+"""What the apps share: bounded media, a folder as documents, one encoder."""

@@ -1,0 +1,41 @@
+"""Command lines of this package: every flag in one spelling, every default in the help."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+
+class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Shows every default, unless the help says itself what happens if a flag is omitted."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        says_it_itself = "omitted" in (action.help or "")
+        if says_it_itself or action.default is None or action.default is False or action.default == []:
+            return action.help
+        return super()._get_help_string(action)
+
+
+class ArgumentParser(argparse.ArgumentParser):
+    """A parser that shows defaults and takes ``--data_root`` for ``--data-root``; its sub-parsers are alike."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **{"formatter_class": HelpFormatter, **kwargs})
+
+    def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:  # type: ignore[override]
+        """As in argparse, after underscores in the names of flags have become dashes."""
+        given = sys.argv[1:] if args is None else args
+        return super().parse_known_args([self._with_dashes(argument) for argument in given], namespace)
+
+    def _with_dashes(self, argument: str) -> str:
+        flag, equals, value = argument.partition("=")
+        dashed = flag.replace("_", "-")
+        return (
+            f"{dashed}{equals}{value}" if flag.startswith("--") and dashed in self._option_string_actions else argument
+        )
+
+
+def show_dashes(parser: argparse.ArgumentParser) -> None:
+    """Let the help of a parser that knows both spellings of its flags, as transformers', show the one with dashes."""
+    for action in parser._actions:
+        action.option_strings = [name for name in action.option_strings if "_" not in name] or action.option_strings

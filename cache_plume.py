@@ -1,0 +1,265 @@
+"""The backbone after its prefix: states, KV cache, and a way to read on at the next positions.
+
+Legend: B batch, T prefix length, S new positions, R reserved columns (latent steps and suffix), L = T + R, D width.
+
+1. The prefix goes through the decoder as transformers runs it, media and all.
+2. What later passes share is made once: masks and rotary factors of the R reserved columns.
+3. Each later pass calls the decoder layers themselves over the cache, so that hooks, adapters, quantized and patched
+   layers count in every latent step.
+
+Three contexts agree to rounding, gradients included:
+
+- :class:`CachedContext` keeps keys and values (C(k) of Eq. 3): one new position costs one position.
+- :class:`RecomputedContext` runs the whole grown sequence again, for reentrant gradient checkpointing and for
+  transformers that drop the cache of a checkpointed layer. It is what tests hold the cache against.
+"""
+
+import inspect
+from abc import ABC, abstractmethod
+from functools import partial
+from typing import Any
+
+import torch
+from transformers import Cache
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.models.qwen2.modeling_qwen2 import Qwen2Model
+
+# transformers 5.24 renamed the argument and warns about the old name.
+CACHE_ARGUMENT = "cache" if "cache" in inspect.signature(Qwen2Model.forward).parameters else "past_key_values"
+# Older layers drop any cache under gradient checkpointing and have no switch to keep it.
+_KEEPS_CACHE = "_can_checkpoint_with_cache"
+
+
+class Context(ABC):
+    """A backbone that has read a prefix and can read on.
+
+    Args:
+        language_model: The backbone's decoder, without head.
+        inputs_embeds: Prefix input vectors, ``(B, T, D)``, left-padded.
+        attention_mask: ``(B, T + R)``; the R columns reserved for what follows the prefix are 1.
+        position_ids: ``(3, B, T + R)``.
+        prefix_arguments: What the decoder takes for the prefix alone (deepstack features of Qwen3-VL).
+
+    Attributes:
+        hidden: States of the prefix, ``(B, T, D)``, post-norm.
+    """
+
+    def __init__(
+        self,
+        language_model: Any,
+        inputs_embeds: torch.Tensor,
+        attention_mask: torch.Tensor,
+        position_ids: torch.Tensor,
+        prefix_arguments: dict[str, Any],
+    ) -> None:
+        self._language_model, self._prefix_arguments = language_model, prefix_arguments
+        self._attention_mask, self._position_ids = attention_mask, position_ids
+        self._length = 0
+        self.hidden = self.extend(inputs_embeds)
+
+    def extend(self, inputs_embeds: torch.Tensor, keep: int | None = None) -> torch.Tensor:
+        """Read input vectors at the next S positions.
+
+        Args:
+            inputs_embeds: ``(B, S, D)``.
+            keep: How many of the S positions stay; the others are forgotten again. Defaults to all.
+
+        Returns:
+            Their states, ``(B, S, D)``, post-norm.
+        """
+        start, stop = self._length, self._length + inputs_embeds.shape[1]
+        assert stop <= self._attention_mask.shape[1], "more columns than the context reserved"
+        states = self._read(inputs_embeds, start, stop)
+        self._length = stop if keep is None else start + keep
+        if self._length < stop:
+            self._forget(self._length)
+        return states
+
+    @abstractmethod
+    def _read(self, inputs_embeds: torch.Tensor, start: int, stop: int) -> torch.Tensor:
+        """States of the input vectors at the columns ``start`` to ``stop - 1``."""
+
+    @abstractmethod
+    def _forget(self, length: int) -> None:
+        """Forget all columns from ``length`` on."""
+
+    def _run(self, inputs_embeds: torch.Tensor, start: int, stop: int, **arguments: Any) -> torch.Tensor:
+        """The decoder as transformers runs it."""
+        return self._language_model(
+            inputs_embeds=inputs_embeds,
+            attention_mask=self._attention_mask[:, :stop],
+            position_ids=self._position_ids[..., start:stop],
+            **arguments,
+        ).last_hidden_state
+
+
+class CachedContext(Context):
+    """Context over a KV cache: written in place without gradient, in immutable pieces with it."""
+
+    def __init__(
+        self, language_model: Any, inputs_embeds: torch.Tensor, attention_mask: torch.Tensor, *rest: Any
+    ) -> None:
+        cache = PieceCache if torch.is_grad_enabled() else PreallocatedCache
+        self._cache: PieceCache | PreallocatedCache = cache(attention_mask.shape[1])
+        self._shared: tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor]] | None = None
+        if _is_checkpointing(language_model):
+            for layer in language_model.layers:
+                setattr(layer, _KEEPS_CACHE, True)  # a piece never changes, however often a layer is replayed
+        super().__init__(language_model, inputs_embeds, attention_mask, *rest)
+
+    def _read(self, inputs_embeds: torch.Tensor, start: int, stop: int) -> torch.Tensor:
+        self._cache = self._cache.for_next_pass(start)
+        arguments = {CACHE_ARGUMENT: self._cache, "use_cache": not _is_checkpointing(self._language_model)}
+        if start > 0 and self._shared is not None:
+            return self._step(inputs_embeds, start, stop, arguments)
+        if start > 0:
+            return self._run(inputs_embeds, start, stop, **arguments)
+        states = self._run(inputs_embeds, start, stop, **arguments, **self._prefix_arguments)
+        if _takes_plain_masks(self._language_model.config):
+            self._shared = self._share(states)
+        return states
+
+    def _share(self, hidden: torch.Tensor) -> tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor]]:
+        """Additive masks ``(B, 1, R, L)`` and rotary factors of the reserved columns."""
+        prefix = hidden.shape[1]
+        columns = torch.arange(self._attention_mask.shape[1], device=hidden.device)
+        visible_BRL = self._attention_mask.to(hidden.device).bool().unsqueeze(1) & (columns <= columns[prefix:, None])
+        mask = torch.zeros(visible_BRL.shape, dtype=hidden.dtype, device=hidden.device)
+        mask = mask.masked_fill(~visible_BRL, -torch.inf)
+        return mask.unsqueeze(1), self._language_model.rotary_emb(hidden, self._position_ids[..., prefix:])
+
+    def _step(self, x_BSD: torch.Tensor, start: int, stop: int, arguments: dict[str, Any]) -> torch.Tensor:
+        """The decoder's layers, one after the other, over what all passes share."""
+        assert self._shared is not None
+        mask, (cos, sin) = self._shared
+        prefix = mask.shape[-1] - mask.shape[-2]
+        rows = slice(start - prefix, stop - prefix)
+        arguments = {
+            "attention_mask": mask[:, :, rows, :stop],
+            "position_embeddings": (cos[..., rows, :], sin[..., rows, :]),
+            **arguments,
+        }
+        for layer in self._language_model.layers:
+            x_BSD = layer(x_BSD, **arguments)
+            if isinstance(x_BSD, tuple):  # older layers
+                x_BSD = x_BSD[0]
+        return self._language_model.norm(x_BSD)
+
+    def _forget(self, length: int) -> None:
+        self._cache.forget(length)
+
+
+class RecomputedContext(Context):
+    """Context without a cache: every extension reads the whole sequence again."""
+
+    def __init__(self, *arguments: Any) -> None:
+        self._read_so_far: torch.Tensor | None = None
+        super().__init__(*arguments)
+
+    def _read(self, inputs_embeds: torch.Tensor, start: int, stop: int) -> torch.Tensor:
+        past = [] if self._read_so_far is None else [self._read_so_far]
+        self._read_so_far = torch.cat([*past, inputs_embeds], dim=1)
+        arguments = dict(self._prefix_arguments)
+        if "visual_pos_masks" in arguments:  # nothing after the prefix is visual
+            mask = arguments["visual_pos_masks"]
+            arguments["visual_pos_masks"] = torch.nn.functional.pad(mask, (0, stop - mask.shape[1]))
+        return self._run(self._read_so_far, 0, stop, use_cache=False, **arguments)[:, start:]
+
+    def _forget(self, length: int) -> None:
+        assert self._read_so_far is not None
+        self._read_so_far = self._read_so_far[:, :length]
+
+
+class PreallocatedCache(Cache):
+    """Keys and values, ``(B, heads, L, head width)`` per layer, written in place into preallocated space."""
+
+    def __init__(self, num_columns: int) -> None:
+        super().__init__(layers=[])
+        self._num_columns, self._start = num_columns, 0
+        self._buffers: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+
+    def for_next_pass(self, start: int) -> "PreallocatedCache":
+        """The cache for a pass over the columns from ``start`` on."""
+        self._start = start
+        return self
+
+    def forget(self, length: int) -> None:
+        """Forget all columns from ``length`` on: the next pass writes over them."""
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Write the keys and values of this pass, and return those of all columns so far."""
+        if layer_idx not in self._buffers:
+            batch, heads, _, width = key_states.shape
+            shape = (batch, heads, self._num_columns, width)
+            self._buffers[layer_idx] = (key_states.new_empty(shape), value_states.new_empty(shape))
+        keys, values = self._buffers[layer_idx]
+        stop = self._start + key_states.shape[-2]
+        keys[:, :, self._start : stop] = key_states
+        values[:, :, self._start : stop] = value_states
+        return (key_states, value_states) if self._start == 0 else (keys[:, :, :stop], values[:, :, :stop])
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """Columns before this pass."""
+        return self._start
+
+    def get_mask_sizes(self, query_length: int | torch.Tensor, layer_idx: int = 0) -> tuple[int, int]:
+        """Keys that this pass sees, and the offset of the first; older libraries give the positions of the pass."""
+        queries = len(query_length) if isinstance(query_length, torch.Tensor) else query_length
+        return self._start + queries, 0
+
+
+class PieceCache(PreallocatedCache):
+    """As :class:`PreallocatedCache` for use with gradient: one immutable piece per pass, behind the earlier ones.
+
+    Nothing that a backward pass needs is written over, and a layer may be replayed.
+    """
+
+    def __init__(self, num_columns: int, past: tuple["PieceCache", ...] = (), start: int = 0) -> None:
+        super().__init__(num_columns)
+        self._past, self._start = past, start
+        self._kept: int | None = None
+
+    def for_next_pass(self, start: int) -> "PieceCache":
+        """The cache for a pass over the columns from ``start`` on."""
+        return PieceCache(self._num_columns, (*self._past, self) if start else (), start)
+
+    def forget(self, length: int) -> None:
+        """Forget all columns from ``length`` on."""
+        self._kept = length - self._start
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keep the keys and values of this pass, and return them after all earlier ones."""
+        self._buffers[layer_idx] = (key_states, value_states)
+        pieces = [tuple(t[:, :, : piece._kept] for t in piece._buffers[layer_idx]) for piece in self._past]
+        keys, values = zip(*pieces, (key_states, value_states), strict=True)
+        return torch.cat(keys, dim=-2), torch.cat(values, dim=-2)
+
+
+def context_class(language_model: Any) -> type[Context]:
+    """The context that a decoder can be read with as it is set.
+
+    Reentrant checkpointing runs a layer without gradient first, so that what it keeps for later passes has none: there
+    the whole sequence is read again.
+    """
+    if not _is_checkpointing(language_model):
+        return CachedContext
+    functions: list[partial] = [layer._gradient_checkpointing_func for layer in language_model.layers]
+    reentrant = any(function.keywords.get("use_reentrant", True) for function in functions)  # torch's default
+    return RecomputedContext if reentrant or _KEEPS_CACHE not in vars(GradientCheckpointingLayer) else CachedContext
+
+
+def _is_checkpointing(language_model: Any) -> bool:
+    return any(layer.training and layer.gradient_checkpointing for layer in language_model.layers)
+
+
+def _takes_plain_masks(config: Any) -> bool:
+    """Whether every layer of the decoder takes one additive mask; other kernels have formats of their own."""
+    sliding = "sliding_attention" in (vars(config).get("layer_types") or ())
+    return config._attn_implementation in ("sdpa", "eager") and not sliding
+
+
+__all__ = ["CACHE_ARGUMENT", "CachedContext", "Context", "RecomputedContext", "context_class"]

@@ -1,0 +1,15 @@
+"""Small trained models that come with the package, by name."""
+
+import os
+from pathlib import Path
+
+SHIPPED = {"tiny": Path(__file__).parent / "plume-tiny"}
+
+
+def locate(model: str | os.PathLike) -> str:
+    """Folder of a model that comes with the package; any other folder or Hub id as it is.
+
+    >>> Path(locate("tiny")).name, locate("org/plume")
+    ('plume-tiny', 'org/plume')
+    """
+    return str(SHIPPED.get(os.fspath(model), model))

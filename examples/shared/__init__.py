@@ -1,1 +1,0 @@
-"""What the examples share: bounded media, a folder as documents, one encoder."""

@@ -1,0 +1,49 @@
+"""PLUME over Qwen3-VL.
+
+1. **Deepstack**: the decoder adds features of three vision layers to its first hidden states at visual tokens. Only the
+   prefix has visual tokens; the keys and values of later passes hold the effect already.
+2. **Videos**: every temporal patch is an item of its own, after its timestamp as text.
+"""
+
+from typing import Any
+
+import torch
+from transformers import Qwen3VLForConditionalGeneration
+from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLVisionPatchEmbed
+
+from .configuration_plume import PlumeQwen3VLConfig
+from .modeling_plume import LinearPatches, PlumeModel
+from .positions_plume import Media, split_into_frames
+
+
+class _PatchEmbed(LinearPatches, Qwen3VLVisionPatchEmbed):
+    pass
+
+
+class PlumeQwen3VLForEmbedding(PlumeModel, Qwen3VLForConditionalGeneration):
+    """A Qwen3-VL model that thinks K latent steps before it embeds."""
+
+    config_class = PlumeQwen3VLConfig
+    patch_embed_class = _PatchEmbed
+
+    def position_media(self, media: list[Media]) -> list[Media]:
+        """Every temporal patch as an item of one frame."""
+        return split_into_frames(media)
+
+    def prefix_arguments(self, placeholders: list[torch.Tensor], outputs: list[Any]) -> dict[str, Any]:
+        """Deepstack features, in the order in which visual tokens stand in the batch."""
+        mask = torch.stack(placeholders).any(dim=0)
+        levels = []
+        for kinds in zip(*(output.deepstack_features for output in outputs), strict=True):
+            rows = [torch.cat(level) if isinstance(level, (tuple, list)) else level for level in kinds]
+            laid_in = rows[0].new_zeros(*mask.shape, rows[0].shape[-1])
+            for where, row in zip(placeholders, rows, strict=True):
+                laid_in = laid_in.masked_scatter(where.unsqueeze(-1), row)
+            levels.append(laid_in[mask])
+        return {"visual_pos_masks": mask, "deepstack_visual_embeds": levels}
+
+
+PlumeQwen3VLConfig.register_for_auto_class()
+PlumeQwen3VLForEmbedding.register_for_auto_class("AutoModel")
+
+__all__ = ["PlumeQwen3VLForEmbedding"]

@@ -1,0 +1,125 @@
+"""The latent rollout (paper section 3.3): think K steps over the KV cache, then read the embedding.
+
+Legend: B batch, T prefix length, S suffix length, K latent steps, R read-outs, D width, E experts.
+
+For k = 1..K:
+
+1. **Refine** (Eq. 4-5):  z~(k-1) = transition(z(k-1), k, c(x)).
+2. **Think** (Eq. 3):     z(k) = backbone(z~(k-1)) at position p_slt + k, over the cache.
+3. **Read** (Eq. 7):      after a step of ``readout_steps``, the backbone reads the suffix ``<elt> ... <gen>`` in the
+   same pass. The suffix is dropped from the cache again, so thinking goes on as if nobody had looked.
+
+The usual call reads out once, after step K. K = 0 reads the suffix right after ``<slt>``.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+import torch
+from transformers.utils import ModelOutput
+
+from .latent_plume import LatentTransition
+
+
+class Context(Protocol):
+    """A backbone that has read the prefix; see :mod:`~plume.cache_plume`.
+
+    Attributes:
+        hidden: States of the prefix, ``(B, T, D)``, post-norm; the last column is ``<slt>``.
+    """
+
+    hidden: torch.Tensor
+
+    def extend(self, inputs_embeds: torch.Tensor, keep: int | None = None) -> torch.Tensor:
+        """Read ``(B, S, D)`` input vectors at the next positions; ``keep`` of them stay in the cache."""
+        ...
+
+
+class Rollout(NamedTuple):
+    """What a rollout computed; all states are post-norm.
+
+    Attributes:
+        latent_states: z(1)..z(K), ``(B, K, D)``.
+        router_probs: pi(1)..pi(K) over all experts, ``(B, K, E)``, fp32.
+        readouts: z(k) and the states of the suffix after it, for every k of ``readout_steps``, ``(B, R, 1 + S, D)``.
+    """
+
+    latent_states: torch.Tensor
+    router_probs: torch.Tensor
+    readouts: torch.Tensor
+
+
+@dataclass
+class PlumeOutput(ModelOutput):
+    """What one forward pass returns.
+
+    Attributes:
+        embeddings: The retrieval embeddings, ``(B, D)``, fp32, unit length (Eq. 7); after the last read-out.
+        anchor_embeddings: The anchor state, ``(B, D)``, fp32, unit length; for training and analysis only.
+        latent_states: z(1)..z(K), ``(B, K, D)``, post-norm.
+        router_probs: pi(1)..pi(K) over all experts, ``(B, K, E)``, fp32 (Eq. 4).
+        suffix_states: The state before the suffix (z(K), or z(0) at K = 0) and at every suffix token,
+            ``(B, 1 + S, D)``, post-norm: state i predicts suffix token i.
+        suffix_log_probs: Log-probability of each suffix token given what precedes it, ``(B, S)``, fp32, in nats; only
+            with ``suffix_mask``, and 0 where it is 0.
+        readout_embeddings: The embedding after each of ``readout_steps``, ``(B, R, D)``; only with ``readout_steps``.
+    """
+
+    embeddings: torch.Tensor | None = None
+    anchor_embeddings: torch.Tensor | None = None
+    latent_states: torch.Tensor | None = None
+    router_probs: torch.Tensor | None = None
+    suffix_states: torch.Tensor | None = None
+    suffix_log_probs: torch.Tensor | None = None
+    readout_embeddings: torch.Tensor | None = None
+
+
+def rollout(
+    context: Context,
+    transition: LatentTransition,
+    anchor_BD: torch.Tensor,
+    suffix_BSD: torch.Tensor,
+    num_latent_steps: int,
+    readout_steps: Sequence[int],
+) -> Rollout:
+    """Think K latent steps and read the suffix. The only rollout in this repository.
+
+    Args:
+        context: The backbone after the prefix.
+        transition: The adapter of Eq. 4-5.
+        anchor_BD: c(x), ``(B, D)``, post-norm.
+        suffix_BSD: Input vectors of the suffix ``<elt> ... <gen>``, ``(B, S, D)``.
+        num_latent_steps: K.
+        readout_steps: Steps to read out after, increasing, the last one K.
+    """
+    z_BD = context.hidden[:, -1]  # z(0), Eq. 2
+    latents_KBD, probs_KBE, readouts = [], [], []
+    if 0 in readout_steps:
+        readouts.append(torch.cat([z_BD.unsqueeze(1), context.extend(suffix_BSD, keep=0)], dim=1))
+    for k in range(1, num_latent_steps + 1):
+        refined_BD, probs_BE = transition(z_BD, k, anchor_BD)  # z~(k-1), Eq. 4-5
+        inputs_BSD = refined_BD.unsqueeze(1).to(suffix_BSD.device)  # where a split model takes its inputs
+        if k in readout_steps:
+            inputs_BSD = torch.cat([inputs_BSD, suffix_BSD], dim=1)
+        states_BSD = context.extend(inputs_BSD, keep=1)  # at p_slt + k, Eq. 3
+        z_BD = states_BSD[:, 0]  # z(k)
+        latents_KBD.append(z_BD)
+        probs_KBE.append(probs_BE)
+        if k in readout_steps:
+            readouts.append(states_BSD)
+    if num_latent_steps == 0:
+        nothing = z_BD.new_empty(len(z_BD), 0, z_BD.shape[-1])
+        no_probs = torch.empty(len(z_BD), 0, transition.num_experts, device=z_BD.device)
+        return Rollout(nothing, no_probs, torch.stack(readouts, dim=1))
+    return Rollout(torch.stack(latents_KBD, 1), torch.stack(probs_KBE, 1), torch.stack(readouts, 1))
+
+
+def state_at(states_BTD: torch.Tensor, ids_BT: torch.Tensor, token_id: int) -> torch.Tensor:
+    """The state at the last occurrence of ``token_id`` in each row, ``(B, D)``."""
+    order_BT = torch.arange(1, ids_BT.shape[1] + 1, device=ids_BT.device) * (ids_BT == token_id)
+    index_B = order_BT.argmax(dim=-1).to(states_BTD.device)  # a split model has its last states elsewhere
+    return states_BTD[torch.arange(len(index_B), device=index_B.device), index_B]
+
+
+__all__ = ["Context", "PlumeOutput", "Rollout", "rollout", "state_at"]

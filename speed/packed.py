@@ -1,0 +1,159 @@
+"""Packed weights for products with few rows on a CPU.
+
+A product with one to some dozen rows takes as long as reading its weight. The usual kernels rearrange the weight at
+every call; here it is rearranged once, into oneDNN's blocked layout. The copies take the memory of the decoder once
+more.
+
+1. :func:`speed_up` gives linear modules of the decoder, and the adapter's experts, another ``forward``. Modules are
+   still called as modules: hooks, adapters around them and later patches count.
+2. A packed product serves calls without gradient on a CPU; any other call is the module's own.
+3. Before each pass of the model, weights are compared with those that were packed, and packed again if they changed.
+
+A CPU without bfloat16 arithmetic converts at every product, which costs more than it saves from some rows on: there
+such products get a float32 copy, twice the size, when they first come.
+"""
+
+import threading
+from typing import Any
+
+import torch
+from torch import nn
+from transformers.utils import logging
+
+from plume.checks_plume import emulates_bfloat16
+
+logger = logging.get_logger(__name__)
+
+# Layout hint: the layout that oneDNN picks for many rows was never slower for few, the reverse was not true.
+_ROWS_HINT = 512
+# Above so many rows the usual kernels are as fast.
+_MOST_ROWS = 64
+# Rows from which float32 is faster where bfloat16 is emulated; 1 row: 2.2 times slower, 8 rows: 2.3 times faster.
+_FLOAT32_ROWS = 3
+_FORWARD = "forward"
+
+
+class PackedProduct:
+    """x -> x W^T + b over a packed copy of W ``(out, in)``, made at the first call for each dtype."""
+
+    def __init__(self) -> None:
+        self._packed: dict[torch.dtype, tuple[torch.Tensor, torch.Tensor | None]] = {}
+
+    def __call__(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        """Product of ``x``, ``(B, ..., in)``, with the weight that was there at the first call."""
+        dtype = x.dtype
+        if dtype == torch.bfloat16 and len(x) >= _FLOAT32_ROWS and emulates_bfloat16():
+            dtype = torch.float32
+        if dtype not in self._packed:
+            whole = weight.detach().to(dtype).contiguous()
+            packed = torch.ops.mkldnn._reorder_linear_weight(whole, _ROWS_HINT)
+            self._packed[dtype] = packed, None if bias is None else bias.detach().to(dtype)
+        packed, bias = self._packed[dtype]
+        return torch.ops.mkldnn._linear_pointwise(x.to(dtype), packed, bias, "none", [], "").to(x.dtype)
+
+
+class PackedForward:
+    """Stands in for the forward of a linear module or of the experts; leaves its copies behind when copied.
+
+    Args:
+        module: Whose forward it is.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+        self.products: dict[str, PackedProduct] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"module": self.module, "products": {}}
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """As the module's own forward, to rounding."""
+        module: Any = self.module
+        rows = x.numel() // x.shape[-1]
+        plain = torch.is_grad_enabled() or module.training or torch.is_autocast_enabled("cpu")
+        if plain or x.device.type != "cpu" or not 0 < rows <= _MOST_ROWS:
+            return type(module).forward(module, x)
+        if isinstance(module, nn.Linear):
+            return self._product("weight", x, module.weight, module.bias)
+        # The experts: all of them as one product up, one product each down.
+        hidden_BH = self._product("up", x, module.up_weight.mT.flatten(0, 1), module.up_bias.flatten())
+        outputs = [
+            self._product(f"down {index}", hidden, module.down_weight[index].T, module.down_bias[index, 0])
+            for index, hidden in enumerate(nn.functional.gelu(hidden_BH).chunk(len(module.up_weight), dim=-1))
+        ]
+        return torch.stack(outputs)
+
+    def _product(self, name: str, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        return self.products.setdefault(name, PackedProduct())(x, weight, bias)
+
+
+class _Freshness:
+    """Drops the copies of weights that changed, before a pass; a write through ``.data`` shows in the last entry."""
+
+    def __init__(self, forwards: list[PackedForward]) -> None:
+        self._forwards = forwards
+        self._stamp: list[Any] | None = None
+        self._lock = threading.Lock()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"_forwards": self._forwards}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(**{name.strip("_"): value for name, value in state.items()})  # type: ignore[misc]
+
+    def __call__(self, *arguments: Any) -> None:
+        weights = [weight for forward in self._forwards for weight in forward.module.parameters(recurse=False)]
+        last = torch.stack([weight.detach()[(-1,) * weight.ndim].float().cpu() for weight in weights]).tolist()
+        stamp = [(weight.data_ptr(), 0 if weight.is_inference() else weight._version) for weight in weights] + last
+        with self._lock:
+            if stamp != self._stamp:
+                for forward in self._forwards:
+                    forward.products = {}
+                self._stamp = stamp
+
+
+def speed_up(model: Any, enabled: bool) -> None:
+    """Give the modules of a PLUME model their packed forward, or their own again; says what stays as it is."""
+    for module in model.modules():
+        if isinstance(vars(module).get(_FORWARD), PackedForward):
+            del module.forward
+    for handle in [hook for hook, call in model._forward_pre_hooks.items() if isinstance(call, _Freshness)]:
+        del model._forward_pre_hooks[handle]
+    if not enabled:
+        return
+    linears = [m for m in model.model.language_model.layers.modules() if isinstance(m, nn.Linear)]
+    candidates = [*linears, model.latent_transition.experts]
+    problems = {type(module).__name__: problem for module in candidates if (problem := _why_not(module))}
+    for name, problem in problems.items():
+        logger.warning(f"speed_up(): some modules ({name}) run as they are: {problem}.")
+    packed = [module for module in candidates if not _why_not(module)]
+    forwards = [PackedForward(module) for module in packed]
+    for forward in forwards:
+        forward.module.forward = forward  # type: ignore[method-assign, assignment]
+    if forwards:
+        model.register_forward_pre_hook(_Freshness(forwards))
+
+
+def _why_not(module: nn.Module) -> str | None:
+    """What keeps a module from being packed, in words; None if nothing does."""
+    if _FORWARD in vars(module):
+        return "something else stands in for their forward"
+    weights = dict(module.named_parameters(recurse=False))
+    if "up_weight" not in weights and type(module) is not nn.Linear:
+        return "they are replaced or wrapped"
+    if any(type(weight) is not nn.Parameter or weight.device.type != "cpu" for weight in weights.values()):
+        return "weights are packed on a CPU and in their plain form only"
+    if not {weight.dtype for weight in weights.values()} <= {torch.float32, torch.bfloat16} or not weights:
+        return "weights are packed in float32 or bfloat16"
+    return None if _works() else f"this build of torch {torch.__version__} has no packed products"
+
+
+def _works() -> bool:
+    try:
+        PackedProduct()(torch.zeros(1, 8), torch.zeros(8, 8), None)
+    except (AttributeError, NotImplementedError, RuntimeError):
+        return False
+    return True
+
+
+__all__ = ["speed_up"]
