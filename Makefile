@@ -27,7 +27,7 @@ $(VENV)/.installed: setup.py constraints.txt
 	$(PYTHON) -m venv .venv-examples
 	grep -v '^pillow==' constraints.txt | cat - constraints-examples.txt > .venv-examples/constraints.txt
 	.venv-examples/bin/pip install --quiet --constraint .venv-examples/constraints.txt torch
-	.venv-examples/bin/pip install --quiet --constraint .venv-examples/constraints.txt --editable '.[apps,integrations]'
+	.venv-examples/bin/pip install --quiet --constraint .venv-examples/constraints.txt --editable '.[apps,integrations,train]'
 	touch $@
 
 demo: $(VENV)/.installed ## Ask plume-tiny about pictures, pages, texts and clips that it never saw, draw outputs/demo.png

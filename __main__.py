@@ -44,7 +44,7 @@ class Command(NamedTuple):
 COMMANDS = {
     "search": Command("plume.apps.search.__main__", "index a folder, query it, open the search page", "search"),
     "serve": Command("plume.apps.serving.__main__", "serve embeddings to OpenAI clients", "serving"),
-    "corpus": Command("plume.apps.corpus.__main__", "embed a corpus on many cores or GPUs", "distributed"),
+    "corpus": Command("plume.apps.corpus.__main__", "embed a corpus on many cores or GPUs", "corpus"),
     "train": Command("plume.training.train", "train on pairs, stage by stage", "train"),
     "evaluate": Command("plume.evaluation.__main__", "score a checkpoint on MMEB-v2 or other tasks", "eval"),
     "audit": Command("plume.evaluation.__main__", "are the latent steps used?", "eval", ("audit",)),

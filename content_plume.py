@@ -47,10 +47,9 @@ def to_conversation(item: Any, prompt: str = "") -> list[dict[str, Any]]:
     """Express one input as chat messages.
 
     Args:
-        item: A text, a PIL image, an array (3-D image, 4-D video), a path object (a clip by its ending, else an
-            image), a dict of ``text``, ``image`` and ``video``
-            (each one value or a list of values; a list of frames is one video, a list of video files or of lists
-            of frames is several), or chat messages, which pass through.
+        item: A text, a PIL image, an array (3-D image, 4-D video), a path object (a video by its ending, else an
+            image), a dict of ``text``, ``image`` and ``video`` (each one value or a list of values; a list of frames
+            is one video, a list of video files or of lists of frames is several), or chat messages.
         prompt: Instruction in front of the text; none where empty.
 
     Raises:
@@ -78,7 +77,7 @@ def _as_parts(item: Any) -> dict[str, list[Any]]:
             f"An input is given as {type(item).__name__}, which has no known modality. Pass a text, an image, an "
             f"array, a dict with keys from {', '.join(MODALITIES)}, or chat messages."
         )
-    unknown = sorted(set(item) - set(MODALITIES))
+    unknown = sorted(set(item) - set(MODALITIES), key=str)
     if unknown:
         raise ValueError(
             f"An input names the unknown modality {unknown[0]!r}, which this model cannot embed. Use keys from "
@@ -88,12 +87,7 @@ def _as_parts(item: Any) -> dict[str, list[Any]]:
 
 
 def _as_several(kind: str, value: Any) -> list[Any]:
-    """The media in ``value``: a list of texts or images is several; for videos it depends on what is listed.
-
-    - lists of frames, or 4-D arrays: several videos;
-    - video files (by their ending): several videos;
-    - anything else: the frames of one video.
-    """
+    """The media in ``value``: a list of texts or images is several; a list of clips too, but one of frames is one."""
     if not isinstance(value, (list, tuple)):
         return [value]
     if kind != "video":
@@ -101,8 +95,8 @@ def _as_several(kind: str, value: Any) -> list[Any]:
     whole = [_is_whole_video(entry) for entry in value]
     if any(whole) and not all(whole):
         raise ValueError(
-            "A list of videos mixes whole videos and single frames, so it cannot be read. Give video files or lists of "
-            "frames for several videos, and frames alone for one."
+            "A list of videos mixes whole videos and single frames. Give video files or lists of frames for several "
+            "videos, and frames alone for one."
         )
     return list(value) if value and all(whole) else [value]
 
@@ -121,7 +115,7 @@ def canonical_messages(
 ) -> list[dict[str, Any]]:
     """Check chat messages and bring them into the order of the prompt.
 
-    A single text goes behind its media, whatever the order it was given in; several texts keep their places
+    A single text goes after its media, whatever the order it was given in; several texts keep their places
     between the media, and become one, line by line, where nothing stands between them. Blank texts are left out. Texts
     are neutralised, media stay as they are.
 
@@ -135,7 +129,7 @@ def canonical_messages(
             "image or a video."
         )
     if messages[-1]["role"] == "system":
-        raise ValueError("A system message stands behind the user's, so it instructs nothing. Put it in front of it.")
+        raise ValueError("A system message stands after the user's, so it instructs nothing. Put it in front.")
     return messages
 
 
@@ -192,7 +186,7 @@ def _canonical_parts(part: Mapping[str, Any]) -> list[dict[str, Any]]:
             f"A message part has the unknown type {kind!r}, which this model cannot embed. Use {', '.join(MODALITIES)}."
         )
     sources = (kind,) if kind == "text" else (kind, "url", "path")
-    unknown = sorted(key for key, value in part.items() if key not in ("type", *sources) and value is not None)
+    unknown = [key for key, value in part.items() if key not in ("type", *sources) and value is not None]
     if unknown:
         raise ValueError(
             f"A message part of type {kind!r} has the unknown keys {unknown}: they would have no effect. Pass limits "
@@ -214,11 +208,7 @@ def _canonical_parts(part: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def check_text(text: str) -> None:
-    """Refuse a text that no tokenizer can read.
-
-    Raises:
-        ValueError: If it holds half of a surrogate pair.
-    """
+    """Refuse a text with half of a surrogate pair, which no tokenizer can read."""
     try:
         text.encode()
     except UnicodeEncodeError as error:

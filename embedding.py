@@ -184,12 +184,12 @@ class _Encoder:
             return self._failed(unit, error)
 
     def _failed(self, unit: Unit, error: Exception) -> Prepared:
+        reason = str(error).removeprefix("Input 0: ")  # the processor's number within its batch, which is this unit
         if self.on_error == "raise":
             page = f", page {unit.page}" if unit.page else ""
-            raise ValueError(
-                f"Item {unit.index}{page} ({repr(unit.item)[:100]}) cannot be embedded. {error}"
-            ) from error
-        return Prepared(unit, None, str(error))
+            item = repr(unit.item)[:100]
+            raise ValueError(f"Item {unit.index}{page} ({item}) cannot be embedded. {reason}") from error
+        return Prepared(unit, None, reason)
 
     def embed(self, window: list[Prepared]) -> Embeddings:
         """3.-4. The rows of a window, in its order."""

@@ -13,10 +13,6 @@ _KNOWN = {"text": set(_TEXT_OPTIONS), "image": _LIMITS, "video": {*_LIMITS, "num
 _UNSET = ("audio", "audio_kwargs", "load_audio_from_video", "do_sample_frames", "tools", "documents",
           "continue_final_message", "return_assistant_tokens_mask", "sanitize_control_tokens",
           "restore_suffix")  # fmt: skip
-# Media have one form each.
-_WITHOUT_EFFECT = ("return_tensors", "padding")
-
-
 # Files from when Qwen2-VL was the only backbone state this many settings; later files state all.
 _FIRST_SETTINGS = 17
 
@@ -40,64 +36,53 @@ _RULES: dict[Any, tuple[Callable[[Any], bool], str]] = {
     bool: (lambda value: isinstance(value, bool), "true or false"),
     float | None: (lambda value: value is None or (_is_number(value) and value > 0), "a positive number or none"),
     Sequence[float]: (lambda value: _are_three(value, _is_number), "three numbers"),
-    Sequence[int]: (
-        lambda value: _are_three(value, lambda part: _is_count(part, 0) and part < 256),
-        "three integers in 0..255",
-    ),
+    Sequence[int]: (lambda value: _are_three(value, lambda c: _is_count(c, 0) and c < 256), "three integers in 0..255"),
 }
 
 
-def _check_value(what: str, name: str, value: Any, kind: Any = int) -> None:
+def _check(what: str, name: str, value: Any, kind: Any = int) -> None:
     choices = get_args(kind) if get_origin(kind) is Literal else ()
     fits, expected = (choices.__contains__, " or ".join(map(repr, choices))) if choices else _RULES[kind]
     if not fits(value):
         raise ValueError(f"The {what} {name} must be {expected}, got {value!r}.")
 
 
-def check_settings(known: Mapping[str, Parameter], settings: Mapping[str, Any]) -> None:
-    """Refuse settings of a wrong type or value, or that contradict each other.
-
-    Args:
-        known: Parameters of the processor's constructor that are settings, whose annotations they must fit.
-        settings: Their values, and other attributes.
-
-    Raises:
-        ValueError: If there are some.
-    """
+def check_settings(known: Mapping[str, Parameter], values: Mapping[str, Any]) -> None:
+    """Refuse settings that do not fit the types of the constructor's parameters, or contradict each other."""
     for name, parameter in known.items():
-        value = settings[name]
-        if parameter.default is not value:  # a count may be 0 only where that is its default
-            _check_value("setting", name, value, parameter.annotation)
-    for names in (("min_pixels", "max_pixels"), ("video_min_pixels", "video_max_pixels")):
-        check_limits((settings[names[0]], settings[names[1]]), names)
-    if min(settings["image_std"]) <= 0:
-        raise ValueError(f"The setting image_std must be three positive numbers, got {settings['image_std']}.")
-    if settings["timestamps"] and settings["fps"] is None:
+        if parameter.default is not values[name]:  # a count may be 0 only where that is its default
+            _check("setting", name, values[name], parameter.annotation)
+    for kind in ("", "video_"):
+        check_limits(values[f"{kind}min_pixels"], values[f"{kind}max_pixels"], kind)
+    if min(values["image_std"]) <= 0:
+        raise ValueError(f"The setting image_std must be three positive numbers, got {values['image_std']}.")
+    if values["timestamps"] and values["fps"] is None:
         raise ValueError("timestamps need fps, the rate of frames that come without a file. Set it.")
 
 
 def check_stated(known: Mapping[str, Parameter], saved: Mapping[str, Any], overrides: Mapping[str, Any]) -> None:
-    """Refuse a ``processor_config.json`` that, with what the caller sets, leaves open what changes vectors.
-
-    Raises:
-        ValueError: If the file or the chat template is missing, or it lacks settings or has unknown ones.
-    """
+    """Refuse a ``processor_config.json`` that, with what the caller sets, leaves open what changes vectors."""
     if not known.keys() & saved.keys():
         raise ValueError(
-            "There is no processor_config.json, or it is empty. It says which prompt and which pixels the model was "
-            "trained with, so nothing can be embedded without it. Take the file of the checkpoint, or start a new "
-            "processor with PlumeProcessor.from_backbone."
+            "There is no processor_config.json, or it is empty, so prompt and pixels of the model are unknown. Take "
+            "the file of the checkpoint, or start a new processor with PlumeProcessor.from_backbone."
         )
     stated = {*saved, *overrides}
     missing = [name for name in known if name not in stated]
     unknown = sorted(saved.keys() - known.keys() - {"processor_class", "auto_map", "chat_template"})
     if unknown or (missing and missing != list(known)[_FIRST_SETTINGS:]):
         raise ValueError(
-            f"processor_config.json lacks the settings {missing} and has the unknown ones {unknown}, so the vectors "
-            "that it stands for are unknown. Take the file of the checkpoint, or mend the names."
+            f"processor_config.json lacks the settings {missing} and has the unknown ones {unknown}, so its vectors "
+            "are unknown. Take the file of the checkpoint, or mend the names."
         )
     if "chat_template" not in stated:
         raise ValueError("The file chat_template.jinja is missing, so the prompt is unknown. Take the checkpoint's.")
+
+
+def check_limits(low: int, high: int, kind: str = "") -> None:
+    """Refuse limits of pixels that no size fits."""
+    if low > high:
+        raise ValueError(f"{kind}min_pixels={low} exceeds {kind}max_pixels={high}, so no size fits. Change one.")
 
 
 def split_options(kwargs: dict[str, Any]) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
@@ -124,48 +109,31 @@ def split_options(kwargs: dict[str, Any]) -> tuple[dict[str, dict[str, Any]], di
     for name in _UNSET:
         if left.get(name) in (None, False, [], {}) or name == "audio_kwargs":
             left.pop(name, None)
+    for name in ("return_tensors", "padding"):  # media have one form each
+        image.pop(name, None)
+        video.pop(name, None)
     for kind, chosen in options.items():
-        for name in _WITHOUT_EFFECT if kind != "text" else ():
-            chosen.pop(name, None)
-        _check(kind, chosen)
+        _check_group(kind, chosen)
     return options, left
 
 
-def _check(kind: str, chosen: dict[str, Any]) -> None:
+def _check_group(kind: str, chosen: dict[str, Any]) -> None:
     unknown = sorted(chosen.keys() - _KNOWN[kind])
     if unknown:
         raise ValueError(f"Unknown {kind} options {unknown}: they would have no effect. Use {sorted(_KNOWN[kind])}.")
     for name in ("min_pixels", "max_pixels", "num_frames", "max_length"):
         if chosen.get(name) is not None:
-            _check_value("option", name, chosen[name])
-
-
-def check_limits(limits: tuple[int, int], names: tuple[str, str]) -> None:
-    """Refuse limits that no size fits.
-
-    Raises:
-        ValueError: If the lower one exceeds the upper one.
-    """
-    if limits[0] > limits[1]:
-        raise ValueError(f"{names[0]}={limits[0]} exceeds {names[1]}={limits[1]}, so no size fits. Change one of them.")
+            _check("option", name, chosen[name])
 
 
 def clip_rates(chosen: dict[str, Any], num_clips: int) -> list[float | None]:
-    """Frames per second of each clip, taken out of the options of videos; none where nobody says.
-
-    Raises:
-        ValueError: If there is not one entry per clip, or a rate is no positive number.
-    """
-    metadata = chosen.pop("video_metadata", None)
-    if metadata is None:
-        return [None] * num_clips
-    entries = flatten_media(metadata, "image")
+    """Frames per second of each clip, taken out of the options of videos; None where nobody says."""
+    entries = flatten_media(chosen.pop("video_metadata", None), "image") or [{}] * num_clips
     if len(entries) != num_clips or not all(isinstance(entry, Mapping) for entry in entries):
         raise ValueError(f"video_metadata holds {len(entries)} entries for {num_clips} videos. Give each a dict.")
-    rates = [entry.get("fps") for entry in entries]
-    for rate in rates:
-        _check_value("option", "fps", rate, float | None)
-    return rates
+    for entry in entries:
+        _check("option", "fps", entry.get("fps"), float | None)
+    return [entry.get("fps") for entry in entries]
 
 
 def length_limit(options: dict[str, Any], default: int) -> tuple[int, bool]:

@@ -2,13 +2,10 @@
 
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
 from PIL import Image
-
-try:
-    import pypdfium2
-except ImportError:  # the extra `pdf`
-    pypdfium2 = None  # type: ignore[assignment]
 
 MAX_PIXELS = 1280 * 28 * 28  # as many as Qwen2-VL looks at by default
 
@@ -52,24 +49,25 @@ def render_page(path: str | os.PathLike, number: int, max_pixels: int = MAX_PIXE
         ValueError: If the file is missing, damaged or locked, or the page cannot be rendered.
     """
     with _open(path) as pdf:
-        try:
-            page = pdf[number - 1]
-            width, height = page.get_size()
-            scale = (max_pixels / max(width * height, 1)) ** 0.5
-            return page.render(scale=scale).to_pil().convert("RGB")
-        except (pypdfium2.PdfiumError, IndexError) as error:
-            raise ValueError(
-                f"Page {number} of the PDF {os.fspath(path)!r} could not be rendered ({error})."
-            ) from error
+        if not 1 <= number <= len(pdf):
+            raise ValueError(f"The PDF {os.fspath(path)!r} has {len(pdf)} pages, and no page {number}.")
+        page = pdf[number - 1]
+        width, height = page.get_size()
+        scale = (max_pixels / max(width * height, 1)) ** 0.5
+        return page.render(scale=scale).to_pil().convert("RGB")
 
 
-def _open(path: str | os.PathLike) -> "pypdfium2.PdfDocument":
-    if pypdfium2 is None:
-        raise ImportError("PDF files need pypdfium2: pip install 'plume-embedding[pdf]'.")
+@contextmanager
+def _open(path: str | os.PathLike) -> Iterator[Any]:
+    try:
+        import pypdfium2  # the extra `pdf`; imported here, because `import plume` must stay light
+    except ImportError as error:
+        raise ImportError("PDF files need pypdfium2: pip install 'plume-embedding[pdf]'.") from error
     if not os.path.isfile(path):
         raise ValueError(f"The PDF {os.fspath(path)!r} does not exist. Check the path.")
     try:
-        return pypdfium2.PdfDocument(path)
+        with pypdfium2.PdfDocument(path) as pdf:
+            yield pdf
     except pypdfium2.PdfiumError as error:
         raise ValueError(
             f"The PDF {os.fspath(path)!r} is damaged or locked ({error}). Repair it, or remove its password."

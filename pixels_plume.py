@@ -23,23 +23,12 @@ Grid = tuple[int, int, int]
 
 
 def smart_resize(
-    height: int,
-    width: int,
-    edge: int,
-    min_pixels: int,
-    max_pixels: int,
-    *,
-    frames: int = 1,
-    padded: int = 1,
-    shortest: int = 0,
+    height: int, width: int, edge: int, low: int, high: int, *, frames: int = 1, padded: int = 1, shortest: int = 0
 ) -> tuple[int, int]:
-    """Size with sides divisible by ``edge`` and an area in [min_pixels, max_pixels], aspect kept.
+    """Size with sides divisible by ``edge`` and an area in [low, high], aspect kept.
 
     Frames of a clip may share the limits: there are ``frames``, ``padded`` with those that fill temporal patches. No
     side is taken to be less than ``shortest`` when areas are compared.
-
-    Raises:
-        ValueError: If one side is more than 200 times the other.
     """
     if max(height, width) > _MAX_ASPECT_RATIO * min(height, width):
         raise ValueError(
@@ -47,13 +36,12 @@ def smart_resize(
             "keeps its aspect. Crop or split it first."
         )
     rows, columns = (max(shortest, round(side / edge) * edge) for side in (height, width))
-    if padded * rows * columns > max_pixels:
-        shrink = math.sqrt(frames * height * width / max_pixels)
-        rows = max(edge, math.floor(height / shrink / edge) * edge)
-        columns = max(edge, math.floor(width / shrink / edge) * edge)
-    elif padded * rows * columns < min_pixels:
-        grow = math.sqrt(min_pixels / (frames * height * width))
-        rows, columns = math.ceil(height * grow / edge) * edge, math.ceil(width * grow / edge) * edge
+    if padded * rows * columns > high:
+        shrink = math.sqrt(frames * height * width / high)
+        rows, columns = (max(edge, math.floor(side / shrink / edge) * edge) for side in (height, width))
+    elif padded * rows * columns < low:
+        grow = math.sqrt(low / (frames * height * width))
+        rows, columns = (math.ceil(side * grow / edge) * edge for side in (height, width))
     return rows, columns
 
 
@@ -70,19 +58,10 @@ def patchify(
     whole_clip: bool = False,
     resize_twice: bool = False,
 ) -> tuple[np.ndarray, Grid]:
-    """Turn frames of one size into patch rows.
+    """Turn frames of one size into patch rows; the settings are those of [`PlumeProcessor`].
 
-    Args:
-        frames: RGB frames; one for an image.
-        min_pixels: Smallest area of a frame after resizing, in pixels.
-        max_pixels: Largest area of a frame after resizing, in pixels.
-        patch_size: Edge of a patch, in pixels.
-        merge_size: Patches per token along an edge.
-        temporal_patch_size: Frames per patch; the last frame is repeated to fill it.
-        image_mean: Mean of each colour, subtracted from values in [0, 1].
-        image_std: Deviation of each colour, which the difference is divided by.
-        whole_clip: Whether the limits hold for the pixels of all frames together, as Qwen3-VL has them.
-        resize_twice: Whether to resize the way the released checkpoint's pipeline does.
+    The limits hold for each frame, or with ``whole_clip`` for all frames together, as in Qwen3-VL. ``resize_twice`` is
+    the released checkpoint's way. The last frame is repeated to fill a temporal patch.
 
     Returns:
         Patches ``(t * h * w, 3 * temporal_patch_size * patch_size**2)``, fp32, and the grid (t, h, w) in patches.
@@ -98,9 +77,7 @@ def patchify(
         shared = {"frames": count, "padded": round(count / temporal_patch_size) * temporal_patch_size}
     rows, columns = smart_resize(height, width, edge, min_pixels, max_pixels, **shared)
     pixels = np.stack([_normalized(frame, rows, columns, image_mean, image_std) for frame in frames])
-    missing = -len(frames) % temporal_patch_size
-    if missing:
-        pixels = np.concatenate([pixels, np.repeat(pixels[-1:], missing, axis=0)])
+    pixels = np.concatenate([pixels, *[pixels[-1:]] * (-len(frames) % temporal_patch_size)])
     t, h, w = len(pixels) // temporal_patch_size, rows // patch_size, columns // patch_size
     blocks = pixels.reshape(
         t, temporal_patch_size, 3, h // merge_size, merge_size, patch_size, w // merge_size, merge_size, patch_size

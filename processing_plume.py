@@ -144,8 +144,8 @@ class PlumeProcessor(ProcessorMixin):
         self.timestamps, self.time_positions = timestamps, time_positions
         check_settings(_SETTINGS, vars(self))
         self.row_sources: dict[int, int] = {}
-        layout = PromptLayout(anchor=anchor_token, latent_start=latent_start_token)
-        super().__init__(tokenizer, chat_template=chat_template or build_chat_template(layout))
+        default = PromptLayout(anchor=anchor_token, latent_start=latent_start_token)
+        super().__init__(tokenizer, chat_template=chat_template or build_chat_template(default))
         unknown = [vars(self)[name] for name in _TOKENS if not is_token(vars(self)[name], tokenizer)]
         if unknown or not suffix.endswith(embedding_token):
             raise ValueError(
@@ -184,17 +184,10 @@ class PlumeProcessor(ProcessorMixin):
         sources = layout.row_sources()
         added = [token for token in sources if not is_token(token, tokenizer)]
         tokenizer.add_tokens([AddedToken(token, normalized=False) for token in added])
-        settings = {
-            "anchor_token": layout.anchor,
-            "latent_start_token": layout.latent_start,
-            "latent_end_token": layout.latent_end,
-            "latent_token": layout.latent,
-            "embedding_token": layout.embedding,
-            "suffix": layout.suffix,
-            "query_prompt": layout.query_prompt,
-            **BACKBONE_SETTINGS[model_type],
-        }
-        processor = cls(tokenizer, build_chat_template(layout), **{**settings, **kwargs})
+        strings = {name: vars(layout)[name.removesuffix("_token")] for name in (*_TOKENS, "suffix", "query_prompt")}
+        processor = cls(
+            tokenizer, build_chat_template(layout), **{**strings, **BACKBONE_SETTINGS[model_type], **kwargs}
+        )
         processor.row_sources = {processor._ids(token)[0]: processor._ids(sources[token])[0] for token in added}
         return processor
 
@@ -204,10 +197,7 @@ class PlumeProcessor(ProcessorMixin):
         try:
             return super().get_processor_dict(pretrained_model_name_or_path, **kwargs)
         except (AttributeError, UnicodeDecodeError) as error:
-            raise ValueError(
-                f"processor_config.json or chat_template.jinja of {pretrained_model_name_or_path} cannot be read "
-                f"({error}). Take the files of the checkpoint."
-            ) from error
+            raise ValueError(f"processor_config.json holds no settings ({error}). Take the checkpoint's.") from error
 
     @classmethod
     def from_args_and_dict(cls, args: Any, processor_dict: dict[str, Any], **kwargs: Any) -> Any:
@@ -235,12 +225,9 @@ class PlumeProcessor(ProcessorMixin):
         """Model inputs of queries, with the query instruction.
 
         Args:
-            queries: Inputs as in :func:`~plume.prompt_plume.to_conversation`.
-            prompt: Instruction; :attr:`query_prompt` where omitted, none where empty.
+            queries: Inputs as in :func:`~plume.content_plume.to_conversation`.
+            prompt: Instruction, none where empty; :attr:`query_prompt` by default.
             **kwargs: Options of :meth:`apply_chat_template`.
-
-        Raises:
-            ValueError: If the batch is empty or an input is unusable.
         """
         return self._process(queries, self.query_prompt if prompt is None else prompt, **kwargs)
 
@@ -293,11 +280,8 @@ class PlumeProcessor(ProcessorMixin):
         unknown = sorted(variables.keys() - TEMPLATE_VARIABLES)
         if unknown and chat_template is None:  # a template of the caller may have variables of its own
             raise ValueError(f"Unknown options {unknown}: they would have no effect. Remove them, or mend their names.")
-        template = {
-            "chat_template": chat_template or self.chat_template,
-            "add_generation_prompt": add_generation_prompt,
-            **variables,
-        }
+        template = {"chat_template": chat_template or self.chat_template, **variables}
+        template["add_generation_prompt"] = add_generation_prompt
         if not tokenize:
             prompts = [self._render(messages, template) for messages in conversations]
             return prompts if is_batch else prompts[0]
@@ -311,11 +295,7 @@ class PlumeProcessor(ProcessorMixin):
         return outputs if return_dict else outputs["input_ids"]
 
     def __call__(
-        self,
-        text: str | list[str] | None = None,
-        images: Any = None,
-        videos: Any = None,
-        **kwargs: Any,
+        self, text: str | list[str] | None = None, images: Any = None, videos: Any = None, **kwargs: Any
     ) -> BatchFeature:
         """Encode prompts that are rendered already, as transformers' Qwen2-VL processor does.
 
@@ -330,10 +310,7 @@ class PlumeProcessor(ProcessorMixin):
         """
         prompts = [text] if isinstance(text, str) else list(text or [])
         if not prompts:
-            raise ValueError(
-                "The batch is empty: pass rendered prompts as text, or raw inputs to process_queries and "
-                "process_documents."
-            )
+            raise ValueError("The batch is empty: pass rendered prompts, or raw inputs to process_documents.")
         options, unknown = split_options(kwargs)
         if unknown:
             raise ValueError(f"Unknown options {sorted(unknown)}: they would have no effect. Remove them.")
@@ -392,15 +369,8 @@ class PlumeProcessor(ProcessorMixin):
             return Item(*self._patchify([frame], "image", chosen))
 
     def _see_video(self, source: Any, rate: float | None, chosen: dict[str, Any]) -> Item:
-        clip = load_clip(
-            source,
-            chosen.get("num_frames", self.num_frames),
-            self.fps,
-            self.min_frames,
-            rate,
-            self.background_color,
-            upright=self.resize == "once",
-        )
+        sampling = (chosen.get("num_frames", self.num_frames), self.fps, self.min_frames, rate)
+        clip = load_clip(source, *sampling, self.background_color, upright=self.resize == "once")
         with naming(describe("video", source)):
             patches, grid = self._patchify(clip.frames, "video", chosen)
         step, times = self.temporal_patch_size, clip.times or []
@@ -411,7 +381,7 @@ class PlumeProcessor(ProcessorMixin):
     def _patchify(self, frames: list[Image.Image], kind: str, chosen: dict[str, Any]) -> tuple[np.ndarray, Grid]:
         settings = vars(self)
         low, high = (chosen.get(name.removeprefix("video_"), settings[name]) for name in MEDIA_KINDS[kind].limits)
-        check_limits((low, high), ("min_pixels", "max_pixels"))
+        check_limits(low, high)
         return patchify(
             frames,
             min_pixels=low,
@@ -453,9 +423,7 @@ class PlumeProcessor(ProcessorMixin):
 
     # 4. Fit
 
-    def _fit(
-        self, messages: list[dict], media: Media, template: dict[str, Any], max_length: int, truncate: bool
-    ) -> list[int]:
+    def _fit(self, messages: list[dict], media: Media, template: dict, max_length: int, truncate: bool) -> list[int]:
         texts = [p for m in messages if m["role"] == "user" for p in m["content"] if p["type"] == "text" and p["text"]]
 
         def encode() -> list[int]:

@@ -117,7 +117,7 @@ _WRITE_INSTRUCTION = r"""
         {%- for part in parts -%}{{- part.text -}}{%- endfor -%}
         {{- '<|im_end|>\n' -}}
 """
-# Variables that a caller may set, beside those of the rendering itself.
+# Variables that a caller may set, in addition to those of the rendering itself.
 TEMPLATE_VARIABLES = {"latent"}
 
 

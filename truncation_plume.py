@@ -12,6 +12,11 @@ logger = logging.get_logger(__name__)
 _CHARACTERS_PER_TOKEN = 8
 
 
+def read(text: str, tokenizer: PreTrainedTokenizerBase, **options: Any) -> Any:
+    """Tokens of a text, without the tokenizer's warning of its length, which is checked here."""
+    return tokenizer(text, add_special_tokens=False, verbose=False, **options)
+
+
 def fit(
     encode: Callable[[], list[int]],
     texts: list[dict[str, Any]],
@@ -19,24 +24,23 @@ def fit(
     max_length: int,
     truncate: bool,
 ) -> list[int]:
-    """Ids of an input within ``max_length`` tokens.
+    """Ids of an input within ``max_length`` tokens, visual tokens included.
 
     Args:
         encode: Encodes the whole input, with the texts as they stand.
         texts: The user's text parts in order; shortened in place from the last one backwards.
         tokenizer: Fast tokenizer, for character offsets.
-        max_length: Most tokens the input may have, visual tokens included.
+        max_length: Most tokens the input may have.
         truncate: Whether texts may be shortened.
 
     Raises:
         ValueError: If the input is too long and may not be shortened, or is too long without any text.
     """
-    before = [part["text"] for part in texts]
+    given = [part["text"] for part in texts]
     for part in texts:
         part["text"] = _beginning(part["text"], tokenizer, max_length)
-    cut = [part["text"] for part in texts] != before
     ids = encode()
-    cut = cut or len(ids) > max_length
+    cut = len(ids) > max_length or [part["text"] for part in texts] != given
     if cut and not truncate:
         raise ValueError(
             f"An input has {len(ids)} tokens or more, over max_length={max_length}, and truncation is off. Shorten its "
@@ -62,15 +66,6 @@ def fit(
     return ids
 
 
-def read(text: str, tokenizer: PreTrainedTokenizerBase, **options: Any) -> Any:
-    """Tokens of a text, without the tokenizer's warning of its length, which is checked here."""
-    return tokenizer(text, add_special_tokens=False, verbose=False, **options)
-
-
-def _offsets(text: str, tokenizer: PreTrainedTokenizerBase) -> list[tuple[int, int]]:
-    return read(text, tokenizer, return_offsets_mapping=True)["offset_mapping"]
-
-
 def _beginning(text: str, tokenizer: PreTrainedTokenizerBase, max_tokens: int) -> str:
     """The text, or its first ``max_tokens`` tokens where it has more, found without reading all of a long one."""
     size = _CHARACTERS_PER_TOKEN * max_tokens
@@ -83,7 +78,11 @@ def _beginning(text: str, tokenizer: PreTrainedTokenizerBase, max_tokens: int) -
     return text
 
 
+def _offsets(text: str, tokenizer: PreTrainedTokenizerBase) -> list[tuple[int, int]]:
+    return read(text, tokenizer, return_offsets_mapping=True)["offset_mapping"]
+
+
 def _first_tokens(text: str, offsets: list[tuple[int, int]], kept: int) -> str:
     # Up to the start of the first token that must go: the tokens of one character share its offsets, so the end of
-    # the last token that may stay can lie behind it. The text gets shorter in every round.
+    # the last token that may stay can lie after it. The text gets shorter in every round.
     return text[: offsets[kept][0]].rstrip() if kept > 0 else ""

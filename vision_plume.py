@@ -173,27 +173,23 @@ def _array_to_image(array: np.ndarray | torch.Tensor) -> Image.Image:
         array = np.moveaxis(array, 0, -1)
     if array.ndim == 3 and array.shape[-1] == 1:
         array = array[..., 0]
-    if array.size == 0 or array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[-1] not in channels):
+    flat = array.ndim == 2 or (array.ndim == 3 and array.shape[-1] in channels)
+    if array.size == 0 or not flat or array.dtype.kind not in "biuf":
         raise ValueError(
-            f"An image array has shape {array.shape}, which is no picture. Pass (H, W), (H, W, 3) or (3, H, W)."
+            f"An image array of shape {array.shape} and dtype {array.dtype} is no picture. Pass numbers (H, W), "
+            "(H, W, 3) or (3, H, W)."
         )
-    if array.dtype.kind == "f":
-        if not (np.isfinite(array).all() and array.min() >= 0 and array.max() <= 1):
-            raise ValueError(
-                "A float image array has values outside [0, 1], so its brightness is unknown. Scale it to [0, 1], or "
-                "pass uint8 in 0..255."
-            )
+    low, high = array.min(), array.max()
+    if array.dtype.kind == "f" and np.isfinite(array).all() and low >= 0 and high <= 1:
         array = (array * 255).round().astype(np.uint8)
     elif array.dtype == bool:
         array = array.astype(np.uint8) * 255
-    elif (
-        array.dtype.kind in "iu" and array.dtype.itemsize > 1 and array.min() >= 0 and 255 < array.max() <= _MAX_16_BIT
-    ):
+    elif array.dtype.kind in "iu" and array.dtype.itemsize > 1 and low >= 0 and 255 < high <= _MAX_16_BIT:
         array = (array * (255 / _MAX_16_BIT)).round().astype(np.uint8)  # 16-bit: PIL would clip it to white
     elif array.dtype != np.uint8:
         raise ValueError(
-            f"An image array has dtype {array.dtype} and values from {array.min()} to {array.max()}, so its brightness "
-            "is unknown. Pass uint8 in 0..255, 16-bit values, or floats in [0, 1]."
+            f"An image array has dtype {array.dtype} and values from {low} to {high}, so its brightness is unknown. "
+            "Pass uint8 in 0..255, 16-bit values, or floats in [0, 1]."
         )
     return Image.fromarray(array)
 
@@ -224,7 +220,7 @@ def load_clip(
         fps: Frames to keep per second, within ``min_frames`` and ``num_frames``; ``num_frames`` of any clip if None.
             Frames that come without a rate are taken to be ``1 / fps`` apart.
         min_frames: With ``fps``, fewest frames to keep of a clip that has them.
-        rate: Frames per second of a list or array.
+        rate: Frames per second of a source that does not say it.
         background: As in :func:`load_image`.
         upright: As in :func:`load_image`, for lists of frames.
 

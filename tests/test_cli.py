@@ -99,7 +99,7 @@ def test_the_trainer_s_flags_have_both_spellings():
     from plume.training.train import parse
 
     for flag in ("--media-root", "--media_root"):
-        _, args, _ = parse(["--output-dir", "out", "--use_cpu", flag, "media"])
+        _, args, *_ = parse(["--output-dir", "out", "--use_cpu", flag, "media"])
         assert args.media_root == "media"
 
 

@@ -125,7 +125,7 @@ def released_vector(
         return z + mlp("shared_expert", x) + sum(probs[m] * mlp(f"experts.{m}", x) for m in best)
 
     config = SimpleNamespace(
-        image_token_id=backbone.image_token_id, video_token_id=backbone.video_token_id, position_scheme="kv_length",
+        model_type="qwen2_vl", image_token_id=backbone.image_token_id, video_token_id=backbone.video_token_id, position_scheme="kv_length",
         anchor_token_id=token_ids["<disc_emb>"], suffix_token_ids=suffix,
     )  # fmt: skip
     with torch.no_grad():
@@ -316,7 +316,7 @@ def _stranger(source: Path) -> None:
         ("qwen2-vl", _pickle, {}, "only pickles"),
         ("qwen2-vl", _truncate, {}, "truncated"),
         ("qwen2-vl", _other_backbone, {}, "another backbone"),
-        ("qwen2-vl", _other_model, {}, "'llama' model"),
+        ("qwen2-vl", _other_model, {}, "'llama' is not a backbone"),
         ("qwen2-vl", _stranger, {}, "unexpected tensor 'extra.weight'"),
         ("qwen2-vl", None, {"kind": "plume"}, "looks like 'qwen2-vl'"),
         ("qwen2-vl", _nan, {}, r"layers.1.mlp.up_proj.weight holds NaN or infinity"),

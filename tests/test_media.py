@@ -231,7 +231,10 @@ def widths(frames) -> list[float]:
     return [float((np.asarray(frame)[..., 0] > 128).mean()) for frame in frames]
 
 
-def write_clip(path: Path, count: int = 40, *, pictures: bool = True, sound=False, cover=False, aspect=None, flags=""):
+def write_clip(
+    path: Path, count: int = 40, *, pictures=True, sound=False, cover=False, aspect=None, flags="", hidden: int = 0
+) -> Path:
+    """A clip of which the first ``hidden`` frames lie before its beginning."""
     with av.open(str(path), "w", options={"movflags": flags} if flags else {}) as container:
         streams = []
         if cover:
@@ -252,7 +255,12 @@ def write_clip(path: Path, count: int = 40, *, pictures: bool = True, sound=Fals
             streams.append((container.add_stream("aac", rate=16000), silence()))
         for stream, frames in streams:
             for frame in [*frames, None]:
-                container.mux(stream.encode(frame))
+                for packet in stream.encode(frame):
+                    if hidden:
+                        packet.pts, packet.dts = (
+                            time - int(hidden / 12 / packet.time_base) for time in (packet.pts, packet.dts)
+                        )
+                    container.mux(packet)
     return path
 
 
@@ -279,6 +287,13 @@ def test_what_a_header_says_of_its_frames_changes_nothing(claimed, tmp_path):
     path.write_bytes(data)
     assert [frame.tobytes() for frame in load_video(path, 4)] == expected
     assert widths(load_video(path, 2))[-1] == 1
+
+
+def test_frames_that_are_cut_off_are_not_seen(tmp_path):
+    """An editor cuts a clip by a list in front of it; its packets stay, as they are needed to decode the others."""
+    clip = load_clip(write_clip(tmp_path / "clip.mp4", 20, hidden=5), 4)
+    assert widths(clip.frames) == pytest.approx([index / 20 for index in (6, 10, 15, 20)], abs=0.04)
+    assert clip.times == pytest.approx([index / 12 for index in (0, 4, 9, 14)])
 
 
 @pytest.mark.parametrize("name", ["clip.mp4", "clip.mkv"])

@@ -193,6 +193,24 @@ def test_user_text_never_becomes_a_control_token(text):
     assert not control & set(processor.tokenizer(cleaned, add_special_tokens=False)["input_ids"])
 
 
+keys = st.sampled_from(["role", "content", "type", "text", "image", "video", "url", "user", 5])
+values = st.one_of(st.none(), st.booleans(), st.integers(), st.text(max_size=4), st.sampled_from(["user", "text"]))
+anything = st.recursive(
+    values, lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(keys, inner, max_size=4)), max_leaves=8
+)
+
+
+@settings(max_examples=500, deadline=None, derandomize=True, database=None)
+@given(item=anything)
+def test_any_input_is_read_or_refused(item):
+    message = "Input 0: "
+    try:
+        _PROCESSOR.process_documents([item])
+    except ValueError as error:
+        message = str(error)
+    assert message.startswith("Input 0: ")
+
+
 def _make_processor() -> PlumeProcessor:
     tokenizer = build_tokenizer()
     tokenizer.add_tokens(["<gen>", "<anchor>", "<slt>", "<elt>", "<ct>"])

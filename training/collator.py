@@ -7,12 +7,13 @@ The suffix is *not* built here: it depends on the stage, which only the trainer 
 import hashlib
 from base64 import b64decode
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
+from torch.nn.functional import pad
 
 from plume import PlumeProcessor
 from plume.training.config import PlumeTrainingConfig
@@ -224,6 +225,37 @@ def split_rows(rows: Rows, sizes: Sequence[int]) -> list[Rows]:
     return chunks
 
 
+def with_media_of_every_kind(rows: Rows, spare: dict[str, torch.Tensor]) -> Rows:
+    """Rows that hold a picture and a clip, so that every rank runs the vision tower as often as the others.
+
+    Where parameters are sharded, a rank with text alone next to one with pictures would wait for ever.
+
+    Args:
+        rows: Some rows.
+        spare: Model inputs of one more row with both, which goes last; its outputs are to be dropped.
+    """
+    inputs = rows.inputs
+    if all(pixels in inputs for pixels, _ in _MEDIA):
+        return rows
+    width = max(inputs["input_ids"].shape[1], spare["input_ids"].shape[1])
+    # On the left, where the mask hides it, any token will do.
+    padded = {
+        name: torch.cat([pad(part, (width - part.shape[1], 0)) for part in (inputs[name], spare[name])])
+        for name in ("input_ids", "attention_mask")
+    }
+    media = {
+        name: torch.cat([inputs[name], spare[name]]) if name in inputs else spare[name]
+        for names in _MEDIA
+        for name in names
+    }
+    suffixes = {
+        name: torch.cat([value, value[:1]])
+        for name in ("suffix_input_ids", "suffix_mask")
+        if (value := inputs.get(name)) is not None
+    }
+    return replace(rows, inputs={**inputs, **padded, **media, **suffixes})
+
+
 def _slice_media(inputs: dict[str, Any], pixels: str, grid: str, first: int, last: int) -> dict[str, torch.Tensor]:
     """Patches and grids of the media ``first`` to ``last - 1`` of the batch."""
     if first == last:
@@ -249,3 +281,17 @@ def chunk_sizes(lengths: torch.Tensor, chunk_size: int | None, chunk_tokens: int
             rows, longest = 0, 0
         rows, longest = rows + 1, max(longest, length)
     return [*sizes, rows]
+
+
+def even_sizes(rows: int, chunks: int) -> list[int]:
+    """Rows per chunk when a number of rows is cut into so many chunks, as evenly as it goes.
+
+    Raises:
+        ValueError: If there are fewer rows than chunks.
+    """
+    if rows < chunks:
+        raise ValueError(
+            f"Another rank cuts its rows into {chunks} chunks, this one has {rows} rows, and sharded ranks need "
+            "equally many. Raise chunk_size or chunk_tokens, or give all rows equally many hard negatives."
+        )
+    return [rows // chunks + (index < rows % chunks) for index in range(chunks)]

@@ -7,6 +7,7 @@ import torch
 from accelerate import Accelerator
 from torch import distributed
 from torch.distributed.nn.functional import all_gather
+from torch.distributed.tensor import DTensor
 
 
 def world_size() -> int:
@@ -23,8 +24,27 @@ def gather_rows(rows: torch.Tensor) -> torch.Tensor:
     return rows if world_size() == 1 else torch.cat(all_gather(rows.contiguous()))
 
 
+def is_sharded(model: torch.nn.Module) -> bool:
+    """Whether parameters are spread over the ranks, as by FSDP2: then all ranks must run the same modules."""
+    return any(isinstance(parameter, DTensor) for parameter in model.parameters())
+
+
+def largest(number: int, device: torch.device) -> int:
+    """The largest number of all ranks."""
+    if world_size() == 1:
+        return number
+    shared = torch.tensor(number, device=device)
+    distributed.all_reduce(shared, distributed.ReduceOp.MAX)
+    return int(shared.item())
+
+
 def touch(model: torch.nn.Module) -> torch.Tensor:
-    """Zero that depends on every trainable parameter: DDP waits for all of them, text-only batches included."""
+    """Zero that depends on every trainable parameter: DDP waits for all of them, text-only batches included.
+
+    Sharded parameters are waited for module by module, so there is nothing to touch.
+    """
+    if is_sharded(model):
+        return torch.zeros(())
     return 0.0 * torch.stack([p.flatten()[:1].sum() for p in model.parameters() if p.requires_grad]).sum()
 
 

@@ -26,7 +26,7 @@ from plume.arguments import show_dashes
 from plume.training.collator import PairCollator
 from plume.training.config import PlumeTrainingConfig
 from plume.training.data import check, load_rows, parse_columns
-from plume.training.dry_run import describe_run
+from plume.training.dry_run import describe_run, time_steps
 from plume.training.plan import Decision, Facts, decide, look
 from plume.training.report import Scores, describe_verdict, find_alarms, measure, write_report
 from plume.training.trainer import PlumeTrainer
@@ -249,7 +249,7 @@ def main(arguments: list[str] | None = None) -> None:
         print(describe_run(args, model.config, processor, rows, plan))
         with TemporaryDirectory() as scratch:
             args.output_dir = scratch  # a trainer makes the folder
-            print(f"\n{PlumeTrainer(**parts).time_steps():.2f} s per step, measured on two of the last stage")
+            print(f"\n{time_steps(PlumeTrainer(**parts)):.2f} s per step, measured on two of the last stage")
         return
     if args.should_log:
         print("\n".join(["What was not given follows from the data:", *plan]))

@@ -10,14 +10,13 @@ One optimizer step, whatever the batch, the chunks and the number of ranks:
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from itertools import islice
 from pathlib import Path
-from time import perf_counter
 from typing import Any
 
 import torch
 from accelerate.optimizer import AcceleratedOptimizer
 from accelerate.utils import DistributedType
+from PIL import Image
 from torch.utils.data import Sampler
 from transformers.trainer_utils import HubStrategy
 from transformers.utils import logging
@@ -26,11 +25,19 @@ from plume import PlumeModel, PlumeOutput, PlumeProcessor
 from plume.training.callbacks import EpochCallback
 from plume.training.card import run_card
 from plume.training.checkpoints import CheckpointedTrainer
-from plume.training.collator import PairCollator, Rows, chunk_sizes, rewrite, split_rows
+from plume.training.collator import (
+    PairCollator,
+    Rows,
+    chunk_sizes,
+    even_sizes,
+    rewrite,
+    split_rows,
+    with_media_of_every_kind,
+)
 from plume.training.config import PlumeTrainingConfig, refuse_too_few_rows
 from plume.training.curriculum import Stage
 from plume.training.diagnostics import describe_latents, refuse_nan, retrieval_metrics, warn_of_collapse
-from plume.training.distributed import gather_rows, hold_sync, touch
+from plume.training.distributed import gather_rows, hold_sync, is_sharded, largest, touch
 from plume.training.grad_cache import cached_backward, differentiate, surrogate
 from plume.training.learning_rate import StageLearningRate, scale_by_stage
 from plume.training.losses import Representations, Weights, pool_loss, suffix_ce
@@ -74,6 +81,8 @@ class PlumeTrainer(CheckpointedTrainer):
         self._suffix, self._num_experts = list(model.config.suffix_token_ids), model.config.num_experts
         self._started_from = model.config.name_or_path
         refuse_too_few_rows(train_dataset, args)
+        blank = Image.new("RGB", (28, 28))
+        self._spare = dict(processing_class.process_documents([{"image": blank, "video": [blank, blank]}], prompt=""))
         if kwargs.get("peft_config") is not None:
             # Pushed on the way, LoRA weights would lie beside the merged ones of the end and be loaded on top of them.
             args.hub_strategy = HubStrategy.END
@@ -153,7 +162,12 @@ class PlumeTrainer(CheckpointedTrainer):
 
     def forward_rows(self, model: torch.nn.Module, rows: Rows) -> PlumeOutput:
         """One forward pass of some rows through the wrapped model."""
-        return model(**rows.inputs)
+        if not is_sharded(self.model):
+            return model(**rows.inputs)
+        device = rows.inputs["input_ids"].device
+        spare = {name: value.to(device) for name, value in self._spare.items()}
+        output = model(**with_media_of_every_kind(rows, spare).inputs)
+        return PlumeOutput(**{name: value[: len(rows)] for name, value in output.items()})
 
     def represent(self, output: PlumeOutput) -> Representations:
         """What the pool loss needs of a forward pass; routing has no columns at K = 0."""
@@ -215,6 +229,8 @@ class PlumeTrainer(CheckpointedTrainer):
         """Forward and backward of a batch: at once, or in chunks through GradCache."""
         lengths = inputs["prefix"]["attention_mask"].sum(dim=1)
         sizes = chunk_sizes(lengths, self.args.chunk_size, self.args.chunk_tokens)
+        if is_sharded(self.model):  # ranks pass through the modules together, equally often
+            sizes = even_sizes(len(lengths), largest(len(sizes), lengths.device))
         if len(sizes) == 1:
             whole = super().training_step(model, inputs, num_items_in_batch)
             # Behind the backward pass, as below: ranks that chunk differently must gather in the same order.
@@ -252,20 +268,6 @@ class PlumeTrainer(CheckpointedTrainer):
             )
         self._report(parts, *map(torch.cat, zip(*thoughts, strict=True)))
         return loss.detach() / accumulation
-
-    def time_steps(self) -> float:
-        """Seconds of a forward and backward pass of the last stage, the faster of two; changes no weight."""
-        size, rows = self.args.per_device_train_batch_size, list(islice(self.train_dataset, 1_000))
-        batch = self.data_collator([rows[place % len(rows)] for place in range(size)])
-        self.state.max_steps, self.state.global_step = len(self.curriculum.stages), len(self.curriculum.stages) - 1
-        self.current_gradient_accumulation_steps = 1
-        seconds = []
-        for _ in range(2):
-            start = perf_counter()
-            self.training_step(self.model, batch)
-            seconds.append(perf_counter() - start)
-        self.model.zero_grad()
-        return min(seconds)
 
     def _report(self, parts: dict[str, torch.Tensor], latents_BKD: torch.Tensor, probs_BKE: torch.Tensor) -> None:
         """Collect the terms of the loss and the health of the rollout of a whole batch for the next log."""

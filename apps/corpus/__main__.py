@@ -14,11 +14,12 @@ import pyarrow.dataset as ds
 from plume.apps.corpus.plan import make_plan
 from plume.apps.shared.encoder import DEFAULT_MODEL, Encoder
 from plume.apps.shared.lock import locked
+from plume.arguments import ArgumentParser
 
 
-def parse_arguments() -> argparse.Namespace:
-    """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m plume.apps.corpus", description=__doc__.splitlines()[0])
+def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
+    """The command line, or the given words."""
+    parser = ArgumentParser(prog="plume corpus", description=__doc__.splitlines()[0])
     parser.add_argument("corpus", type=Path, help="folder, or Parquet with the columns id, text and image")
     parser.add_argument("--output", type=Path, required=True, help="folder of the job, shared by all nodes")
     parser.add_argument("--model", default=DEFAULT_MODEL, help="PLUME checkpoint: folder or Hub id")
@@ -29,12 +30,12 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--processes", nargs="+", metavar="DEVICE", help="one process per device, without Ray")
     parser.add_argument("--pixel-budget", type=int, help="pixels per batch; what suits the device where omitted")
     parser.add_argument("--chunk", type=int, default=256, help="documents per unit of work and per Parquet file")
-    return parser.parse_args()
+    return parser.parse_args(arguments)
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     """Plan, embed what is left, say what came of it."""
-    options = parse_arguments()
+    options = parse_arguments(arguments)
     output = options.output.resolve()
     model_id = str(Path(options.model).resolve()) if Path(options.model).is_dir() else options.model
     encoder = Encoder(model_id, "cpu")

@@ -19,18 +19,19 @@ from plume.apps.search.world import read_questions, write_world
 from plume.apps.shared.documents import KINDS
 from plume.apps.shared.encoder import DEFAULT_MODEL, Encoder
 from plume.apps.shared.limits import Limits
+from plume.arguments import ArgumentParser
 
 _OFFERED = 4  # questions that the page offers
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line, or the given words."""
-    common = argparse.ArgumentParser(add_help=False)
+    common = ArgumentParser(add_help=False)
     common.add_argument("--index", type=Path, default=Path("outputs/search-index"), help="folder of the index")
-    common.add_argument("--model", default=DEFAULT_MODEL, help="PLUME checkpoint: folder or Hub id")
+    common.add_argument("--model", default=DEFAULT_MODEL, help="PLUME checkpoint: folder or Hub id, or tiny")
     common.add_argument("--device", help="torch device; CUDA where there is one")
     common.add_argument("--dtype", default="auto", help="dtype of the weights, e.g. float32")
-    parser = argparse.ArgumentParser(prog="python -m plume.apps.search", description=__doc__.splitlines()[0])
+    parser = ArgumentParser(prog="plume search", description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(dest="command", required=True)
     index = commands.add_parser("index", parents=[common], help="bring the index up to date with folders")
     index.add_argument("folders", type=Path, nargs="+", help="folders to index")
@@ -95,9 +96,13 @@ def _plain(text: str) -> str:
     return "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in text)
 
 
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line, or the given words."""
+    run(parse_arguments(arguments))
+
+
 if __name__ == "__main__":
-    arguments = parse_arguments()
     try:
-        run(arguments)
+        main()
     except (ValueError, OSError) as error:
         raise SystemExit(f"error: {error}") from error

@@ -8,11 +8,12 @@ import uvicorn
 
 from plume.apps.serving.app import Settings, build_app
 from plume.apps.shared.encoder import DEFAULT_MODEL, Encoder
+from plume.arguments import ArgumentParser
 
 
-def parse_arguments() -> argparse.Namespace:
-    """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m plume.apps.serving", description=__doc__.splitlines()[0])
+def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
+    """The command line, or the given words."""
+    parser = ArgumentParser(prog="plume serve", description=__doc__.splitlines()[0])
     parser.add_argument("--model", default=DEFAULT_MODEL, help="PLUME checkpoint: folder or Hub id")
     parser.add_argument("--device", help="torch device; CUDA where there is one")
     parser.add_argument("--dtype", default="auto", help="dtype of the weights, e.g. float32")
@@ -24,12 +25,12 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--linger-ms", type=float, default=5.0, help="milliseconds to wait for company")
     parser.add_argument("--media-root", type=Path, help="folder from which clients may name files, as file:NAME")
     parser.add_argument("--api-key", help="what clients must send as Authorization: Bearer KEY")
-    return parser.parse_args()
+    return parser.parse_args(arguments)
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     """Load the model, serve until interrupted."""
-    options = parse_arguments()
+    options = parse_arguments(arguments)
     settings = replace(
         Settings(),
         name=options.name,

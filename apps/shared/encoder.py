@@ -17,10 +17,11 @@ from huggingface_hub import snapshot_download
 from transformers import AutoModel, AutoProcessor, BatchFeature
 
 from plume import PlumeOutput
+from plume.checkpoints import locate
 from plume.hub_files_plume import SETTINGS_FILES
 from plume.vision_plume import load_video
 
-DEFAULT_MODEL = "checkpoints/plume-tiny"
+DEFAULT_MODEL = "tiny"
 # Pixels per batch, about 21000 visual tokens of 28 x 28. A CPU gains nothing from large batches, and what comes next
 # waits for a batch to end.
 PIXEL_BUDGET, CPU_PIXEL_BUDGET = 16 * 1024 * 1024, 2 * 1024 * 1024
@@ -31,13 +32,13 @@ class Encoder:
     """A PLUME checkpoint that embeds lists of any length.
 
     Args:
-        model_id: Folder or Hub id of a PLUME checkpoint.
+        model_id: Folder or Hub id of a PLUME checkpoint, or ``"tiny"``, which comes with the package.
         device: Torch device; CUDA where there is one.
         pixel_budget: Largest weight of a batch, in pixels. Defaults to what suits the device.
         dtype: Of the weights, e.g. ``"float32"``; the checkpoint's with ``"auto"``.
 
     Raises:
-        ValueError: If the default checkpoint is asked for and absent, or the checkpoint is damaged.
+        ValueError: If the checkpoint is damaged.
     """
 
     def __init__(
@@ -47,16 +48,11 @@ class Encoder:
         pixel_budget: int | None = None,
         dtype: str = "auto",
     ) -> None:
-        if model_id == DEFAULT_MODEL and not Path(model_id).is_dir():
-            raise ValueError(
-                f"There is no {DEFAULT_MODEL} here, so there is nothing to embed with. Run from the checkout, or name "
-                "a PLUME checkpoint (folder or Hub id) with --model."
-            )
-        self.model_id = model_id
+        self.model_id = locate(model_id)
         self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         self.pixel_budget = pixel_budget or (CPU_PIXEL_BUDGET if self.device == "cpu" else PIXEL_BUDGET)
-        self.model = AutoModel.from_pretrained(model_id, dtype=dtype).to(self.device).eval()
-        self.processor = AutoProcessor.from_pretrained(model_id)
+        self.model = AutoModel.from_pretrained(self.model_id, dtype=dtype).to(self.device).eval()
+        self.processor = AutoProcessor.from_pretrained(self.model_id)
 
     @property
     def dimension(self) -> int:
