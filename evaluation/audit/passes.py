@@ -35,10 +35,13 @@ class Reading:
     @classmethod
     def join(cls, batches: Sequence["Reading"]) -> "Reading":
         """All batches as one."""
-        vectors = {k: torch.cat([batch.embeddings[k] for batch in batches]) for k in batches[0].embeddings}
-        states = zip(*((batch.probs, batch.refined, batch.latents) for batch in batches), strict=True)
-        kinds = [kind for batch in batches for kind in batch.kinds]
-        return cls(vectors, *(torch.cat(parts) for parts in states), kinds)
+        return cls(
+            {k: torch.cat([batch.embeddings[k] for batch in batches]) for k in batches[0].embeddings},
+            torch.cat([batch.probs for batch in batches]),
+            torch.cat([batch.refined for batch in batches]),
+            torch.cat([batch.latents for batch in batches]),
+            [kind for batch in batches for kind in batch.kinds],
+        )
 
 
 class Reader:
@@ -79,9 +82,15 @@ class Reader:
             with recording(self.model) as refined:
                 output = self.model(**prepared, num_latent_steps=counts[-1], readout_steps=counts)
             vectors = dict(zip(counts, output.readout_embeddings.cpu().unbind(dim=1), strict=True))
-            states = (output.router_probs, torch.stack(refined, dim=1)[kept], output.latent_states[kept])
-            states = tuple(part[:, own].float().cpu() for part in states)
-            batches.append(Reading(vectors, *states, [tuple(item) for item in items]))
+            batches.append(
+                Reading(
+                    vectors,
+                    output.router_probs[:, own].float().cpu(),
+                    torch.stack(refined, dim=1)[kept, own].float().cpu(),
+                    output.latent_states[kept, own].float().cpu(),
+                    [tuple(item) for item in items],
+                )
+            )
         return Reading.join(batches)
 
     @torch.inference_mode()
