@@ -54,17 +54,13 @@ _VISION_START, _VISION_END = "<|vision_start|>", "<|vision_end|>"
 _TOKENS = ("anchor_token", "latent_start_token", "latent_end_token", "latent_token", "embedding_token")
 
 
-class PlumeInputs(BatchFeature):
-    """Model inputs; sentence-transformers adds its outputs to them and looks some up."""
+class _Inputs(dict):
+    """Model inputs, among which sentence-transformers looks for outputs."""
 
-    def __getitem__(self, name: Any) -> Any:
-        """The value of a name."""
-        if name == "token_embeddings" and name not in self.data:
-            raise KeyError(
-                "token_embeddings do not exist: a PLUME embedding is no mean of token states. Call the model itself, "
-                "whose outputs are embeddings, anchor_embeddings, latent_states, suffix_states and router_probs."
-            )
-        return super().__getitem__(name)
+    def __missing__(self, name: str) -> Any:
+        what = "a PLUME embedding is no mean of token states. Call the model itself, whose outputs are embeddings, "
+        what += "anchor_embeddings, latent_states, suffix_states and router_probs."
+        raise KeyError(f"{name!r} does not exist: {what}" if name == "token_embeddings" else name)
 
 
 class PlumeProcessor(ProcessorMixin):
@@ -386,6 +382,10 @@ class PlumeProcessor(ProcessorMixin):
         def encode() -> list[int]:
             return self._ids(self._expand(self._render(messages, template), media))
 
+        if sum(len(part["text"]) for part in texts) <= max_length:  # short: whole as a rule
+            ids = encode()
+            if len(ids) <= max_length:
+                return ids
         return fit(encode, texts, self.tokenizer, max_length, truncate)
 
     # 5. Pad
@@ -403,7 +403,9 @@ class PlumeProcessor(ProcessorMixin):
                 outputs[names.grid] = np.array([item.grid for item in items])
                 if kind == "video" and self.time_positions:
                     outputs["second_per_grid_ts"] = np.array([item.seconds_per_grid for item in items], np.float32)
-        return PlumeInputs(outputs, tensor_type=return_tensors)
+        inputs = BatchFeature(outputs, tensor_type=return_tensors)
+        inputs.data = _Inputs(inputs.data)
+        return inputs
 
 
 def _parts(messages: list[dict], kind: str) -> list[Any]:
