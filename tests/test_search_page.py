@@ -1,9 +1,11 @@
 """The search page: it serves what is indexed and nothing else, and a browser finds with it what plume-tiny has learned."""
 
 import base64
+import os
 import shutil
 import socket
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,7 +14,11 @@ for module in ("lancedb", "gradio", "pypdfium2", "av"):
     pytest.importorskip(module, reason="the extra `search` is not installed: pip install '.[apps]'")
 httpx = pytest.importorskip("httpx", reason="the extra `apps` is not installed: pip install '.[apps]'")
 
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
+
 from inputs import MEDIA, ROOT, claim_pixels
+from plume.apps.search.door import guard_events, make_room
 from plume.apps.search.indexing import index_folders
 from plume.apps.search.searching import Search
 from plume.apps.search.store import Index
@@ -92,6 +98,24 @@ def test_an_upload_has_a_limit(address):
     too_large = b"\x89PNG" + b"0" * (Limits().max_bytes + 1)
     answer = httpx.post(f"{address}/gradio_api/upload", files={"files": ("big.png", too_large)}, timeout=60)
     assert answer.status_code == 413
+
+
+def test_uploads_leave_room_on_the_disk(tmp_path, monkeypatch):
+    """What was half sent goes after a while, what was sent whole stays, and a disk that is nearly full takes nothing."""
+    half, fresh, whole = tmp_path / "tmpabc", tmp_path / "tmpdef", tmp_path / "0123" / "bus.png"
+    whole.parent.mkdir()
+    for path in (half, fresh, whole):
+        path.write_bytes(b"0")
+    os.utime(half, (1, 1))
+    os.utime(whole, (1, 1))
+    assert make_room(tmp_path)
+    assert [path.exists() for path in (half, fresh, whole)] == [False, True, True]
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=1024 * 1024))
+    app = FastAPI()
+    guard_events(app)
+    app.post("/gradio_api/upload")(lambda: pytest.fail("the upload went on"))
+    answer = TestClient(app).post("/gradio_api/upload", content=b"0")
+    assert (answer.status_code, "no room" in answer.json()["detail"]) == (507, True)
 
 
 def ask_about(client, file: dict, place: int = 0) -> tuple[int, str]:
