@@ -36,7 +36,7 @@ class PlumeFunction(EmbeddingFunction):
 
     def ndims(self) -> int:
         """Length of a vector."""
-        return self._model.get_embedding_dimension()
+        return len(self._model.encode("a"))
 
     def compute_query_embeddings(self, query: Any, *args: Any, **kwargs: Any) -> list:
         """The vector of one query: a text, or a PIL image."""
@@ -56,7 +56,7 @@ class Document(LanceModel):
     """A row: what it holds, and its vector, which the table fills in."""
 
     content: str = function.SourceField()
-    vector: Vector(function.ndims()) = function.VectorField()
+    vector: Vector(function.ndims()) = function.VectorField()  # type: ignore[valid-type]
 
 
 table = lancedb.connect(DATABASE).create_table("documents", schema=Document, mode="overwrite")

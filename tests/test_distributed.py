@@ -1,5 +1,7 @@
 """The corpus job: killed and started again, every document exactly once, the vectors of a quiet run."""
 
+import threading
+
 import numpy as np
 import pytest
 
@@ -13,6 +15,7 @@ from PIL import Image
 
 from inputs import MEDIA, noise_image
 from plume.apps.corpus.chunks import embed_chunk, unfinished
+from plume.apps.corpus.job import show_readers
 from plume.apps.corpus.one_machine import run_processes
 from plume.apps.corpus.plan import make_plan
 from plume.apps.shared.encoder import Encoder
@@ -82,6 +85,46 @@ def test_killed_ray_job_resumes_without_loss_or_duplicates(corpus, checkpoint, e
     assert len(resumed) == COUNT
     assert largest_difference(resumed, quiet_run(corpus, tmp_path / "quiet", encoder, 1)) <= 1e-5
     assert not list((job / "writing").iterdir())
+
+
+def test_the_bar_says_what_is_being_read(corpus, encoder, tmp_path):
+    job, told = tmp_path / "job", []
+    make_plan(corpus, job, encoder, 4)
+    embed_chunk(job, unfinished(job)[0], encoder, encoder.try_encode, told.append)
+    assert told == [*(f"reading 00{number}.{'png' if number % 2 else 'txt'}" for number in range(4)), told[-1]]
+    assert "embedding 4 documents" in told[-1]
+    (job / "writing" / "7.reading").write_text("reading large.pdf")
+    ended, shown = threading.Event(), []
+
+    class Bar:
+        def set_postfix_str(self, text):
+            shown.append(text)
+            ended.set()
+
+    show_readers(job / "writing", Bar(), ended, 0.01)
+    assert shown == ["reading large.pdf"]
+    assert unfinished(job)
+    assert not list((job / "writing").iterdir()), "what a killed worker said is no longer true"
+
+
+def test_a_full_disk_ends_a_job_and_the_next_run_goes_on(corpus, encoder, tmp_path):
+    """No file may grow beyond a kilobyte while a chunk is written: a full disk, but for the number of the error."""
+    resource = pytest.importorskip("resource", reason="limits of processes are not known here")
+    job, (soft, hard) = tmp_path / "job", resource.getrlimit(resource.RLIMIT_FSIZE)
+    make_plan(corpus, job, encoder, 30)
+
+    def embed(contents):
+        vectors = encoder.try_encode(contents)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1024, hard))
+        return vectors
+
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            embed_chunk(job, unfinished(job)[0], encoder, embed)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert len(unfinished(job)) == 2
+    assert len(quiet_run(corpus, job, encoder, 30)) == COUNT
 
 
 def test_a_worker_that_outlives_its_job_changes_nothing(corpus, encoder, tmp_path):

@@ -89,6 +89,7 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel):
     assert all(name.startswith("plume/") for name in names)
     assert {"plume/__init__.py", "plume/modeling_plume.py", "plume/py.typed", "plume/hub/layout.py"} <= names
     assert {"plume/evaluation/mmeb_v2.json", "plume/evaluation/parsers/video_labels.json"} <= names
+    assert {"plume/apps/search/page.css", "plume/apps/serving/load/__main__.py"} <= names
     assert "plume/setup.py" not in names
     assert not [name for name in names if "test" in name or "example" in name]
 

@@ -19,13 +19,15 @@ from plume.apps.shared.limits import Limits, decode_picture
 from plume.apps.shared.rows import build_row, row_schema
 
 Vectors = Sequence[np.ndarray | ValueError]
+READING = "*.reading"  # files below writing/ in which workers say what they do
+_SHOWN_CHARACTERS = 60
 
 
 def unfinished(output: Path) -> list[str]:
     """Names of the chunks without a result; what a killed job left half written is removed."""
     for name in ("vectors", "writing"):
         (output / name).mkdir(exist_ok=True)
-    for abandoned in (output / "writing").glob("*-*.parquet"):
+    for abandoned in [*(output / "writing").glob("*-*.parquet"), *(output / "writing").glob(READING)]:
         abandoned.unlink(missing_ok=True)
     chunks = sorted(path.name for path in (output / "plan").glob("*.parquet"))
     return [name for name in chunks if not (output / "vectors" / name).exists()]
@@ -36,7 +38,13 @@ def count_documents(output: Path, chunks: Sequence[str]) -> int:
     return sum(pq.read_metadata(output / "plan" / name).num_rows for name in chunks)
 
 
-def embed_chunk(output: Path, chunk: str, encoder: Encoder, embed: Callable[[list[Any]], Vectors]) -> int:
+def embed_chunk(
+    output: Path,
+    chunk: str,
+    encoder: Encoder,
+    embed: Callable[[list[Any]], Vectors],
+    show: Callable[[str], object] = lambda doing: None,
+) -> int:
     """Load, embed and commit one chunk.
 
     A document that cannot be embedded keeps its row, with the reason in ``error`` and a vector of zeros.
@@ -46,13 +54,18 @@ def embed_chunk(output: Path, chunk: str, encoder: Encoder, embed: Callable[[lis
         chunk: Name of the chunk.
         encoder: Whose processor and dimension to use.
         embed: Gives per input its vector ``(D,)``, or why there is none.
+        show: Told what is being read or embedded.
 
     Returns:
         Number of documents.
     """
     rows = pq.read_table(output / "plan" / chunk).to_pylist()
-    contents = [_load(row, encoder) for row in rows]
+    contents = []
+    for row in rows:
+        show(f"reading {row['path']}"[:_SHOWN_CHARACTERS])
+        contents.append(_load(row, encoder))
     usable = [content for content in contents if not isinstance(content, Exception)]
+    show(f"embedding {len(usable)} documents from {rows[0]['path']}"[:_SHOWN_CHARACTERS])
     vectors = iter(embed(usable) if usable else [])
     results = []
     for row, content in zip(rows, contents, strict=True):

@@ -8,6 +8,10 @@ cores that the actors wait for, and the job stands still.
 """
 
 import logging
+import os
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +19,7 @@ import ray
 from ray.data import ActorPoolStrategy, DataContext
 from tqdm import tqdm
 
-from plume.apps.corpus.chunks import count_documents, embed_chunk, unfinished
+from plume.apps.corpus.chunks import READING, count_documents, embed_chunk, unfinished
 from plume.apps.shared.encoder import Encoder
 
 
@@ -27,8 +31,22 @@ class Embed:
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         """Embed and commit the chunk that ``row`` names; returns its number of documents."""
-        count = embed_chunk(self.output, row["chunk"], self.encoder, self.encoder.try_encode)
+        reading = self.output / "writing" / READING.replace("*", str(os.getpid()))
+        try:
+            count = embed_chunk(self.output, row["chunk"], self.encoder, self.encoder.try_encode, reading.write_text)
+        finally:
+            reading.unlink(missing_ok=True)
         return {"documents": count}
+
+
+def show_readers(folder: Path, bar: tqdm, ended: threading.Event, seconds: float = 1.0) -> None:
+    """Let a bar say what each worker reads until the job has ended: a chunk takes its time."""
+    while not ended.wait(seconds):
+        said = []
+        for path in sorted(folder.glob(READING)):
+            with suppress(FileNotFoundError):  # its chunk has ended
+                said.append(path.read_text())
+        bar.set_postfix_str(", ".join(filter(None, said)))
 
 
 def run_job(
@@ -61,9 +79,17 @@ def run_job(
         compute=ActorPoolStrategy(size=min(actors, len(left))),
         **resources,
     )
+    ended = threading.Event()
     try:
-        with tqdm(total=count_documents(output, left), unit="document", desc="embed") as bar:
-            for row in done.iter_rows():
-                bar.update(row["documents"])
+        with (
+            tqdm(total=count_documents(output, left), unit="document", desc="embed") as bar,
+            ThreadPoolExecutor() as side,
+        ):
+            side.submit(show_readers, output / "writing", bar, ended)
+            try:
+                for row in done.iter_rows():
+                    bar.update(row["documents"])
+            finally:
+                ended.set()
     finally:
         ray.shutdown()

@@ -39,6 +39,6 @@ def run_processes(output: Path, encoder: Encoder, devices: list[str]) -> None:
     try:
         with tqdm(total=count_documents(output, left), unit="document", desc="embed") as bar:
             for chunk in left:
-                bar.update(embed_chunk(output, chunk, encoder, embed))
+                bar.update(embed_chunk(output, chunk, encoder, embed, bar.set_postfix_str))
     finally:
         model.stop_multi_process_pool(pool)

@@ -90,7 +90,9 @@ def _clear_plan(folder: Path) -> None:
 
 
 def _rows_of_folder(corpus: Path, skipped: list[Skipped]) -> Iterator[dict[str, Any]]:
-    for file in tqdm(list(list_files(corpus)), unit="file", desc="plan"):
+    bar = tqdm(list(list_files(corpus)), unit="file", desc="plan")
+    for file in bar:
+        bar.set_postfix_str(file.path[-60:])
         if isinstance(file, Skipped):
             skipped.append(file)
             continue

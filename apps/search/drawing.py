@@ -92,7 +92,7 @@ def _trajectory(latent_states: torch.Tensor, width: int = 300, height: int = 210
     )
     return (
         f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="Latent trajectory of {len(places)} steps">'
-        f'<polyline points="{path}"/>{leaders}{steps}{dots}</svg>'
+        f'<polyline points="{path}"/>{leaders}{dots}{steps}</svg>'
     )
 
 

@@ -60,7 +60,7 @@ class Settings:
     max_batch: int = 32
     linger: float = 0.005
     max_body: int = 16 * _MEGABYTE
-    max_bodies: int = 128 * _MEGABYTE
+    max_bodies: int = 64 * _MEGABYTE
     media_root: Path | None = None
     api_key: str | None = None
 
@@ -170,8 +170,8 @@ class _Service:
     def __init__(self, batcher: Batcher, settings: Settings, metrics: Metrics) -> None:
         self.batcher, self.settings, self.metrics = batcher, settings, metrics
         self.bounds = Bounds(settings.limits, settings.clip_limits, settings.media_root)
-        # Two at a time: parsing takes some times the memory of the body.
-        self.readers = ThreadPoolExecutor(2, thread_name_prefix="reader")
+        # One at a time: parsing takes some times the memory of the body, for some milliseconds per megabyte.
+        self.reader = ThreadPoolExecutor(1, thread_name_prefix="reader")
 
     async def respond(self, request: Request) -> Response:
         """The answer, or a refusal."""
@@ -186,7 +186,7 @@ class _Service:
 
     async def _answer(self, body: list[bytes]) -> Response:
         config = self.batcher.encoder.model.config
-        request, contents = await asyncio.get_running_loop().run_in_executor(self.readers, self._read, body)
+        request, contents = await asyncio.get_running_loop().run_in_executor(self.reader, self._read, body)
         steps = config.num_latent_steps if request.num_latent_steps is None else request.num_latent_steps
         try:
             config.check_num_latent_steps(steps)

@@ -24,7 +24,7 @@ from plume.vision_plume import load_video
 DEFAULT_MODEL = "tiny"
 # Pixels per batch, about 21000 visual tokens of 28 x 28. A CPU gains nothing from large batches, and what comes next
 # waits for a batch to end.
-PIXEL_BUDGET, CPU_PIXEL_BUDGET = 16 * 1024 * 1024, 2 * 1024 * 1024
+PIXEL_BUDGET, CPU_PIXEL_BUDGET = 16 * 1024 * 1024, 1024 * 1024
 _PIXELS_PER_TOKEN, _CHARACTERS_PER_TOKEN, _PROMPT_TOKENS = 28 * 28, 3, 64
 
 
