@@ -31,6 +31,7 @@ from plume.training.collator import (
     chunk_sizes,
     even_sizes,
     rewrite,
+    spare_row,
     split_rows,
     with_media_of_every_kind,
 )
