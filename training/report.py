@@ -120,7 +120,7 @@ def _judge_last_stage(logs: Logs, final: Logs, args: PlumeTrainingConfig, curric
     if not final:
         return [
             "The last stage, the one that is used afterwards, was not trained for as long as one log: give it a larger "
-            "share (--stage_weights) or the run more steps (--max_steps)."
+            "share (--stage_weights) or the run more steps (--max_steps), or log more often (--logging_steps)."
         ]
     alarms = []
     losses = [float(entry["loss_embedding"]) for entry in final if "loss_embedding" in entry]
