@@ -247,7 +247,7 @@ def test_a_check_runs_the_processor_as_the_run_would(checkpoint, tmp_path, capsy
         assert left.value.code == bool(problems)
     with pytest.raises(SystemExit):
         main([*flags, "--decode"])
-    assert "give --model_name_or_path" in capsys.readouterr().err
+    assert "--decode runs a checkpoint's processor" in capsys.readouterr().err
 
 
 def test_unequal_numbers_of_negatives_train_and_absent_ones_do_not_count(tmp_path):
