@@ -36,6 +36,7 @@ def main() -> None:
             gradients.update({name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None})
 
     trainer.optimizer = Keep(model.parameters(), lr=0.0)
+    trainer.predict(trainer.train_dataset.select(range(2)))  # what is evaluated first is trained in step all the same
     trainer.train()
     if trainer.is_world_process_zero():
         torch.save({"gradients": gradients, "log": trainer.state.log_history}, out / f"step-{world}-{chunk}.pt")

@@ -11,6 +11,8 @@ import pytest
 import torch
 from corpus import make_trainer
 from PIL import Image
+from transformers.testing_utils import CaptureLogger
+from transformers.utils import logging
 
 from inputs import noise_image
 from plume.hub.random_checkpoint import save_random_plume
@@ -245,7 +247,7 @@ def test_a_check_runs_the_processor_as_the_run_would(checkpoint, tmp_path, capsy
         assert left.value.code == bool(problems)
     with pytest.raises(SystemExit):
         main([*flags, "--decode"])
-    assert "give --model_name_or_path" in capsys.readouterr().err
+    assert "--decode runs a checkpoint's processor" in capsys.readouterr().err
 
 
 def test_unequal_numbers_of_negatives_train_and_absent_ones_do_not_count(tmp_path):
@@ -269,3 +271,32 @@ def test_unequal_numbers_of_negatives_train_and_absent_ones_do_not_count(tmp_pat
     whole = trainer.train().training_loss
     chunked = make_trainer(tmp_path, tmp_path / "out", num_negatives=2, chunk_size=3, **options).train().training_loss
     assert chunked == pytest.approx(whole, rel=1e-4)
+
+
+@pytest.mark.parametrize("streaming", [False, True], ids=["loaded", "streamed"])
+def test_a_dataset_is_named_with_its_config_and_split(tmp_path, streaming):
+    """As on the Hub: a folder whose card declares two configs, one of them with two splits."""
+    card = """---
+configs:
+- config_name: easy
+  data_files: easy.jsonl
+- config_name: hard
+  data_files:
+  - {split: train, path: hard-train.jsonl}
+  - {split: dev, path: hard-dev.jsonl}
+---
+"""
+    (tmp_path / "README.md").write_text(card)
+    for name in ("easy", "hard-train", "hard-dev"):
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps({"query": name, "positive": "b"}))
+    for source, query in ((":easy", "easy"), (":hard", "hard-train"), (":hard:dev", "hard-dev")):
+        (row,) = load_rows([f"{tmp_path}{source}"], streaming)
+        assert parse_row(row["row"]).query.text == query
+        assert row["place"] == f"{tmp_path}{source}:1"
+
+
+def test_columns_that_are_not_used_are_named(tmp_path):
+    (tmp_path / "rows.csv").write_text("query,positive,score,negative_1\na,b,0.3,c\n")
+    with CaptureLogger(logging.get_logger("plume.training.data")) as captured:
+        load_rows([str(tmp_path / "rows.csv")])
+    assert "Columns that training does not use: score." in captured.out

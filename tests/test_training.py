@@ -549,6 +549,7 @@ def test_bad_rows_are_left_out_only_when_asked(long_corpus, tmp_path):
     done = command(long_corpus, tmp_path / "out", *flags, "--skip_bad_rows")
     assert done.returncode == 0, done.stderr[-2000:]
     assert "2 of 24 rows are left out: {'cannot be encoded': 1, 'missing media': 1}" in done.stderr
+    assert "spoilt.jsonl:6: " in done.stderr
 
 
 def test_a_streamed_corpus_is_trained_on(long_corpus, tmp_path):

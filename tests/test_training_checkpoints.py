@@ -7,12 +7,15 @@ from pathlib import Path
 import pytest
 from corpus import make_trainer, write_corpus
 from kill_training import run_with_kills
+from transformers import AutoModel
 from transformers.testing_utils import CaptureLogger
 from transformers.utils import logging
 
 from plume.hub.random_checkpoint import save_random_plume
 
 pytest.importorskip("trl", reason="training needs the extra `train`")
+
+from peft import LoraConfig, PeftModel
 
 from plume.training.checkpoints import missing_parts, newest_whole
 
@@ -120,6 +123,22 @@ def test_old_checkpoints_are_removed_and_the_best_one_is_known_by_its_place(corp
     assert left == {best.name, "checkpoint-3"}
     saved = json.loads((best / "trainer_state.json").read_text())
     assert saved["best_model_checkpoint"] == str(best)
+
+
+def test_a_lora_run_resumes_to_the_same_losses_and_peft_loads_its_checkpoint(corpus, tmp_path):
+    lora = {"r": 2, "target_modules": r".*language_model.*\.(q|v)_proj", "modules_to_save": ["latent_transition"]}
+    runs = []
+    for folder, resumed in (("whole", None), ("resumed", str(tmp_path / "whole" / "checkpoint-1"))):
+        trainer = make_trainer(corpus, tmp_path / folder, peft_config=LoraConfig(**lora), **OPTIONS)
+        trainer.train(resume_from_checkpoint=resumed)
+        losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+        runs.append((losses, {name: p.detach().clone() for name, p in trainer.model.named_parameters()}))
+    (expected, weights), (found, again) = runs
+    assert len(expected) == 3
+    assert found == expected
+    assert all(again[name].equal(weight) for name, weight in weights.items())
+    loaded = PeftModel.from_pretrained(AutoModel.from_pretrained(corpus / "model"), tmp_path / "whole" / "checkpoint-3")
+    assert all(weights[name].equal(weight) for name, weight in loaded.named_parameters())
 
 
 def test_prediction_counts_every_row(corpus, tmp_path):

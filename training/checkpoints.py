@@ -94,6 +94,9 @@ class CheckpointedTrainer(SFTTrainer):
                 "one that saved it. Pass --resume_from_checkpoint true for the newest whole one, or start a new run "
                 "from its weights with --model_name_or_path."
             )
+        if self.model_wrapped is self.model and not self._sharded():
+            # accelerate 1.15 marks a model that was evaluated as wrapped: trained after that, ranks would drift apart.
+            vars(self.model).pop("_is_accelerate_prepared", None)
         return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
 
     def _sharded(self) -> bool:

@@ -13,6 +13,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
+from PIL import Image
 from torch.nn.functional import pad
 
 from plume import PlumeProcessor
@@ -223,6 +224,12 @@ def split_rows(rows: Rows, sizes: Sequence[int]) -> list[Rows]:
         chunks.append(Rows(chunk, rows.places[start:stop], rows.num_media[start:stop], scored))
         start = stop
     return chunks
+
+
+def spare_row(processor: PlumeProcessor) -> dict[str, torch.Tensor]:
+    """Model inputs of a row with a picture and a clip, as small as they come."""
+    blank = Image.new("RGB", (28, 28))
+    return dict(processor.process_documents([{"image": blank, "video": [blank, blank]}], prompt=""))
 
 
 def with_media_of_every_kind(rows: Rows, spare: dict[str, torch.Tensor]) -> Rows:

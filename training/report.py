@@ -6,7 +6,7 @@
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -48,24 +48,31 @@ class Scores:
         return sum(hits[name]["hit@1"] * count for name, count in self.pairs.items()) / total
 
 
+@torch.no_grad()
 def measure(trainer: PlumeTrainer, rows: Any) -> Scores:
-    """Retrieval on some rows as the model stands; leaves the random state of the run as it was."""
-    names = np.array(rows["dataset"])
-    found: list[dict[str, dict[str, float]]] = []
-    cosine = 0.0
-    with torch.random.fork_rng():
-        for steps in (0, None) if trainer.curriculum.num_latent_steps else (None,):
-            trainer.eval_latent_steps = steps
-            prediction = trainer.predict(rows)
-            queries, targets = prediction.predictions
-            identities = np.asarray(prediction.label_ids)
-            cosine = _mean_cosine(targets, identities)
-            found.append({
-                str(name): retrieval_metrics(EvalPrediction((queries[own], targets[own]), identities[own]))  # type: ignore[arg-type]
-                for name in np.unique(names) for own in [names == name]
-            })  # fmt: skip
-    trainer._metrics["eval"].clear()  # or the next log would show them as an evaluation's
+    """Retrieval on some rows as the model stands.
+
+    Every rank embeds all of them, past the loaders and wrappers of the run, whose state stays as it was.
+    """
+    names, size, final = (
+        np.array(rows["dataset"]),
+        trainer.args.per_device_eval_batch_size,
+        trainer.curriculum.stages[-1],
+    )
+    found, targets, identities = [], np.empty(0), np.empty(0)
+    trainer.model.eval()
+    for steps in (0, final.num_latent_steps) if final.num_latent_steps else (0,):
+        stage, parts = replace(final, num_latent_steps=steps), []
+        for start in range(0, len(rows), size):
+            batch = trainer.data_collator([rows[place] for place in range(start, min(start + size, len(rows)))])
+            parts.append(trainer.embed(batch, stage))
+        queries, targets, identities = (np.concatenate(column) for column in zip(*parts, strict=True))
+        found.append({
+            str(name): retrieval_metrics(EvalPrediction((queries[own], targets[own]), identities[own]))  # type: ignore[arg-type]
+            for name in np.unique(names) for own in [names == name]
+        })  # fmt: skip
     counts = {str(name): int((names == name).sum()) for name in np.unique(names)}
+    cosine = _mean_cosine(targets, identities)
     return Scores(found[-1], found[0] if len(found) == 2 else {}, counts, cosine)
 
 
@@ -113,7 +120,7 @@ def _judge_last_stage(logs: Logs, final: Logs, args: PlumeTrainingConfig, curric
     if not final:
         return [
             "The last stage, the one that is used afterwards, was not trained for as long as one log: give it a larger "
-            "share (--stage_weights) or the run more steps (--max_steps)."
+            "share (--stage_weights) or the run more steps (--max_steps), or log more often (--logging_steps)."
         ]
     alarms = []
     losses = [float(entry["loss_embedding"]) for entry in final if "loss_embedding" in entry]

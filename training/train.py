@@ -28,7 +28,7 @@ from plume.training.collator import PairCollator
 from plume.training.config import PlumeTrainingConfig
 from plume.training.data import check, load_rows, parse_columns
 from plume.training.dry_run import describe_run, time_steps
-from plume.training.plan import Decision, Facts, decide, look
+from plume.training.plan import MOST_NEGATIVES, Decision, Facts, decide, look
 from plume.training.report import Scores, describe_verdict, find_alarms, measure, write_report
 from plume.training.trainer import PlumeTrainer
 
@@ -42,8 +42,6 @@ _SETTINGS: dict[str, dict[str, Any]] = {
 }
 _SHUFFLED = 10_000  # rows held to shuffle a stream
 _LAYOUTS = {"paper": PAPER_LAYOUT, "released": RELEASED_LAYOUT}
-
-
 _HELD_OUT, _FEW = 200, 200  # most pairs that are held out, and rows below which none is
 
 
@@ -184,8 +182,11 @@ def read_pairs(script: PlumeScriptArguments, args: PlumeTrainingConfig, processo
     columns = parse_columns(script.column)
     rows = load_rows(script.train_files, script.streaming, columns)
     if script.skip_bad_rows:
-        report, usable = check(rows, args.media_root, collate=PairCollator.from_config(processor, args))
-        logger.warning(f"{report.rows - report.usable} of {report.rows} rows are left out: {report.problems}")
+        collate = PairCollator.from_config(processor, args)
+        collate.num_negatives = max(args.num_negatives, MOST_NEGATIVES)  # as many as a plan may take
+        report, usable = check(rows, args.media_root, collate)
+        reasons = "".join(f"\n{text}" for texts in report.examples.values() for text in texts)
+        logger.warning(f"{report.rows - report.usable} of {report.rows} rows are left out: {report.problems}{reasons}")
         rows = rows.select(usable)
     if script.eval_files:
         return rows, load_rows(script.eval_files, columns=columns)
@@ -264,7 +265,8 @@ def main(arguments: list[str] | None = None) -> None:
     before = measure(trainer, sample) if script.verdict_pairs else None
     trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
     if script.verdict_pairs:
-        where = "training pairs (none were held out)" if judged is rows or script.streaming else "held-out pairs"
+        trained_on = not script.eval_files and (script.streaming or judged is rows)
+        where = "training pairs (none were held out)" if trained_on else "held-out pairs"
         judge(trainer, sample, before, where, plan)
     save(trainer, processor, args)
 

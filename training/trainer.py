@@ -13,10 +13,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate.optimizer import AcceleratedOptimizer
 from accelerate.utils import DistributedType
-from PIL import Image
 from torch.utils.data import Sampler
 from transformers.trainer_utils import HubStrategy
 from transformers.utils import logging
@@ -31,6 +31,7 @@ from plume.training.collator import (
     chunk_sizes,
     even_sizes,
     rewrite,
+    spare_row,
     split_rows,
     with_media_of_every_kind,
 )
@@ -81,8 +82,7 @@ class PlumeTrainer(CheckpointedTrainer):
         self._suffix, self._num_experts = list(model.config.suffix_token_ids), model.config.num_experts
         self._started_from = model.config.name_or_path
         refuse_too_few_rows(train_dataset, args)
-        blank = Image.new("RGB", (28, 28))
-        self._spare = dict(processing_class.process_documents([{"image": blank, "video": [blank, blank]}], prompt=""))
+        self._spare = spare_row(processing_class)
         if kwargs.get("peft_config") is not None:
             # Pushed on the way, LoRA weights would lie beside the merged ones of the end and be loaded on top of them.
             args.hub_strategy = HubStrategy.END
@@ -100,7 +100,6 @@ class PlumeTrainer(CheckpointedTrainer):
             **kwargs,
         )
         self.can_return_loss = True
-        self.eval_latent_steps: int | None = None  # the run's where None
         self.verdict = ""  # for the card
 
     # Data
@@ -137,10 +136,9 @@ class PlumeTrainer(CheckpointedTrainer):
     # 1. Stage
 
     def stage(self) -> Stage:
-        """The stage of the step that is being trained; in evaluation the final one, at any number of latent steps."""
+        """The stage of the step that is being trained; the final one in evaluation."""
         if not self.model.training:
-            final = self.curriculum.stages[-1]
-            return final if self.eval_latent_steps is None else replace(final, num_latent_steps=self.eval_latent_steps)
+            return self.curriculum.stages[-1]
         return self.curriculum.stage_at(self.state.global_step, self.state.max_steps)
 
     def create_scheduler(
@@ -168,6 +166,14 @@ class PlumeTrainer(CheckpointedTrainer):
         spare = {name: value.to(device) for name, value in self._spare.items()}
         output = model(**with_media_of_every_kind(rows, spare).inputs)
         return PlumeOutput(**{name: value[: len(rows)] for name, value in output.items()})
+
+    def embed(self, batch: dict[str, Any], stage: Stage) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Vectors of the queries and targets of a batch, and the identities of the targets."""
+        pairs, inputs = batch["num_pairs"], self._prepare_inputs(batch)
+        with self.compute_loss_context_manager():
+            output = self.forward_rows(self.model, rewrite(inputs, stage, self._suffix))
+        vectors = output.embeddings.float().cpu().numpy()
+        return vectors[:pairs], vectors[pairs : 2 * pairs], inputs["candidate_ids"][:pairs].cpu().numpy()
 
     def represent(self, output: PlumeOutput) -> Representations:
         """What the pool loss needs of a forward pass; routing has no columns at K = 0."""
