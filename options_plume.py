@@ -65,7 +65,7 @@ def check_stated(known: Mapping[str, Parameter], saved: Mapping[str, Any], overr
     if not known.keys() & saved.keys():
         raise ValueError(
             "There is no processor_config.json, or it is empty, so prompt and pixels of the model are unknown. Take "
-            "the file of the checkpoint, or start a new processor with PlumeProcessor.from_backbone."
+            "the file of the checkpoint, or start a new one with plume.start.build_processor."
         )
     stated = {*saved, *overrides}
     missing = [name for name in known if name not in stated]

@@ -2,11 +2,11 @@
 
 1. **Order** (``content_plume``): chat messages are checked, user text is neutralised.
 2. **See** (``vision_plume``, ``pixels_plume``): images and videos become frames, frames become patches and grids.
-3. **Write** (``prompt_plume``): the chat template is rendered, placeholders are repeated once per visual token.
+3. **Write**: the chat template is rendered, placeholders are repeated once per visual token.
 4. **Fit** (``truncation_plume``): an over-long prefix loses the end of the user's text, nothing else.
 5. **Pad**: on the left, so that ``<slt>`` is the last column of every row.
 
-What differs between backbones is data: :data:`BACKBONE_SETTINGS`, saved in ``processor_config.json``.
+What differs between backbones is data, saved in ``processor_config.json`` (``start.py`` has a table of it).
 """
 
 import os
@@ -18,11 +18,10 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from huggingface_hub import CommitInfo
 from PIL import Image
-from transformers import AutoConfig, AutoTokenizer, BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
-from transformers.tokenization_utils_base import AddedToken
+from transformers import BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
 
 from .content_plume import MEDIA_KINDS, canonical_messages, check_text, to_conversation, with_blank_image
-from .hub_files_plume import HUB_OPTIONS, push_saved, write_hub_files
+from .hub_files_plume import push_saved, write_hub_files
 from .options_plume import (
     check_limits,
     check_settings,
@@ -33,30 +32,11 @@ from .options_plume import (
     split_options,
 )
 from .pixels_plume import CLIP_MEAN, CLIP_STD, Grid, patchify
-from .prompt_plume import PAPER_LAYOUT, TEMPLATE_VARIABLES, PromptLayout, build_chat_template
 from .truncation_plume import fit, read
 from .vision_plume import WHITE, describe, load_clip, load_image, naming
 
-# Model type of a backbone -> what differs from the constructor's defaults, which are Qwen2-VL's.
-BACKBONE_SETTINGS: dict[str, dict[str, Any]] = {
-    "qwen2_vl": {},
-    "qwen2_5_vl": {"time_positions": True},
-    "qwen3_vl": {
-        "patch_size": 16,
-        "image_mean": [0.5, 0.5, 0.5],
-        "image_std": [0.5, 0.5, 0.5],
-        "timestamps": True,
-        # Limits and sampling of Qwen3-VL-Embedding's published recipe: 1800 tokens an image, 7680 a clip.
-        "min_pixels": 4 * 32 * 32,
-        "max_pixels": 1800 * 32 * 32,
-        "video_limits": "clip",
-        "video_min_pixels": 4 * 32 * 32,
-        "video_max_pixels": 2 * 7680 * 32 * 32,
-        "fps": 1.0,
-        "min_frames": 4,
-        "num_frames": 64,
-    },
-}
+# Variables of the chat template that a caller may set, in addition to those of the rendering itself.
+_TEMPLATE_VARIABLES = {"latent"}
 
 
 class Item(NamedTuple):
@@ -77,8 +57,8 @@ class PlumeProcessor(ProcessorMixin):
     """Turns texts, images, videos and their mixtures into the inputs of [`PlumeForEmbedding`].
 
     Args:
-        tokenizer: Qwen2 tokenizer that knows the five PLUME tokens, see :meth:`from_backbone`.
-        chat_template: Jinja template of the prompt; built from the token strings by default.
+        tokenizer: Qwen2 tokenizer that knows the five PLUME tokens; ``plume.start.build_processor`` adds them.
+        chat_template: Jinja template of the prompt.
         anchor_token, latent_start_token, latent_end_token, latent_token, embedding_token: Strings of ``<anchor>``,
             ``<slt>``, ``<elt>``, ``<ct>`` and ``<gen>``.
         suffix: Text between the latent block and the embedding, ``<elt> ... <gen>``.
@@ -104,14 +84,14 @@ class PlumeProcessor(ProcessorMixin):
     def __init__(
         self,
         tokenizer: PreTrainedTokenizerBase,
-        chat_template: str | None = None,
-        anchor_token: str = PAPER_LAYOUT.anchor,
-        latent_start_token: str = PAPER_LAYOUT.latent_start,
-        latent_end_token: str = PAPER_LAYOUT.latent_end,
-        latent_token: str = PAPER_LAYOUT.latent,
-        embedding_token: str = PAPER_LAYOUT.embedding,
-        suffix: str = PAPER_LAYOUT.suffix,
-        query_prompt: str = PAPER_LAYOUT.query_prompt,
+        chat_template: str,
+        anchor_token: str,
+        latent_start_token: str,
+        latent_end_token: str,
+        latent_token: str,
+        embedding_token: str,
+        suffix: str,
+        query_prompt: str = "",
         document_prompt: str = "",
         min_pixels: int = 56 * 56,
         max_pixels: int = 1280 * 28 * 28,
@@ -144,52 +124,14 @@ class PlumeProcessor(ProcessorMixin):
         self.timestamps, self.time_positions = timestamps, time_positions
         check_settings(_SETTINGS, vars(self))
         self.row_sources: dict[int, int] = {}
-        default = PromptLayout(anchor=anchor_token, latent_start=latent_start_token)
-        super().__init__(tokenizer, chat_template=chat_template or build_chat_template(default))
+        super().__init__(tokenizer, chat_template=chat_template)
         unknown = [vars(self)[name] for name in _TOKENS if not is_token(vars(self)[name], tokenizer)]
         if unknown or not suffix.endswith(embedding_token):
             raise ValueError(
                 f"The tokenizer does not know {unknown or 'the end of the suffix'}, so no model could read its "
-                "prompts. Start from a backbone with PlumeProcessor.from_backbone, or give the token strings and the "
+                "prompts. Start from a backbone with plume.from_backbone, or give the token strings and the "
                 "suffix of this tokenizer."
             )
-
-    @classmethod
-    def from_backbone(
-        cls, pretrained_model_name_or_path: str | os.PathLike, layout: PromptLayout = PAPER_LAYOUT, **kwargs: Any
-    ) -> "PlumeProcessor":
-        """Start from the tokenizer of a backbone in :data:`BACKBONE_SETTINGS`, adding the tokens that it lacks.
-
-        The new tokens and the rows they start from are in :attr:`row_sources`, for
-        ``PlumeForEmbedding.from_backbone``. The order of the additions is the released checkpoint's, so that
-        Qwen2-VL gives the ids 151657 to 151661.
-
-        Args:
-            pretrained_model_name_or_path: Folder or Hub id.
-            layout: Token strings and prompt.
-            **kwargs: Arguments of the constructor, and ``revision``, ``subfolder``, ``token``, ``cache_dir`` and
-                ``local_files_only`` of the hub.
-
-        Raises:
-            ValueError: If the backbone is of another kind.
-        """
-        hub = {name: kwargs.pop(name) for name in HUB_OPTIONS if name in kwargs}
-        model_type = AutoConfig.from_pretrained(pretrained_model_name_or_path, **hub).model_type
-        if model_type not in BACKBONE_SETTINGS:
-            raise ValueError(
-                f"{pretrained_model_name_or_path} is a {model_type!r} model, whose pixels and prompt are not known "
-                f"here. Start from one of {', '.join(BACKBONE_SETTINGS)}."
-            )
-        tokenizer = AutoTokenizer.from_pretrained(pretrained_model_name_or_path, padding_side="left", **hub)
-        sources = layout.row_sources()
-        added = [token for token in sources if not is_token(token, tokenizer)]
-        tokenizer.add_tokens([AddedToken(token, normalized=False) for token in added])
-        strings = {name: vars(layout)[name.removesuffix("_token")] for name in (*_TOKENS, "suffix", "query_prompt")}
-        processor = cls(
-            tokenizer, build_chat_template(layout), **{**strings, **BACKBONE_SETTINGS[model_type], **kwargs}
-        )
-        processor.row_sources = {processor._ids(token)[0]: processor._ids(sources[token])[0] for token in added}
-        return processor
 
     @classmethod
     def get_processor_dict(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any) -> Any:
@@ -277,7 +219,7 @@ class PlumeProcessor(ProcessorMixin):
         if self.blank_image_size:
             conversations = [with_blank_image(messages, self.blank_image_size) for messages in conversations]
         options, variables = split_options(kwargs)
-        unknown = sorted(variables.keys() - TEMPLATE_VARIABLES)
+        unknown = sorted(variables.keys() - _TEMPLATE_VARIABLES)
         if unknown and chat_template is None:  # a template of the caller may have variables of its own
             raise ValueError(f"Unknown options {unknown}: they would have no effect. Remove them, or mend their names.")
         template = {"chat_template": chat_template or self.chat_template, **variables}

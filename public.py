@@ -4,12 +4,12 @@ from transformers import AutoConfig, AutoModel, AutoProcessor
 
 from .configuration_plume import PlumeConfig, PlumeQwen2_5_VLConfig, PlumeQwen3VLConfig
 from .embedding import Embeddings, Failure, embed, load
+from .layouts import PAPER_LAYOUT, RELEASED_LAYOUT, PromptLayout
 from .modeling_plume import PlumeForEmbedding, PlumeModel, PlumeOutput
 from .modeling_plume_qwen2_5_vl import PlumeQwen2_5_VLForEmbedding
 from .modeling_plume_qwen3_vl import PlumeQwen3VLForEmbedding
 from .pages import pdf_pages
 from .processing_plume import PlumeProcessor
-from .prompt_plume import PAPER_LAYOUT, RELEASED_LAYOUT, PromptLayout
 from .start import MODEL_CLASSES, from_backbone
 
 for _model in MODEL_CLASSES.values():

@@ -4,19 +4,41 @@ import os
 from typing import Any
 
 import torch
-from transformers import AutoConfig
+from transformers import AddedToken, AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 
 from plume.hub_files_plume import HUB_OPTIONS
+from plume.layouts import PAPER_LAYOUT, PromptLayout, build_chat_template
 from plume.modeling_plume import PlumeForEmbedding, PlumeModel
 from plume.modeling_plume_qwen2_5_vl import PlumeQwen2_5_VLForEmbedding
 from plume.modeling_plume_qwen3_vl import PlumeQwen3VLForEmbedding
-from plume.processing_plume import PlumeProcessor
-from plume.prompt_plume import PAPER_LAYOUT, PromptLayout
+from plume.processing_plume import PlumeProcessor, is_token
 
 # By the model type of the backbone. A further backbone is one line here.
 MODEL_CLASSES: dict[str, Any] = {
     model_class.config_class.backbone_config_class.model_type: model_class
     for model_class in (PlumeForEmbedding, PlumeQwen2_5_VLForEmbedding, PlumeQwen3VLForEmbedding)
+}
+
+
+# Model type of a backbone -> what differs from the constructor's defaults, which are Qwen2-VL's.
+BACKBONE_SETTINGS: dict[str, dict[str, Any]] = {
+    "qwen2_vl": {},
+    "qwen2_5_vl": {"time_positions": True},
+    "qwen3_vl": {
+        "patch_size": 16,
+        "image_mean": [0.5, 0.5, 0.5],
+        "image_std": [0.5, 0.5, 0.5],
+        "timestamps": True,
+        # Limits and sampling of Qwen3-VL-Embedding's published recipe: 1800 tokens an image, 7680 a clip.
+        "min_pixels": 4 * 32 * 32,
+        "max_pixels": 1800 * 32 * 32,
+        "video_limits": "clip",
+        "video_min_pixels": 4 * 32 * 32,
+        "video_max_pixels": 2 * 7680 * 32 * 32,
+        "fps": 1.0,
+        "min_frames": 4,
+        "num_frames": 64,
+    },
 }
 
 
@@ -37,6 +59,74 @@ def model_class_of(model_type: str) -> Any:
             f"{', '.join(MODEL_CLASSES)}."
         )
     return found
+
+
+def build_processor(
+    tokenizer: PreTrainedTokenizerBase,
+    layout: PromptLayout = PAPER_LAYOUT,
+    model_type: str = "qwen2_vl",
+    **options: Any,
+) -> PlumeProcessor:
+    """A new processor around the tokenizer of a backbone, to which the tokens that it lacks are added.
+
+    The new tokens and the rows they start from are in ``processor.row_sources``. The order of the additions is the
+    released checkpoint's, so that Qwen2-VL gives the ids 151657 to 151661.
+
+    Args:
+        tokenizer: Tokenizer of the backbone, changed in place.
+        layout: Token strings and prompt.
+        model_type: Of the backbone.
+        **options: Arguments of [`PlumeProcessor`] instead of those of layout and backbone.
+
+    Raises:
+        ValueError: If the backbone is unknown, or the layout reads an ordinary word that the tokenizer cuts in pieces.
+    """
+    if model_type not in BACKBONE_SETTINGS:
+        raise ValueError(
+            f"The pixels and the prompt of a {model_type!r} model are not known here. Start from one of "
+            f"{', '.join(BACKBONE_SETTINGS)}."
+        )
+    sources = layout.row_sources()
+    added = [token for token in sources if not is_token(token, tokenizer)]
+    if words := [token for token in added if not token.startswith("<")]:
+        raise ValueError(
+            f"The layout reads {words} as one token each, but this tokenizer does not have them, so states would be "
+            "taken from elsewhere. Use a layout with tokens of its own, such as PAPER_LAYOUT."
+        )
+    tokenizer.add_tokens([AddedToken(token, normalized=False) for token in added])
+    strings = {
+        "anchor_token": layout.anchor,
+        "latent_start_token": layout.latent_start,
+        "latent_end_token": layout.latent_end,
+        "latent_token": layout.latent,
+        "embedding_token": layout.embedding,
+        "suffix": layout.suffix,
+        "query_prompt": layout.query_prompt,
+    }
+    settings = {**strings, **BACKBONE_SETTINGS[model_type], **options}
+    processor = PlumeProcessor(tokenizer, build_chat_template(layout), **settings)
+
+    def to_id(token: str) -> int:
+        return tokenizer(token, add_special_tokens=False)["input_ids"][0]
+
+    processor.row_sources = {to_id(token): to_id(sources[token]) for token in added}
+    return processor
+
+
+def processor_from_backbone(
+    source: str | os.PathLike, layout: PromptLayout = PAPER_LAYOUT, **options: Any
+) -> PlumeProcessor:
+    """:func:`build_processor` for a checkpoint of a backbone.
+
+    Args:
+        source: Folder or Hub id.
+        layout: Token strings and prompt.
+        **options: As there, and ``revision``, ``subfolder``, ``token``, ``cache_dir`` and ``local_files_only``.
+    """
+    hub = {name: options.pop(name) for name in HUB_OPTIONS if name in options}
+    model_type = AutoConfig.from_pretrained(source, **hub).model_type
+    tokenizer = AutoTokenizer.from_pretrained(source, padding_side="left", **hub)
+    return build_processor(tokenizer, layout, model_type, **options)
 
 
 def from_backbone(
@@ -63,7 +153,7 @@ def from_backbone(
     hub = {name: model_options[name] for name in HUB_OPTIONS if name in model_options}
     backbone = AutoConfig.from_pretrained(source, **hub)
     model_class = model_class_of(backbone.model_type)
-    processor = PlumeProcessor.from_backbone(source, layout, **hub, **(processor_options or {}))
+    processor = processor_from_backbone(source, layout, **hub, **(processor_options or {}))
     config = model_class.config_class.from_backbone(backbone, **{**processor.token_fields(), **config_fields})
     model = _load(model_class, source, config, model_options)
     highest = max([*processor.row_sources, config.latent_token_id])
@@ -84,4 +174,11 @@ def _load(model_class: Any, source: str | os.PathLike, config: Any, options: dic
     return model
 
 
-__all__ = ["MODEL_CLASSES", "from_backbone", "model_class_of"]
+__all__ = [
+    "BACKBONE_SETTINGS",
+    "MODEL_CLASSES",
+    "build_processor",
+    "from_backbone",
+    "model_class_of",
+    "processor_from_backbone",
+]

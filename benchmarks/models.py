@@ -1,6 +1,5 @@
 """Models and inputs that every benchmark shares. Sizes matter here and nothing else: weights may be random."""
 
-import tempfile
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,7 +10,7 @@ from transformers.initialization import no_init_weights
 
 from plume import PlumeModel, PlumeProcessor
 from plume.hub.random_checkpoint import build_backbone_config, build_tokenizer
-from plume.start import model_class_of
+from plume.start import build_processor, model_class_of
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 _NOISE = 1 << 22  # values drawn once and repeated over all weights: drawing two thousand million takes a minute
@@ -54,10 +53,7 @@ def build_model(
         **fields: Fields of [`PlumeConfig`].
     """
     tokenizer = build_tokenizer(model_type=model_type)
-    with tempfile.TemporaryDirectory() as folder:
-        tokenizer.save_pretrained(folder)
-        build_backbone_config(tokenizer, size, model_type=model_type).save_pretrained(folder)
-        processor = PlumeProcessor.from_backbone(folder)
+    processor = build_processor(tokenizer, model_type=model_type)
     backbone = build_backbone_config(processor.tokenizer, size, model_type=model_type)
     config = model_class_of(model_type).config_class.from_backbone(backbone, **{**processor.token_fields(), **fields})
     with torch.device(device), no_init_weights():

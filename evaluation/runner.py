@@ -21,7 +21,7 @@ from plume.evaluation.encoder import PlumeEncoder, digest
 from plume.evaluation.store import Failures, read_kept, write_json
 from plume.evaluation.table import METRICS, Row, make_row
 from plume.evaluation.tasks import TableTask, make_task
-from plume.prompt_plume import RELEASED_LAYOUT
+from plume.layouts import RELEASED_LAYOUT
 
 _LIBRARIES = ("mteb", "torch", "transformers", "datasets", "pillow")
 

@@ -16,7 +16,7 @@ from plume.hub.random_checkpoint import build_backbone_config, build_tokenizer
 from plume.latent_plume import LatentTransition
 from plume.playground.drawing import CELL, COLORS, SIGNS
 from plume.playground.tasks import PLAIN, TASKS, draw_example
-from plume.prompt_plume import build_chat_template
+from plume.start import build_processor as new_processor
 
 LAYOUT = PromptLayout(system="")
 _SHAPE: dict[str, Any] = {
@@ -48,11 +48,9 @@ def build_processor() -> PlumeProcessor:
         ]
     tokenizer = build_tokenizer([line for line in lines if line])
     tokenizer.add_tokens(["</think>", "<answer>", "</answer>"])
-    tokens = [token for token in LAYOUT.row_sources() if token not in tokenizer.get_vocab()]
-    tokenizer.add_tokens(tokens)
-    return PlumeProcessor(
+    return new_processor(
         tokenizer,
-        build_chat_template(LAYOUT),
+        LAYOUT,
         query_prompt="",
         min_pixels=(2 * CELL) ** 2,
         video_min_pixels=(2 * CELL) ** 2,

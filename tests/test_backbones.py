@@ -13,8 +13,8 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 import plume
 from inputs import embed, noise_image, noise_video
 from plume.hub.random_checkpoint import MODEL_TYPES, save_random_backbone, save_random_plume
+from plume.layouts import EMBEDDER_LAYOUT
 from plume.positions_plume import Media, mrope_index, split_into_frames
-from plume.prompt_plume import EMBEDDER_LAYOUT
 
 VIDEO = 9
 

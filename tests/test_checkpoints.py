@@ -15,6 +15,7 @@ from plume import RELEASED_LAYOUT, PlumeConfig, PlumeForEmbedding, PlumeProcesso
 from plume.hub.closure import closure
 from plume.hub.random_checkpoint import build_backbone_config, build_tokenizer, save_random_backbone
 from plume.hub_files_plume import check_weights
+from plume.start import processor_from_backbone
 
 ADAPTER = "latent_transition."
 
@@ -40,7 +41,7 @@ def test_a_backbone_loads_in_both_key_layouts_with_only_the_adapter_new(tmp_path
 
 
 def test_new_tokens_start_from_the_documented_rows(backbone):
-    processor = PlumeProcessor.from_backbone(backbone)
+    processor = processor_from_backbone(backbone)
     to_id = processor.tokenizer.convert_tokens_to_ids
     start, end = to_id("<|object_ref_start|>"), to_id("<|object_ref_end|>")
     first = to_id("<gen>")
@@ -54,7 +55,7 @@ def test_tokens_that_a_checkpoint_has_already_keep_their_rows(tmp_path):
     tokenizer = build_tokenizer()
     tokenizer.add_tokens(["<gen_emb>", "<disc_emb>"])
     tokenizer.save_pretrained(tmp_path)
-    processor = PlumeProcessor.from_backbone(tmp_path, RELEASED_LAYOUT)
+    processor = processor_from_backbone(tmp_path, RELEASED_LAYOUT)
     fields = processor.token_fields()
     assert set(processor.row_sources) == {
         fields[f"{name}_token_id"] for name in ("latent_start", "latent_end", "latent")
@@ -357,8 +358,9 @@ def test_a_part_offloaded_to_disk_gives_the_same_vectors(checkpoint, model, proc
 
 
 def test_a_processor_without_its_tokens_is_refused():
+    strings = {f"{name}_token": f"<{name}>" for name in ("anchor", "latent_start", "latent_end", "latent", "embedding")}
     with pytest.raises(ValueError, match="from_backbone"):
-        PlumeProcessor(build_tokenizer())
+        PlumeProcessor(build_tokenizer(), "", **strings, suffix="<embedding>")
 
 
 def test_nan_weights_are_reported_instead_of_embedded(model, processor):

@@ -24,7 +24,7 @@ from plume.evaluation.runner import evaluate
 from plume.evaluation.store import FailedTasksError, VectorStore
 from plume.evaluation.table import MMEB_V2, make_row, read_table, select
 from plume.hub.random_checkpoint import save_random_plume
-from plume.prompt_plume import RELEASED_LAYOUT
+from plume.layouts import RELEASED_LAYOUT
 
 TABLE = read_table()
 NAMES = ["ImageNet-1K", "MomentSeeker", "MSVD", "ViDoSeek-doc"]

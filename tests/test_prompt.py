@@ -8,7 +8,8 @@ from inputs import noise_image
 from plume import PAPER_LAYOUT, RELEASED_LAYOUT, PlumeProcessor, PromptLayout
 from plume.content_plume import canonical_messages, neutralize, to_conversation
 from plume.hub.random_checkpoint import build_tokenizer
-from plume.prompt_plume import EMBEDDER_LAYOUT, build_chat_template
+from plume.layouts import EMBEDDER_LAYOUT, build_chat_template
+from plume.start import build_processor
 
 DIRECTIVE = (
     "Represent the above input text, images, videos, or any combination of the three as embeddings. First output the "
@@ -212,9 +213,7 @@ def test_any_input_is_read_or_refused(item):
 
 
 def _make_processor() -> PlumeProcessor:
-    tokenizer = build_tokenizer()
-    tokenizer.add_tokens(["<gen>", "<anchor>", "<slt>", "<elt>", "<ct>"])
-    return PlumeProcessor(tokenizer)
+    return build_processor(build_tokenizer())
 
 
 _PROCESSOR = _make_processor()

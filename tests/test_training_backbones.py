@@ -17,7 +17,7 @@ __all__ = ["model_type"]
 
 
 @pytest.fixture(scope="module")
-def corpus(model_type, tmp_path_factory):  # noqa: F811
+def corpus(model_type, tmp_path_factory):
     """Folder with 48 pairs, media, and a tiny model of the backbone."""
     folder = tmp_path_factory.mktemp("corpus")
     write_corpus(folder, rows=48, negatives=1)
@@ -50,12 +50,12 @@ def test_chunked_gradients_equal_the_whole_step_s(corpus, tmp_path):
 
 
 def test_a_run_over_three_stages_learns_and_its_checkpoint_opens_everywhere(corpus, tmp_path):
-    trainer = make_trainer(
-        corpus, tmp_path, max_steps=24, stage_weights=[1, 1, 1], learning_rate=3e-3, num_negatives=0
-    )
+    trainer = make_trainer(corpus, tmp_path, max_steps=24, stage_weights=[1, 1, 1], learning_rate=3e-3, num_negatives=0)
     trainer.train()
     for stage in range(3):
-        losses = [entry["loss"] for entry in trainer.state.log_history if entry.get("stage") == stage and "loss" in entry]
+        losses = [
+            entry["loss"] for entry in trainer.state.log_history if entry.get("stage") == stage and "loss" in entry
+        ]
         assert len(losses) >= 6
         assert np.mean(losses[-3:]) < np.mean(losses[:3])
     trainer.save_model(str(tmp_path / "final"))

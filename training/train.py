@@ -23,6 +23,7 @@ from trl import ModelConfig, TrlParser, get_peft_config, get_quantization_config
 
 from plume import PAPER_LAYOUT, RELEASED_LAYOUT, PlumeModel, PlumeProcessor, from_backbone
 from plume.arguments import show_dashes
+from plume.start import processor_from_backbone
 from plume.training.collator import PairCollator
 from plume.training.config import PlumeTrainingConfig
 from plume.training.data import check, load_rows, parse_columns
@@ -105,7 +106,7 @@ def load_processor(name: str, layout: str, **hub: Any) -> PlumeProcessor:
         raise ValueError(f"The layout {layout!r} is unknown. Use one of {sorted(_LAYOUTS)}.")
     if _is_plume(name, **hub):
         return AutoProcessor.from_pretrained(name, **hub)
-    return PlumeProcessor.from_backbone(name, _LAYOUTS[layout], **_SETTINGS[layout], **hub)
+    return processor_from_backbone(name, _LAYOUTS[layout], **_SETTINGS[layout], **hub)
 
 
 def load_model(arguments: ModelConfig, layout: str) -> tuple[PlumeModel, PlumeProcessor]:

@@ -30,8 +30,8 @@ from transformers.dynamic_module_utils import custom_object_save
 from plume import PAPER_LAYOUT, RELEASED_LAYOUT, PlumeModel, PlumeProcessor
 from plume.hub.layout import ADAPTER, Source, adapter_fields, convert_adapter, open_source, rename
 from plume.hub_files_plume import write_hub_files
-from plume.prompt_plume import EMBEDDER_LAYOUT
-from plume.start import model_class_of
+from plume.layouts import EMBEDDER_LAYOUT
+from plume.start import model_class_of, processor_from_backbone
 
 # Plain backbones by their model_type; UME-R1 and the released PLUME stand on the first.
 BACKBONES = {"qwen2_vl": "qwen2-vl", "qwen2_5_vl": "qwen2.5-vl", "qwen3_vl": "qwen3-vl"}
@@ -149,9 +149,9 @@ def _processor(folder: Path, kind: str, layout: str) -> PlumeProcessor:
     if layout not in LAYOUTS:
         raise ValueError(f"The layout {layout!r} is unknown. Use one of {', '.join(LAYOUTS)}.")
     if kind in BACKBONES.values():
-        return PlumeProcessor.from_backbone(folder, LAYOUTS[layout])
+        return processor_from_backbone(folder, LAYOUTS[layout])
     resize = {"resize": "released"} if kind == "plume" else {}  # pictures as its authors' pipeline resizes them
-    return PlumeProcessor.from_backbone(folder, RELEASED_LAYOUT, **_RELEASED_PROCESSOR, **resize)
+    return processor_from_backbone(folder, RELEASED_LAYOUT, **_RELEASED_PROCESSOR, **resize)
 
 
 def _read_adapter(source: Source) -> dict[str, torch.Tensor]:

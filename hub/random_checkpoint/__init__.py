@@ -27,7 +27,7 @@ from transformers import (
 from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
 
 from plume import PAPER_LAYOUT, PlumeModel, PlumeProcessor, PromptLayout
-from plume.start import model_class_of
+from plume.start import build_processor, model_class_of
 
 _SPECIAL_TOKENS = [
     "<|endoftext|>",
@@ -310,9 +310,14 @@ def save_random_plume(
     Returns:
         The saved model, in evaluation mode, and processor.
     """
-    backbone = save_random_backbone(folder, size, model_type=model_type, seed=seed)
-    processor = PlumeProcessor.from_backbone(
-        backbone, layout, max_pixels=28 * 28 * 16, video_min_pixels=56 * 56, video_max_pixels=28 * 28 * 8
+    save_random_backbone(folder, size, model_type=model_type, seed=seed)
+    processor = build_processor(
+        build_tokenizer(model_type=model_type),
+        layout,
+        model_type,
+        max_pixels=28 * 28 * 16,
+        video_min_pixels=56 * 56,
+        video_max_pixels=28 * 28 * 8,
     )
     model_class = model_class_of(model_type)
     config = model_class.config_class.from_backbone(

@@ -117,8 +117,6 @@ _WRITE_INSTRUCTION = r"""
         {%- for part in parts -%}{{- part.text -}}{%- endfor -%}
         {{- '<|im_end|>\n' -}}
 """
-# Variables that a caller may set, in addition to those of the rendering itself.
-TEMPLATE_VARIABLES = {"latent"}
 
 
 def build_chat_template(layout: PromptLayout) -> str:

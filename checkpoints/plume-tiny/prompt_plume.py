@@ -1,1 +1,0 @@
-../../prompt_plume.py
