@@ -61,7 +61,8 @@ RELEASED_LAYOUT = PromptLayout(
     opening="<think>",
     suffix="<eot></think>\n<gen_emb>",
 )
-# Qwen3-VL-Embedding's published prompt. With K = 0 the embedding is its vector: the state of the last token.
+# Qwen3-VL-Embedding's published prompt. With K = 0 the embedding is its vector: the state of the last token, which
+# plume.start.build_processor replaces by the one that the tokenizer appends, if it does.
 EMBEDDER_LAYOUT = PromptLayout(
     anchor="<|im_end|>",
     latent_start="assistant",

@@ -175,13 +175,13 @@ class PlumeModel(nn.Module):
                 unknown; in evaluation also if an embedding is not finite.
         """
         media = self.media_of(
-            {
-                "pixel_values": pixel_values,
-                "image_grid_thw": image_grid_thw,
-                "pixel_values_videos": pixel_values_videos,
-                "video_grid_thw": video_grid_thw,
-                "second_per_grid_ts": second_per_grid_ts,
-            }
+            dict(
+                pixel_values=pixel_values,
+                image_grid_thw=image_grid_thw,
+                pixel_values_videos=pixel_values_videos,
+                video_grid_thw=video_grid_thw,
+                second_per_grid_ts=second_per_grid_ts,
+            )
         )
         if causal_lm:
             return self._next_tokens(input_ids, attention_mask, media, logits_to_keep=logits_to_keep, **kwargs)
@@ -195,11 +195,7 @@ class PlumeModel(nn.Module):
         steps = check_readout_steps(readout_steps, num_latent_steps)
         if input_ids is None or input_ids.numel() == 0:
             raise ValueError("The batch is empty: pass input_ids of shape (B, T) with at least one row.")
-        if suffix_input_ids is None:
-            suffix = torch.tensor(self.config.suffix_token_ids, device=input_ids.device)
-            suffix_input_ids = suffix.expand(len(input_ids), -1)
-        else:
-            check_suffix(suffix_input_ids, input_ids, self.config)
+        suffix_input_ids = self._suffix(suffix_input_ids, input_ids)
 
         # 1. Prefix: one pass over text and media.
         input_ids, attention_mask = left_aligned(input_ids, attention_mask)
@@ -211,10 +207,8 @@ class PlumeModel(nn.Module):
         suffix_BSD = self.get_input_embeddings()(suffix_input_ids)
         thought = rollout(context, self.latent_transition, anchor_BD, suffix_BSD, num_latent_steps, steps)
         # 4. Embedding at the last <gen> of the suffix, after every read-out.
-        after_BRSD, gen_id = thought.readouts[:, :, 1:], self.config.embedding_token_id
-        gen_BRD = torch.stack(
-            [state_at(states_BSD, suffix_input_ids, gen_id) for states_BSD in after_BRSD.unbind(1)], 1
-        )
+        after_BSRD = thought.readouts[:, :, 1:].transpose(1, 2)
+        gen_BRD = state_at(after_BSRD, suffix_input_ids, self.config.embedding_token_id)
         embeddings_BRD = nn.functional.normalize(gen_BRD.float(), dim=-1)
         if not self.training:
             check_finite(embeddings_BRD)
@@ -228,6 +222,13 @@ class PlumeModel(nn.Module):
             suffix_log_probs=None if suffix_mask is None else self._score(suffix_states, suffix_input_ids, suffix_mask),
             readout_embeddings=None if readout_steps is None else embeddings_BRD[:, : len(readout_steps)],
         )
+
+    def _suffix(self, suffix_input_ids: torch.Tensor | None, input_ids: torch.Tensor) -> torch.Tensor:
+        """The suffix of every row, ``(B, S)``."""
+        if suffix_input_ids is not None:
+            check_suffix(suffix_input_ids, input_ids, self.config)
+            return suffix_input_ids
+        return torch.tensor(self.config.suffix_token_ids, device=input_ids.device).expand(len(input_ids), -1)
 
     def read_prefix(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor, media: list[Media], num_reserved: int

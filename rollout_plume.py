@@ -116,7 +116,7 @@ def rollout(
 
 
 def state_at(states_BTD: torch.Tensor, ids_BT: torch.Tensor, token_id: int) -> torch.Tensor:
-    """The state at the last occurrence of ``token_id`` in each row, ``(B, D)``."""
+    """The state at the last occurrence of ``token_id`` in each row: ``(B, T, ..., D)`` to ``(B, ..., D)``."""
     order_BT = torch.arange(1, ids_BT.shape[1] + 1, device=ids_BT.device) * (ids_BT == token_id)
     index_B = order_BT.argmax(dim=-1).to(states_BTD.device)  # a split model has its last states elsewhere
     return states_BTD[torch.arange(len(index_B), device=index_B.device), index_B]

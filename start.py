@@ -1,6 +1,7 @@
 """From a plain backbone to a PLUME model: its weights, a fresh adapter, rows for the new tokens."""
 
 import os
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -86,6 +87,11 @@ def build_processor(
             f"The pixels and the prompt of a {model_type!r} model are not known here. Start from one of "
             f"{', '.join(BACKBONE_SETTINGS)}."
         )
+    # An embedder reads its last token, which some tokenizers append to every text (Qwen3-Embedding's `<|endoftext|>`).
+    bare = tokenizer("a", add_special_tokens=False)["input_ids"]
+    appended = tokenizer.decode(tokenizer("a")["input_ids"][len(bare) :])
+    if layout.suffix == layout.embedding and appended:
+        layout = replace(layout, suffix=layout.suffix + appended, embedding=appended)
     sources = layout.row_sources()
     added = [token for token in sources if not is_token(token, tokenizer)]
     if words := [token for token in added if not token.startswith("<")]:

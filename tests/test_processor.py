@@ -15,6 +15,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from tokenizers.processors import TemplateProcessing
 from transformers import AutoProcessor
 
 from inputs import MEDIA, embed, mixed_inputs, noise_image, noise_video
@@ -508,9 +509,14 @@ def test_more_placeholders_than_media_are_refused(processor):
 def for_backbone(tmp_path_factory):
     """Processors that start from backbones of a model type."""
 
-    def make(model_type, **options) -> PlumeProcessor:
-        folder = tmp_path_factory.mktemp(model_type)
-        build_tokenizer(["assistant\nassistant"] * 50).save_pretrained(folder)
+    def make(model_type, appended="", **options) -> PlumeProcessor:
+        folder, tokenizer = tmp_path_factory.mktemp(model_type), build_tokenizer(["assistant\nassistant"] * 50)
+        if appended:  # to every text, as Qwen3-Embedding's tokenizer does
+            special = [(appended, tokenizer.convert_tokens_to_ids(appended))]
+            tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+                single=f"$A {appended}", special_tokens=special
+            )
+        tokenizer.save_pretrained(folder)
         (folder / "config.json").write_text(json.dumps({"model_type": model_type}))
         return processor_from_backbone(folder, **options)
 
@@ -611,9 +617,11 @@ def test_new_tokens_get_ids_that_are_free(for_backbone):
     assert tokenizer.convert_ids_to_tokens(fields["suffix_token_ids"]) == ["<elt>", "<gen>"]
 
 
+@pytest.mark.parametrize("appended", ["", "<|endoftext|>"])
 @pytest.mark.parametrize(("prompt", "system"), [(None, "Represent the user's input."), ("Find it.", "Find it.")])
-def test_the_embedder_prompt_is_the_published_one(for_backbone, prompt, system):
-    processor = for_backbone("qwen3_vl", layout=EMBEDDER_LAYOUT)
+def test_the_embedder_prompt_is_the_published_one(for_backbone, prompt, system, appended):
+    """Whose vector is the state of the last token, with what the tokenizer appends."""
+    processor = for_backbone("qwen3_vl", appended, layout=EMBEDDER_LAYOUT)
     features = processor.process_queries([{"text": "a bus", "image": noise_image(0)}], prompt=prompt)
     [(t, h, w)] = features["image_grid_thw"].tolist()
     published = (
@@ -623,7 +631,7 @@ def test_the_embedder_prompt_is_the_published_one(for_backbone, prompt, system):
     fields = processor.token_fields()
     assert features["input_ids"][0].tolist() + fields["suffix_token_ids"] == processor.tokenizer(published)["input_ids"]
     assert features["input_ids"][0, -1] == fields["latent_start_token_id"]
-    assert fields["suffix_token_ids"] == [fields["embedding_token_id"]]
+    assert fields["suffix_token_ids"][-1] == fields["embedding_token_id"]
     assert fields["anchor_token_id"] == processor.tokenizer.convert_tokens_to_ids("<|im_end|>")
     assert list(processor.row_sources) == [fields["latent_end_token_id"], fields["latent_token_id"]]
 

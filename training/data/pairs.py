@@ -18,13 +18,14 @@ from pathlib import Path
 from typing import Any
 
 from plume.content_plume import MODALITIES
+from plume.layouts import PAPER_LAYOUT, RELEASED_LAYOUT
 
 _MEDIA_MARK = re.compile(r"<(image|video)>")
 _THINK = re.compile(r"<think>(.*?)</think>", re.DOTALL)
 # UME-R1 leaves <answer> open; the embedding token behind it belongs to the prompt, not to the answer.
 _ANSWER = re.compile(r"<answer>(.*?)(?:</answer>|$)", re.DOTALL)
-_EMBEDDING_MARK = re.compile(r"\s*<gen(?:_emb)?>")
-_ANCHOR_MARK = re.compile(r"\s*<(?:anchor|disc_emb)>.*", re.DOTALL)
+_EMBEDDING_MARK = re.compile(rf"\s*(?:{PAPER_LAYOUT.embedding}|{RELEASED_LAYOUT.embedding})")
+_ANCHOR_MARK = re.compile(rf"\s*(?:{PAPER_LAYOUT.anchor}|{RELEASED_LAYOUT.anchor}).*", re.DOTALL)
 _ALIASES = {"image": ("image", "images"), "video": ("video", "videos")}
 _DATASET_KEYS = ("dataset_name", "dataset", "subset", "source", "task_name")
 _ROLES = {"human": "user", "gpt": "assistant"}
