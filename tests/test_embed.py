@@ -118,6 +118,11 @@ def test_a_model_in_training_mode_is_refused(pair):
         plume.embed(["a red bus"], (pair[0].train(), pair[1]))
 
 
+def test_options_of_from_pretrained_reach_the_model(checkpoint):
+    model, _ = plume.load(checkpoint, attn_implementation="eager", local_files_only=True)
+    assert model.config._attn_implementation == "eager"
+
+
 def test_a_plain_backbone_is_refused(backbone):
     with pytest.raises(ValueError, match="'qwen2_vl' model without an adapter"):
         plume.load(backbone)
