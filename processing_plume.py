@@ -11,7 +11,8 @@ What differs between backbones is data, saved in ``processor_config.json`` (``st
 
 import os
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from inspect import signature
 from typing import Any, Literal, NamedTuple
 
@@ -32,8 +33,8 @@ from .options_plume import (
     split_options,
 )
 from .pixels_plume import CLIP_MEAN, CLIP_STD, Grid, patchify
-from .truncation_plume import fit, read
-from .vision_plume import WHITE, describe, load_clip, load_image, naming
+from .truncation_plume import fit
+from .vision_plume import WHITE, describe, load_clip, load_image
 
 # Variables of the chat template that a caller may set, in addition to those of the rendering itself.
 _TEMPLATE_VARIABLES = {"latent"}
@@ -51,6 +52,15 @@ class Item(NamedTuple):
 Media = dict[str, list[Item]]  # of one input, by kind
 _VISION_START, _VISION_END = "<|vision_start|>", "<|vision_end|>"
 _TOKENS = ("anchor_token", "latent_start_token", "latent_end_token", "latent_token", "embedding_token")
+
+
+class _Inputs(dict):
+    """Model inputs, among which sentence-transformers looks for outputs."""
+
+    def __missing__(self, name: str) -> Any:
+        what = "a PLUME embedding is no mean of token states. Call the model itself, whose outputs are embeddings, "
+        what += "anchor_embeddings, latent_states, suffix_states and router_probs."
+        raise KeyError(f"{name!r} does not exist: {what}" if name == "token_embeddings" else name)
 
 
 class PlumeProcessor(ProcessorMixin):
@@ -307,13 +317,13 @@ class PlumeProcessor(ProcessorMixin):
 
     def _see_image(self, source: Any, chosen: dict[str, Any]) -> Item:
         frame = load_image(source, self.background_color, upright=self.resize == "once")
-        with naming(describe("image", source)):
+        with _naming(describe("image", source)):
             return Item(*self._patchify([frame], "image", chosen))
 
     def _see_video(self, source: Any, rate: float | None, chosen: dict[str, Any]) -> Item:
         sampling = (chosen.get("num_frames", self.num_frames), self.fps, self.min_frames, rate)
         clip = load_clip(source, *sampling, self.background_color, upright=self.resize == "once")
-        with naming(describe("video", source)):
+        with _naming(describe("video", source)):
             patches, grid = self._patchify(clip.frames, "video", chosen)
         step, times = self.temporal_patch_size, clip.times or []
         times += times[-1:] * (-len(times) % step)
@@ -361,7 +371,8 @@ class PlumeProcessor(ProcessorMixin):
 
     def _ids(self, text: str) -> list[int]:
         check_text(text)
-        return read(text, self.tokenizer)["input_ids"]
+        # Without the tokenizer's warning of the length, which is checked here.
+        return self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
 
     # 4. Fit
 
@@ -371,6 +382,10 @@ class PlumeProcessor(ProcessorMixin):
         def encode() -> list[int]:
             return self._ids(self._expand(self._render(messages, template), media))
 
+        if sum(len(part["text"]) for part in texts) <= max_length:  # short: whole as a rule
+            ids = encode()
+            if len(ids) <= max_length:
+                return ids
         return fit(encode, texts, self.tokenizer, max_length, truncate)
 
     # 5. Pad
@@ -388,23 +403,34 @@ class PlumeProcessor(ProcessorMixin):
                 outputs[names.grid] = np.array([item.grid for item in items])
                 if kind == "video" and self.time_positions:
                     outputs["second_per_grid_ts"] = np.array([item.seconds_per_grid for item in items], np.float32)
-        return BatchFeature(outputs, tensor_type=return_tensors)
+        inputs = BatchFeature(outputs, tensor_type=return_tensors)
+        inputs.data = _Inputs(inputs.data)
+        return inputs
 
 
 def _parts(messages: list[dict], kind: str) -> list[Any]:
     return [part[kind] for message in messages for part in message["content"] if part["type"] == kind]
 
 
+@contextmanager
+def _naming(what: str) -> Iterator[None]:
+    """Put ``what`` in front of the message of a ValueError, so that it says which input is meant."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{what}: {error}") from error
+
+
 def is_token(text: str, tokenizer: PreTrainedTokenizerBase) -> bool:
     """Whether a tokenizer reads a text as exactly one id: a control token, or a word of its vocabulary."""
-    return len(read(text, tokenizer)["input_ids"]) == 1
+    return len(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]) == 1
 
 
 def _each(function: Callable[[Any], Any], inputs: Iterable[Any]) -> list[Any]:
     """Apply a function to every input; an error says to which it belongs."""
     results = []
     for index, given in enumerate(inputs):
-        with naming(f"Input {index}"):
+        with _naming(f"Input {index}"):
             results.append(function(given))
     return results
 

@@ -89,7 +89,7 @@ def build_processor(
         )
     # An embedder reads its last token, which some tokenizers append to every text (Qwen3-Embedding's `<|endoftext|>`).
     bare = tokenizer("a", add_special_tokens=False)["input_ids"]
-    appended = tokenizer.decode(tokenizer("a")["input_ids"][len(bare) :])
+    appended: Any = tokenizer.decode(tokenizer("a")["input_ids"][len(bare) :])
     if layout.suffix == layout.embedding and appended:
         layout = replace(layout, suffix=layout.suffix + appended, embedding=appended)
     sources = layout.row_sources()

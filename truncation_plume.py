@@ -1,4 +1,4 @@
-"""Reading texts as tokens, and shortening an input that is too long: the end of the user's text goes, nothing else."""
+"""Shortening an input that is too long: the end of the user's text goes, nothing else."""
 
 from collections.abc import Callable
 from typing import Any
@@ -10,11 +10,6 @@ logger = logging.get_logger(__name__)
 
 # A text is read in pieces of this many characters per token that may stay, until it is known to be too long.
 _CHARACTERS_PER_TOKEN = 8
-
-
-def read(text: str, tokenizer: PreTrainedTokenizerBase, **options: Any) -> Any:
-    """Tokens of a text, without the tokenizer's warning of its length, which is checked here."""
-    return tokenizer(text, add_special_tokens=False, verbose=False, **options)
 
 
 def fit(
@@ -79,7 +74,7 @@ def _beginning(text: str, tokenizer: PreTrainedTokenizerBase, max_tokens: int) -
 
 
 def _offsets(text: str, tokenizer: PreTrainedTokenizerBase) -> list[tuple[int, int]]:
-    return read(text, tokenizer, return_offsets_mapping=True)["offset_mapping"]
+    return tokenizer(text, add_special_tokens=False, verbose=False, return_offsets_mapping=True)["offset_mapping"]
 
 
 def _first_tokens(text: str, offsets: list[tuple[int, int]], kept: int) -> str:

@@ -54,15 +54,6 @@ class Clip(NamedTuple):
     fps: float | None = None
 
 
-@contextmanager
-def naming(what: str) -> Iterator[None]:
-    """Put ``what`` in front of the message of a ValueError, so that it says which input is meant."""
-    try:
-        yield
-    except ValueError as error:
-        raise ValueError(f"{what}: {error}") from error
-
-
 def describe(kind: str, source: Any) -> str:
     """What an error calls a picture or clip: its path or address, or its type."""
     known = isinstance(source, (str, os.PathLike))

@@ -142,7 +142,9 @@ def conditions(
     for name in tasks or TASKS:
         task = TASKS[name]
         trained = task.lookups(hops)
-        others = (LONGER if hops and task.fewest else EXTRAPOLATION if task.extrapolates else ()) if extrapolate else ()
+        others = (
+            (LONGER if hops and not task.control else EXTRAPOLATION if task.extrapolates else ()) if extrapolate else ()
+        )
         found += [Condition(task, split, count) for count in dict.fromkeys((*trained, *others))]
     return found
 

@@ -66,7 +66,7 @@ class Task:
         targets: ``"text"``, ``"image"``, ``"video"`` or ``"page"``.
         extrapolates: Whether other hop counts make sense.
         needs_media: Whether the text of the query alone says nothing about the answer.
-        fewest: Look-ups that it takes at least where chains vary in one training set; 0 if its number is fixed.
+        fewest: Look-ups that it takes at least where chains vary in one training set; a control keeps its number.
     """
 
     name: str
@@ -77,11 +77,12 @@ class Task:
     targets: str
     extrapolates: bool = field(default=False)
     needs_media: bool = field(default=True)
-    fewest: int = field(default=0)
+    fewest: int = field(default=1)
 
     def lookups(self, varied: Sequence[int]) -> tuple[int, ...]:
-        """Its numbers of look-ups in a world whose chains vary so; its own where they do not, or it cannot."""
-        return tuple(hops for hops in varied if hops >= self.fewest > 0) or (self.hops,)
+        """Its numbers of look-ups in a world whose chains vary so; its own where they do not."""
+        fitting = () if self.control else tuple(hops for hops in varied if hops >= self.fewest)
+        return fitting or (self.hops,)
 
     def rationale(self, example: Example) -> tuple[str, ...]:
         """What is written down as the thought: that of a control is plain, since nothing has to be followed."""
@@ -272,34 +273,15 @@ def find_page(rng: random.Random, hops: int) -> Example:
 TASKS = {
     task.name: task
     for task in (
-        Task("image-chain", open_boxes, "Follow the keys; name the last box.", False, HOPS, "text", True, fewest=1),
-        Task(
-            "image-crop",
-            crop_boxes,
-            "Follow the keys; pick the crop of the last box.",
-            False,
-            HOPS,
-            "image",
-            True,
-            fewest=1,
-        ),
+        Task("image-chain", open_boxes, "Follow the keys; name the last box.", False, HOPS, "text", True),
+        Task("image-crop", crop_boxes, "Follow the keys; pick the crop of the last box.", False, HOPS, "image", True),
         Task("mixed-chain", mixed_boxes, "One key is in the text, not in the picture.", False, HOPS, "image", fewest=2),
+        Task("document-chain", read_page, "Follow the cells of a table to a number.", False, HOPS, "text", True),
         Task(
-            "document-chain", read_page, "Follow the cells of a table to a number.", False, HOPS, "text", True, fewest=1
+            "text-chain", follow_text, "Follow the keys in a text; pick the picture.", False, HOPS, "image", True, False
         ),
-        Task(
-            "text-chain",
-            follow_text,
-            "Follow the keys in a text; pick the picture.",
-            False,
-            HOPS,
-            "image",
-            True,
-            False,
-            fewest=1,
-        ),
-        Task("video-track", track_clip, "Follow the ball from scene to scene.", False, HOPS, "video", fewest=1),
-        Task("video-moment", find_moment, "Pick the scene in which the chain ends.", False, HOPS, "video", fewest=1),
+        Task("video-track", track_clip, "Follow the ball from scene to scene.", False, HOPS, "video"),
+        Task("video-moment", find_moment, "Pick the scene in which the chain ends.", False, HOPS, "video"),
         Task("image-name", name_box, "Name the box.", True, 0, "text"),
         Task("image-look", partial(open_boxes, verb="look"), "What is in the box? One look-up.", True, 1, "text"),
         Task("page-find", find_page, "Find the page with this box in its head.", True, 0, "page", False, False),

@@ -7,7 +7,7 @@ more.
 1. :func:`speed_up` gives linear modules of the decoder, and the adapter's experts, another ``forward``. Modules are
    still called as modules: hooks, adapters around them and later patches count.
 2. A packed product serves calls without gradient on a CPU; any other call is the module's own.
-3. Before each pass of the model, weights are compared with those that were packed, and packed again if they changed.
+3. Before each prefix, weights are compared with those that were packed, and packed again if they changed.
 
 A CPU without bfloat16 arithmetic converts at every product, which costs more than it saves from some rows on: there
 such products get a float32 copy, twice the size, when they first come.
@@ -88,7 +88,7 @@ class PackedForward:
 
 
 class _Freshness:
-    """Drops the copies of weights that changed, before a pass; a write through ``.data`` shows in the last entry."""
+    """Drops the copies of weights that changed, before a prefix; a write through ``.data`` shows in the last entry."""
 
     def __init__(self, forwards: list[PackedForward]) -> None:
         self._forwards = forwards
@@ -117,8 +117,9 @@ def speed_up(model: Any, enabled: bool) -> None:
     for module in model.modules():
         if isinstance(vars(module).get(_FORWARD), PackedForward):
             del module.forward
-    for handle in [hook for hook, call in model._forward_pre_hooks.items() if isinstance(call, _Freshness)]:
-        del model._forward_pre_hooks[handle]
+    hooks = model.model.language_model._forward_pre_hooks
+    for handle in [handle for handle, call in hooks.items() if isinstance(call, _Freshness)]:
+        del hooks[handle]
     if not enabled:
         return
     linears = [m for m in model.model.language_model.layers.modules() if isinstance(m, nn.Linear)]
@@ -131,7 +132,7 @@ def speed_up(model: Any, enabled: bool) -> None:
     for forward in forwards:
         forward.module.forward = forward  # type: ignore[method-assign, assignment]
     if forwards:
-        model.register_forward_pre_hook(_Freshness(forwards))
+        model.model.language_model.register_forward_pre_hook(_Freshness(forwards))
 
 
 def _why_not(module: nn.Module) -> str | None:

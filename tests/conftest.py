@@ -1,4 +1,7 @@
-"""Shared fixtures: one tiny random PLUME checkpoint and a handful of media, built offline."""
+"""Shared fixtures: one tiny random PLUME checkpoint, built offline.
+
+They are built anew for each module: a module may override the backbone, and its checkpoint must not reach the next one.
+"""
 
 import os
 import tempfile
@@ -17,13 +20,13 @@ from plume import PlumeModel, PlumeProcessor
 from plume.hub.random_checkpoint import save_random_backbone, save_random_plume
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def model_type() -> str:
     """Backbone of the fixtures below; a module that holds for every backbone overrides it with `every_backbone`."""
     return "qwen2_vl"
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def checkpoint(model_type, tmp_path_factory) -> Path:
     """Folder of a tiny PLUME checkpoint; K = 3 keeps the tests quick."""
     folder = tmp_path_factory.mktemp("checkpoint") / "plume-random"
@@ -31,7 +34,7 @@ def checkpoint(model_type, tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def backbone(model_type, tmp_path_factory) -> Path:
     """Folder of a tiny plain checkpoint of the backbone."""
     return save_random_backbone(tmp_path_factory.mktemp("backbone"), model_type=model_type)
@@ -42,6 +45,6 @@ def model(checkpoint) -> PlumeModel:
     return AutoModel.from_pretrained(checkpoint).eval()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def processor(checkpoint) -> PlumeProcessor:
     return PlumeProcessor.from_pretrained(checkpoint)

@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[1]
 MEDIA = ROOT / "examples" / "media"
 
 
-@pytest.fixture(scope="session", params=MODEL_TYPES)
+@pytest.fixture(scope="module", params=MODEL_TYPES)
 def every_backbone(request) -> str:
     """`from inputs import every_backbone as model_type` runs the tests of a module over every backbone."""
     return request.param

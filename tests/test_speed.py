@@ -188,10 +188,11 @@ def test_copies_and_pickles_pack_for_themselves(model, processor):
 
 def test_speed_up_can_be_taken_back(model, processor):
     embed(model.speed_up().speed_up(), processor, TEXTS)
-    assert len(model._forward_pre_hooks) == 1
+    decoder = model.model.language_model
+    assert len(decoder._forward_pre_hooks) == 1
     model.speed_up(False)
     assert packed_products(model) == []
-    assert not model._forward_pre_hooks
+    assert not decoder._forward_pre_hooks
 
 
 class Int8(torch.nn.Linear):

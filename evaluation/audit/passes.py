@@ -1,7 +1,7 @@
 """One side of a task, read under several conditions: every batch is prepared once and goes through all of them."""
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -32,22 +32,16 @@ class Reading:
     latents: torch.Tensor
     kinds: list[tuple[str, ...]]
 
-
-@dataclass
-class _Parts:
-    """Batches of a reading."""
-
-    embeddings: dict[int, list[torch.Tensor]]
-    probs: list[torch.Tensor] = field(default_factory=list)
-    refined: list[torch.Tensor] = field(default_factory=list)
-    latents: list[torch.Tensor] = field(default_factory=list)
-    kinds: list[tuple[str, ...]] = field(default_factory=list)
-
-    def join(self) -> Reading:
+    @classmethod
+    def join(cls, batches: Sequence["Reading"]) -> "Reading":
         """All batches as one."""
-        vectors = {steps: torch.cat(parts) for steps, parts in self.embeddings.items()}
-        probs, refined, latents = (torch.cat(parts) for parts in (self.probs, self.refined, self.latents))
-        return Reading(vectors, probs, refined, latents, self.kinds)
+        return cls(
+            {k: torch.cat([batch.embeddings[k] for batch in batches]) for k in batches[0].embeddings},
+            torch.cat([batch.probs for batch in batches]),
+            torch.cat([batch.refined for batch in batches]),
+            torch.cat([batch.latents for batch in batches]),
+            [kind for batch in batches for kind in batch.kinds],
+        )
 
 
 class Reader:
@@ -71,6 +65,7 @@ class Reader:
             )
         self.model, self.processor, self.steps, self.batch_size = model, processor, steps, batch_size
 
+    @torch.inference_mode()
     def read(self, inputs: Dataset, others: Iterable[int] = (), keep_states: bool = False, name: str = "") -> Reading:
         """Read inputs at the reader's K and at other numbers of steps, all in one rollout.
 
@@ -81,22 +76,24 @@ class Reader:
             name: For the progress bar.
         """
         counts = sorted({*others, self.steps})
-        parts = _Parts({k: [] for k in counts})
-
-        def read(items: list[dict[str, Any]], prepared: dict[str, torch.Tensor], rows: slice) -> None:
+        own, kept = slice(self.steps), slice(None) if keep_states else slice(0)
+        batches = []
+        for _, items, prepared in self._each_batch(inputs, name):
             with recording(self.model) as refined:
                 output = self.model(**prepared, num_latent_steps=counts[-1], readout_steps=counts)
-            own, kept = slice(self.steps), slice(None) if keep_states else slice(0)
-            parts.kinds += [tuple(item) for item in items]
-            parts.probs.append(output.router_probs[:, own].float().cpu())
-            parts.refined.append(torch.stack(refined, dim=1)[kept, own].float().cpu())
-            parts.latents.append(output.latent_states[kept, own].float().cpu())
-            for k, vectors in zip(counts, output.readout_embeddings.unbind(dim=1), strict=True):
-                parts.embeddings[k].append(vectors.cpu())
+            vectors = dict(zip(counts, output.readout_embeddings.cpu().unbind(dim=1), strict=True))
+            batches.append(
+                Reading(
+                    vectors,
+                    output.router_probs[:, own].float().cpu(),
+                    torch.stack(refined, dim=1)[kept, own].float().cpu(),
+                    output.latent_states[kept, own].float().cpu(),
+                    [tuple(item) for item in items],
+                )
+            )
+        return Reading.join(batches)
 
-        self._each_batch(inputs, read, name)
-        return parts.join()
-
+    @torch.inference_mode()
     def read_replaced(
         self, inputs: Dataset, refined: dict[str, torch.Tensor], name: str = ""
     ) -> dict[str, torch.Tensor]:
@@ -112,17 +109,17 @@ class Reader:
         """
         parts: dict[str, list[torch.Tensor]] = {key: [] for key in refined}
 
-        def read(items: list[dict[str, Any]], prepared: dict[str, torch.Tensor], rows: slice) -> None:
+        for rows, _, prepared in self._each_batch(inputs, name):
             for key, states_NKD in refined.items():
                 with replacing(self.model, states_NKD[rows].to(self.model.device)):
                     parts[key].append(self.model(**prepared, num_latent_steps=self.steps).embeddings.cpu())
-
-        self._each_batch(inputs, read, name)
         return {key: torch.cat(vectors) for key, vectors in parts.items()}
 
-    @torch.inference_mode()
-    def _each_batch(self, inputs: Dataset, read: Callable[..., None], name: str) -> None:
+    def _each_batch(
+        self, inputs: Dataset, name: str
+    ) -> Iterator[tuple[slice, list[dict[str, Any]], dict[str, torch.Tensor]]]:
+        """Which rows, what they hold, and the model's inputs."""
         for start in tqdm(range(0, len(inputs), self.batch_size), desc=name, unit="batch", leave=False):
             rows = slice(start, min(start + self.batch_size, len(inputs)))
             items = to_inputs(inputs[rows])
-            read(items, prepare(self.model, self.processor, items), rows)
+            yield rows, items, prepare(self.model, self.processor, items)
