@@ -12,18 +12,21 @@ help: ## Show this help
 
 # One environment per set of constraints. torch comes first, by its exact version.
 $(VENV)/.installed: setup.py constraints.txt
+	@echo "Installing into $(VENV): some minutes, most of them for torch"
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/pip install --quiet --constraint constraints.txt torch
 	$(VENV)/bin/pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
 .venv-min/.installed: setup.py constraints-min.txt
+	@echo "Installing the oldest supported libraries into .venv-min: some minutes"
 	$(PYTHON) -m venv .venv-min
 	.venv-min/bin/pip install --quiet --constraint constraints-min.txt torch
 	.venv-min/bin/pip install --quiet --constraint constraints-min.txt --editable '.[test]'
 	touch $@
 
 .venv-examples/.installed: setup.py constraints.txt constraints-examples.txt
+	@echo "Installing the libraries of apps/ and examples/ into .venv-examples: some minutes"
 	$(PYTHON) -m venv .venv-examples
 	grep -v '^pillow==' constraints.txt | cat - constraints-examples.txt > .venv-examples/constraints.txt
 	.venv-examples/bin/pip install --quiet --constraint .venv-examples/constraints.txt torch
@@ -40,16 +43,16 @@ test: $(VENV)/.installed ## Run all tests, offline, on CPU
 	$(RUN) -m pytest -n logical --maxprocesses 4
 
 test-min: .venv-min/.installed ## Run the core tests on the oldest supported libraries
-	.venv-min/bin/python -m pytest tests/test_vectors.py tests/test_processor.py tests/test_doors.py tests/test_plume_tiny.py
+	.venv-min/bin/python -m pytest tests/test_vectors.py tests/test_processor.py tests/test_doors.py tests/test_plume_tiny.py tests/test_embed.py
 
 test-examples: .venv-examples/.installed ## Run the tests of apps/ and examples/
 	.venv-examples/bin/python -m pytest tests/test_search.py tests/test_search_page.py tests/test_distributed.py tests/test_serving.py tests/test_integrations.py
 
-MODEL ?= checkpoints/plume-tiny
+MODEL ?= tiny
 search: .venv-examples/.installed ## Index the media and a playground folder, open the search page (MODEL=folder or Hub id)
-	.venv-examples/bin/python -m plume.apps.search world outputs/playground
-	.venv-examples/bin/python -m plume.apps.search index examples/media outputs/playground/documents --model $(MODEL)
-	.venv-examples/bin/python -m plume.apps.search page --world outputs/playground --model $(MODEL)
+	.venv-examples/bin/plume search world outputs/playground
+	.venv-examples/bin/plume search index examples/media outputs/playground/documents --model $(MODEL)
+	.venv-examples/bin/plume search page --world outputs/playground --model $(MODEL)
 
 check: $(VENV)/.installed ## Format, lint and types, without changing anything
 	$(RUN) -m ruff format --check $(SOURCES)

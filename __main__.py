@@ -65,7 +65,7 @@ def embed_parser() -> ArgumentParser:
     parser.add_argument("--output", type=Path, help="file for the vectors (.npz); JSON lines are printed if omitted")
     parser.add_argument("--task", choices=_TASKS, default="document", help="which instruction goes in front")
     parser.add_argument("--prompt", help="instruction instead; the checkpoint's if omitted")
-    parser.add_argument("--latent-steps", type=int, help="K; the checkpoint's if omitted")
+    parser.add_argument("--num-latent-steps", type=int, help="K; the checkpoint's if omitted")
     parser.add_argument("--on-error", choices=_ON_ERROR, default="raise", help="what an unusable item does")
     parser.add_argument("--batch-tokens", type=int, default=8192, help="tokens per batch, padding included")
     parser.add_argument("--device", help="torch device; CUDA if there is one, if omitted")
@@ -90,7 +90,7 @@ def embed(arguments: list[str]) -> int:
         load(options.model, device=options.device, dtype=options.dtype),
         task=options.task,
         prompt=options.prompt,
-        num_latent_steps=options.latent_steps,
+        num_latent_steps=options.num_latent_steps,
         on_error=options.on_error,
         batch_tokens=options.batch_tokens,
         output=options.output,

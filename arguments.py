@@ -16,6 +16,10 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescript
         return super()._get_help_string(action)
 
 
+# Names that a flag had once, in some command.
+_FORMER = {"--latent-steps": "--num-latent-steps", "--k": "--num-latent-steps", "--out": "--output"}
+
+
 class ArgumentParser(argparse.ArgumentParser):
     """A parser that shows defaults and takes ``--data_root`` for ``--data-root``; its sub-parsers are alike."""
 
@@ -23,13 +27,15 @@ class ArgumentParser(argparse.ArgumentParser):
         super().__init__(*args, **{"formatter_class": HelpFormatter, **kwargs})
 
     def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:  # type: ignore[override]
-        """As in argparse, after underscores in the names of flags have become dashes."""
+        """As in argparse, after flags have got the name they are shown with."""
         given = sys.argv[1:] if args is None else args
-        return super().parse_known_args([self._with_dashes(argument) for argument in given], namespace)
+        return super().parse_known_args([self._as_shown(argument) for argument in given], namespace)
 
-    def _with_dashes(self, argument: str) -> str:
+    def _as_shown(self, argument: str) -> str:
         flag, equals, value = argument.partition("=")
         dashed = flag.replace("_", "-")
+        if dashed not in self._option_string_actions:
+            dashed = _FORMER.get(dashed, dashed)
         return (
             f"{dashed}{equals}{value}" if flag.startswith("--") and dashed in self._option_string_actions else argument
         )

@@ -21,6 +21,7 @@ from tqdm import tqdm
 from transformers import AutoConfig, AutoModel, AutoProcessor, BatchFeature
 
 from .checkpoints import locate
+from .hub_files_plume import HUB_OPTIONS
 from .modeling_plume import PlumeModel
 from .pages import count_pages, render_page
 from .processing_plume import PlumeProcessor
@@ -53,7 +54,7 @@ def load(
         model: ``"tiny"``, which comes with the package, or a folder or Hub id of a PLUME checkpoint.
         device: Torch device; CUDA if there is one, else the CPU, if omitted.
         dtype: Of the weights, e.g. ``"bfloat16"``; the checkpoint's by default.
-        **options: Of ``from_pretrained``, e.g. ``revision``.
+        **options: Of ``from_pretrained``, e.g. ``revision`` and ``attn_implementation``.
 
     Returns:
         The model, in evaluation mode, and the processor.
@@ -62,7 +63,8 @@ def load(
         ValueError: If the checkpoint is no PLUME checkpoint.
     """
     path = locate(model)
-    model_type = AutoConfig.from_pretrained(path, **options).model_type
+    hub = {name: options[name] for name in HUB_OPTIONS if name in options}
+    model_type = AutoConfig.from_pretrained(path, **hub).model_type
     if not model_type.startswith("plume"):
         raise ValueError(
             f"{path} is a {model_type!r} model without an adapter, so it cannot think. Convert it with "
@@ -70,7 +72,7 @@ def load(
         )
     loaded = AutoModel.from_pretrained(path, dtype=dtype, **options).eval()
     chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    return loaded.to(chosen), AutoProcessor.from_pretrained(path, **options)
+    return loaded.to(chosen), AutoProcessor.from_pretrained(path, **hub)
 
 
 def embed(

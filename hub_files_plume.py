@@ -1,14 +1,14 @@
-"""The files of a checkpoint folder: what makes it a complete Hub repository, and which weights are its own.
+"""The files beside weights and code that make a folder a complete Hub repository.
 
 Three JSON files let sentence-transformers drive the model with its built-in module, so that no custom module
-(and no second implementation) exists; a model card tells people how to load it. Existing cards are kept. Weights are
-looked at by their headers alone: :func:`check_weights` names what is damaged before a model is built.
+(and no second implementation) exists; a model card tells people how to load it. Existing cards are kept. A save leaves
+no older weights behind.
 """
 
 import json
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,9 +16,7 @@ from typing import Any
 from huggingface_hub import CommitInfo, HfApi
 
 # Weights of an earlier save or upload in other pieces would be loaded instead of the new ones.
-_WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
-WEIGHT_FILES = [_WEIGHTS, "model-*-of-*.safetensors", _INDEX]
-_FLOATS = ("F64", "F32", "F16", "BF16")
+WEIGHT_FILES = ["model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json"]
 # What says how sentence-transformers drives the model; a repository's own stay.
 ST_FILES = ("modules.json", "sentence_bert_config.json", "config_sentence_transformers.json")
 # Beside the weights, what changes vectors.
@@ -173,123 +171,15 @@ def push_saved(
 
 @contextmanager
 def replacing_weights(folder: str | os.PathLike, is_main_process: bool = True) -> Iterator[None]:
-    """Around a save: afterwards the folder holds the new weights and no older ones in other pieces.
-
-    Args:
-        folder: Where the model is saved.
-        is_main_process: Whether this process writes; the others touch nothing.
-    """
+    """Around a save: afterwards the folder holds no older weights in other pieces. Only the main process removes."""
     root = Path(folder)
-    if not is_main_process:
-        yield
-        return
-    (root / _INDEX).unlink(missing_ok=True)  # so that the one that is there afterwards is new
+    index = root / WEIGHT_FILES[-1]
+    if is_main_process:
+        index.unlink(missing_ok=True)  # so that the one that is there afterwards is new
     yield
-    kept = {_INDEX, *_read_index(root).values()} if (root / _INDEX).is_file() else {_WEIGHTS}
-    if all((root / name).is_file() for name in kept):
+    placed = json.loads(index.read_text("utf-8"))["weight_map"] if index.is_file() else {}
+    new = {index.name, *placed.values()} if placed else {WEIGHT_FILES[0]}
+    if is_main_process and all((root / name).is_file() for name in new):
         for path in [path for pattern in WEIGHT_FILES for path in root.glob(pattern)]:
-            if path.name not in kept:
+            if path.name not in new:
                 path.unlink()
-
-
-def check_folder(folder: str | os.PathLike, options: Mapping[str, Any]) -> None:
-    """Refuse a checkpoint folder from which ``from_pretrained(folder, **options)`` would build something else.
-
-    Raises:
-        ValueError: If config.json is missing, which would give a model of the default size, or for the reasons of
-            :func:`check_weights`. Hub ids and weights under other names pass.
-    """
-    root = Path(folder, options.get("subfolder") or "")
-    if not root.is_dir() or options.get("variant") or (root / "adapter_config.json").is_file():
-        return
-    if options.get("config") is None and not (root / "config.json").is_file():
-        raise ValueError(
-            f"{root} has no config.json, so shape and settings of the model are unknown. Save the model there, or "
-            "download the file of its repository."
-        )
-    check_weights(root)
-
-
-def check_weights(folder: str | os.PathLike) -> dict[str, dict[str, dict[str, Any]]]:
-    """Look at the weights of a checkpoint folder by their headers, in milliseconds.
-
-    Args:
-        folder: Checkpoint folder.
-
-    Returns:
-        Per file the entries of its header (``dtype``, ``shape``) by the names of the tensors; nothing if the folder has
-        no safetensors.
-
-    Raises:
-        ValueError: If a file is missing, truncated or damaged, two sets of weights are there, a tensor of the index is
-            in no file, or tensors of an unquantized model are no floating-point numbers.
-    """
-    root = Path(folder)
-    placed = _read_index(root) if (root / _INDEX).is_file() else {}
-    files = sorted(set(placed.values())) or [_WEIGHTS] * (root / _WEIGHTS).is_file()
-    if placed and _WEIGHTS not in files and (root / _WEIGHTS).is_file():
-        raise ValueError(
-            f"{root} holds {_WEIGHTS} and {_INDEX}, two sets of weights, of which one is older. Remove the one that is "
-            "not meant."
-        )
-    headers = {file: read_header(root / file) for file in files}
-    lost = sorted(name for name, file in placed.items() if name not in headers[file])
-    if lost:
-        raise ValueError(
-            f"{root / placed[lost[0]]} lacks {len(lost)} tensors that {_INDEX} places there, e.g. {lost[0]}: the files "
-            "are of different saves. Download or save the checkpoint again."
-        )
-    for file, header in headers.items():
-        odd = sorted(name for name, entry in header.items() if entry["dtype"] not in _FLOATS)
-        if odd and not _is_quantized(root):
-            raise ValueError(
-                f"{root / file} holds {odd[0]} as {header[odd[0]]['dtype']}, and config.json states no quantization: "
-                "rounded weights give other vectors. Save the model in float32 or bfloat16."
-            )
-    return headers
-
-
-def read_header(path: Path) -> dict[str, dict[str, Any]]:
-    """The entries (``dtype``, ``shape``) of a safetensors file by the names of its tensors.
-
-    Raises:
-        ValueError: If the file is missing, truncated or damaged.
-    """
-    if not path.is_file():
-        raise ValueError(f"The shard {path.name} is missing from {path.parent}. Download the checkpoint again.")
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        try:
-            entries = json.loads(file.read(length)) if 8 + length <= size else {}
-            entries.pop("__metadata__", None)
-            header = {name: {key: entry[key] for key in ("dtype", "shape")} for name, entry in entries.items()}
-            end = max((entry["data_offsets"][1] for entry in entries.values()), default=0)
-        except (ValueError, AttributeError, KeyError, TypeError) as error:
-            raise ValueError(f"The shard {path} is damaged: it has no readable header. Download it again.") from error
-    if size != 8 + length + end:
-        raise ValueError(f"The shard {path} is truncated or damaged: it has {size} bytes. Download it again.")
-    return header
-
-
-def _read_index(root: Path) -> dict[str, str]:
-    """The file of each tensor, from the index.
-
-    Raises:
-        ValueError: If the index is no index, or names files of another folder.
-    """
-    try:
-        placed = json.loads((root / _INDEX).read_text("utf-8"))["weight_map"]
-        outside = sorted({file for file in placed.values() if Path(file).name != file})
-    except (ValueError, AttributeError, KeyError, TypeError) as error:
-        raise ValueError(
-            f"{root / _INDEX} is damaged: it has no weight_map from tensors to files. Download it again."
-        ) from error
-    if outside:
-        raise ValueError(f"{root / _INDEX} names {outside[0]!r}, a file outside the folder. Put the shards beside it.")
-    return placed
-
-
-def _is_quantized(root: Path) -> bool:
-    config = root / "config.json"
-    return config.is_file() and "quantization_config" in json.loads(config.read_text("utf-8"))

@@ -32,7 +32,7 @@ from transformers.utils import logging
 from .cache_plume import Context, context_class
 from .checks_plume import check_finite, check_prefix, check_readout_steps, check_suffix, left_aligned, warn_of_emulation
 from .configuration_plume import PlumeConfig
-from .hub_files_plume import PUSH_OPTIONS, check_folder, push_saved, replacing_weights, write_hub_files
+from .hub_files_plume import PUSH_OPTIONS, push_saved, replacing_weights, write_hub_files
 from .latent_plume import LatentExperts, LatentRouter, LatentTransition
 from .positions_plume import Media, media_of, mrope_index, rollout_positions
 from .rollout_plume import PlumeOutput, rollout, state_at
@@ -320,7 +320,8 @@ class PlumeModel(nn.Module):
         Raises:
             ValueError: If the checkpoint lacks weights, which would otherwise be random.
         """
-        check_folder(pretrained_model_name_or_path, kwargs)
+        if __name__.startswith("plume."):  # code that travels with weights stands alone
+            importlib.import_module("plume.weights").check_folder(pretrained_model_name_or_path, kwargs)
         wants_info = kwargs.pop("output_loading_info", False)
         loaded: Any = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
         model, info = loaded

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,7 +24,8 @@ _SAMPLE = 8  # values per weight that tell two checkpoints apart
 _NO_MATTER = ("_name_or_path", "transformers_version")  # fields of the configuration
 
 
-class Unit(NamedTuple):
+@dataclass(frozen=True)
+class Unit:
     """What becomes one vector: an item, or one page of an item that is a PDF (page 0: no page)."""
 
     index: int

@@ -88,6 +88,7 @@ setup(
         "plume.evaluation.parsers": ["*.json"],
     },
     install_requires=[
+        "filelock",
         "huggingface-hub",
         "jinja2>=3.1",
         "numpy",

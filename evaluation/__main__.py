@@ -22,9 +22,9 @@ def _add_run(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
     parser.add_argument("--tasks", nargs="*", default=[], help="ids, groups or modalities; all where omitted")
     parser.add_argument("--data-root", type=Path, default=Path("data"), help="local copies of data sets, by repository")
     parser.add_argument("--media-root", type=Path, help="images and frames; --data-root where omitted")
-    parser.add_argument("--out", type=Path, required=True, help="folder of the results")
+    parser.add_argument("--output", dest="out", type=Path, required=True, help="folder of the results")
     parser.add_argument("--prompt-set", choices=PROMPT_SETS, help="instructions; the checkpoint's own where omitted")
-    parser.add_argument("--latent-steps", type=int, help="K; the checkpoint's where omitted")
+    parser.add_argument("--num-latent-steps", dest="latent_steps", type=int, help="K; the checkpoint's where omitted")
     parser.add_argument(
         "--baseline", choices=["single-pass", "explicit-cot"], help="the same weights, without latent steps"
     )

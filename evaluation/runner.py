@@ -133,7 +133,9 @@ def _embedder(model: str | Path | Embedder, baseline: str | None, **options: Any
             )
         return model
     if baseline and options["latent_steps"] is not None:
-        raise ValueError(f"The baseline {baseline} takes no latent steps, so --latent-steps contradicts it. Drop one.")
+        raise ValueError(
+            f"The baseline {baseline} takes no latent steps, so --num-latent-steps contradicts it. Drop one."
+        )
     if baseline in (None, "single-pass"):
         return load_embedder(model, **{**options, **({"latent_steps": 0} if baseline else {})})
     devices, dtype, revision = options["devices"], options["dtype"], options["revision"]

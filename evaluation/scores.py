@@ -99,7 +99,7 @@ def read_results(folder: str | Path) -> list[dict[str, Any]]:
         if not isinstance(result, dict) or not {"task", "score", "condition"} <= result.keys():
             raise ValueError(f"{str(file)!r} is no result of an evaluation. Keep other files out of this folder.")
     if not results:
-        raise ValueError(f"The folder {str(folder)!r} holds no result. Run python -m plume.evaluation run --out there.")
+        raise ValueError(f"The folder {str(folder)!r} holds no result. Run `plume evaluate run --output` there.")
     return results
 
 

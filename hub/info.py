@@ -9,7 +9,8 @@ from typing import Any
 from huggingface_hub import HfApi, hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError
 
-from plume.hub_files_plume import ST_FILES, check_weights
+from plume.hub_files_plume import ST_FILES
+from plume.weights import check_weights
 
 _BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
 

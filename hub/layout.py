@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from safetensors import safe_open
 
-from plume.hub_files_plume import check_weights
+from plume.weights import check_weights
 
 ADAPTER = "latent_moe_transition."
 _WRAPPERS = re.compile(r"^(?:module\.|base_model\.model\.)+")

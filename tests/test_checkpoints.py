@@ -14,8 +14,8 @@ from inputs import embed, mixed_inputs
 from plume import RELEASED_LAYOUT, PlumeConfig, PlumeForEmbedding, PlumeProcessor, from_backbone
 from plume.hub.closure import closure
 from plume.hub.random_checkpoint import build_backbone_config, build_tokenizer, save_random_backbone
-from plume.hub_files_plume import check_weights
 from plume.start import processor_from_backbone
+from plume.weights import check_weights
 
 ADAPTER = "latent_transition."
 

@@ -94,6 +94,13 @@ def test_both_spellings_of_a_flag_are_taken_and_values_stay(spelling):
     assert parser.parse_args(["run", *spelling]).data_root == "a_b"
 
 
+@pytest.mark.parametrize(("former", "flag"), [("--latent-steps", "--num-latent-steps"), ("--out", "--output")])
+def test_former_names_of_a_flag_are_taken(former, flag):
+    parser = ArgumentParser()
+    parser.add_argument(flag)
+    assert list(vars(parser.parse_args([former, "3"])).values()) == ["3"]
+
+
 def test_the_trainer_s_flags_have_both_spellings():
     pytest.importorskip("trl", reason="training needs the extra `train`")
     from plume.training.train import parse
@@ -107,7 +114,7 @@ MISTAKES = [
     (["embed", "hoilday.jpg"], "There is no file 'hoilday.jpg'"),
     (["embed"], "There is nothing to embed"),
     (["embed", "--items-file", "missing.jsonl"], "missing.jsonl"),
-    (["embed", "a", "--latent-steps", "99"], "num_latent_steps=99 is outside 0..32"),
+    (["embed", "a", "--num-latent-steps", "99"], "num_latent_steps=99 is outside 0..32"),
     (["verify", "missing"], "missing is no folder"),
     (["publish", "missing", "org/name", "--dry-run"], "missing"),
     (["info", "/missing"], "missing"),

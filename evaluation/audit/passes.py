@@ -61,7 +61,7 @@ class Reader:
         if model.config.check_num_latent_steps(steps) == 0:
             raise ValueError(
                 "The audit asks what latent steps are worth, and at K = 0 there are none. Choose a checkpoint with "
-                "num_latent_steps >= 1, or pass --latent-steps."
+                "num_latent_steps >= 1, or pass --num-latent-steps."
             )
         self.model, self.processor, self.steps, self.batch_size = model, processor, steps, batch_size
 

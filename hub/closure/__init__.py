@@ -3,6 +3,7 @@
 A checkpoint in ``checkpoints/`` is a whole Hub repository without a second copy of the code: its code files are links
 to the root files, and a build of the wheel puts their contents in place of the links. After a change of the imports
 ``python -m plume.hub.closure checkpoints/plume-tiny`` brings the links up to date; a test compares them.
+Saving a model into such a folder would write through its links: save elsewhere, and copy weights and settings.
 """
 
 import json
