@@ -6,7 +6,7 @@ to the processor. Invariant: two models with equal configuration and equal weigh
 every number that changes a vector is a field here and is written to ``config.json``.
 """
 
-from typing import Any
+from typing import Any, ClassVar
 
 from transformers import Qwen2_5_VLConfig, Qwen2VLConfig, Qwen3VLConfig
 
@@ -49,8 +49,8 @@ class LatentConfig:
         ValueError: If a field is out of range or contradicts another one.
     """
 
-    model_type: str
-    backbone_config_class: Any
+    model_type: ClassVar[str]
+    backbone_config_class: ClassVar[Any]
 
     def __init__(
         self,

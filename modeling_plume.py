@@ -43,7 +43,10 @@ logger = logging.get_logger(__name__)
 _SENT_ALONG = ("return_dict", "use_cache", "mm_token_type_ids", "output_attentions", "output_hidden_states")
 
 
-class LinearPatches(nn.Module):
+_Mixed: Any = nn.Module  # to mypy: the class has the methods of what follows it in the bases
+
+
+class LinearPatches(_Mixed):
     """A patch embedding as the linear map that it is; mixed into the class of a backbone.
 
     Backbones write it as a convolution whose kernel and stride are one patch. On some devices such a convolution takes
@@ -58,7 +61,7 @@ class LinearPatches(nn.Module):
         return nn.functional.linear(hidden_states.to(proj.weight.dtype), proj.weight.flatten(1), proj.bias)
 
 
-class PlumeModel(nn.Module):
+class PlumeModel(_Mixed):
     """Latent reasoning over a vision-language model that follows it in the bases of a class.
 
     Class attributes:
@@ -75,7 +78,7 @@ class PlumeModel(nn.Module):
         # Hub checkpoints of Qwen2-VL say `visual.*` and `model.layers.*`. Transformers renames them for its own classes
         # only: without this, a base checkpoint would load as a random language model with no more than a warning.
         renamings = [(r"^visual", "model.visual"), (r"^model(?!\.(language_model|visual))", "model.language_model")]
-        mapping = [WeightRenaming(source_patterns=old, target_patterns=new) for old, new in renamings]
+        mapping: Any = [WeightRenaming(source_patterns=old, target_patterns=new) for old, new in renamings]
         register_checkpoint_conversion_mapping(cls.__name__, mapping, overwrite=True)
 
     def __init__(self, config: Any) -> None:
@@ -312,7 +315,7 @@ class PlumeModel(nn.Module):
         return {**model_inputs, "causal_lm": True}
 
     @classmethod
-    def from_pretrained(  # type: ignore[override]
+    def from_pretrained(
         cls, pretrained_model_name_or_path: str | os.PathLike, *args: Any, **kwargs: Any
     ) -> "PlumeModel":
         """Load a PLUME checkpoint; ``plume.from_backbone`` starts from one of a plain backbone.
@@ -351,7 +354,7 @@ class PlumeModel(nn.Module):
         if push_to_hub:
             self.push_to_hub(repo_id or os.path.basename(os.path.normpath(save_directory)), **pushed)
 
-    def push_to_hub(self, repo_id: str, **kwargs: Any) -> CommitInfo:  # type: ignore[override]
+    def push_to_hub(self, repo_id: str, **kwargs: Any) -> CommitInfo:
         """Upload all that :meth:`save_pretrained` writes; options of :func:`~plume.hub_files_plume.push_saved`."""
         return push_saved(self.save_pretrained, repo_id, **kwargs)
 
@@ -360,7 +363,7 @@ class _PatchEmbed(LinearPatches, PatchEmbed):
     pass
 
 
-class PlumeForEmbedding(PlumeModel, Qwen2VLForConditionalGeneration):
+class PlumeForEmbedding(PlumeModel, Qwen2VLForConditionalGeneration):  # type: ignore[misc]
     """A Qwen2-VL model that thinks K latent steps before it embeds. ``generate`` stays a Qwen2-VL's."""
 
     config_class = PlumeConfig

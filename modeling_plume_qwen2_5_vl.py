@@ -30,7 +30,8 @@ class PlumeQwen2_5_VLForEmbedding(PlumeModel, Qwen2_5_VLForConditionalGeneration
         seconds = inputs.get("second_per_grid_ts")
         if seconds is None:
             seconds = torch.ones(len(videos.grid_thw))  # as the backbone's own code has it
-        time_step = torch.as_tensor(seconds) * self.config.vision_config.tokens_per_second
+        vision: Any = self.config.vision_config
+        time_step = torch.as_tensor(seconds) * vision.tokens_per_second
         return [images, videos._replace(time_step=time_step)]
 
 

@@ -130,7 +130,7 @@ def speed_up(model: Any, enabled: bool) -> None:
     packed = [module for module in candidates if not _why_not(module)]
     forwards = [PackedForward(module) for module in packed]
     for forward in forwards:
-        forward.module.forward = forward  # type: ignore[method-assign, assignment]
+        forward.module.forward = forward
     if forwards:
         model.model.language_model.register_forward_pre_hook(_Freshness(forwards))
 
