@@ -174,7 +174,9 @@ def from_backbone(
 
 def _load(model_class: Any, source: str | os.PathLike, config: Any, options: dict[str, Any]) -> Any:
     """The model with a fresh adapter: the one thing that may be missing, and no reason for a report."""
-    lenient: Any = type(model_class.__name__, (model_class,), {"_keys_to_ignore_on_load_missing": [r"^latent_transition\."]})
+    lenient: Any = type(
+        model_class.__name__, (model_class,), {"_keys_to_ignore_on_load_missing": [r"^latent_transition\."]}
+    )
     model = lenient.from_pretrained(source, config=config, **options)
     model.__class__ = model_class
     return model

@@ -7,6 +7,7 @@ CORPUS is a folder, or Parquet with the columns id, text and image. On a cluster
 """
 
 import argparse
+import json
 from pathlib import Path
 
 import pyarrow.dataset as ds
@@ -14,6 +15,7 @@ import pyarrow.dataset as ds
 from plume.apps.corpus.plan import make_plan
 from plume.apps.shared.encoder import DEFAULT_MODEL, Encoder
 from plume.apps.shared.lock import locked
+from plume.apps.shared.terminal import plain
 from plume.arguments import ArgumentParser
 
 
@@ -43,7 +45,10 @@ def main(arguments: list[str] | None = None) -> None:
         total = embed_corpus(options, output, model_id, encoder)
     failed = ds.dataset(output / "vectors", format="parquet").filter(ds.field("error") != "")
     for row in failed.to_table(["path", "part", "error"]).to_pylist():
-        print(f"failed   {row['path']}, part {row['part']}: {row['error']}")
+        print(f"failed   {plain(row['path'])}, part {row['part']}: {plain(row['error'])}")
+    skipped = json.loads((output / "skipped.json").read_text(encoding="utf-8"))
+    for file in skipped:
+        print(f"skipped  {plain(file['path'])}: {plain(file['reason'])}")
     print(f"{total - failed.count_rows()} of {total} documents embedded, in {output / 'vectors'}")
 
 

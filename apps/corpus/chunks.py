@@ -17,6 +17,7 @@ from plume.apps.shared.documents import Document, File, load
 from plume.apps.shared.encoder import Encoder
 from plume.apps.shared.limits import Limits, decode_picture
 from plume.apps.shared.rows import build_row, row_schema
+from plume.apps.shared.terminal import plain
 
 Vectors = Sequence[np.ndarray | ValueError]
 READING = "*.reading"  # files below writing/ in which workers say what they do
@@ -62,10 +63,10 @@ def embed_chunk(
     rows = pq.read_table(output / "plan" / chunk).to_pylist()
     contents = []
     for row in rows:
-        show(f"reading {row['path']}"[:_SHOWN_CHARACTERS])
+        show(plain(f"reading {row['path']}"[:_SHOWN_CHARACTERS]))
         contents.append(_load(row, encoder))
     usable = [content for content in contents if not isinstance(content, Exception)]
-    show(f"embedding {len(usable)} documents from {rows[0]['path']}"[:_SHOWN_CHARACTERS])
+    show(plain(f"embedding {len(usable)} documents from {rows[0]['path']}"[:_SHOWN_CHARACTERS]))
     vectors = iter(embed(usable) if usable else [])
     results = []
     for row, content in zip(rows, contents, strict=True):

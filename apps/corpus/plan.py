@@ -27,6 +27,7 @@ from plume.apps.shared.documents import Skipped, list_files, split
 from plume.apps.shared.encoder import Encoder
 from plume.apps.shared.limits import Limits, MediaError
 from plume.apps.shared.rows import JOB_FILE
+from plume.apps.shared.terminal import plain
 
 _FIELDS = [("id", pa.string()), ("root", pa.string()), ("path", pa.string()), ("part", pa.int32())]
 _FIELDS += [("parts", pa.int32()), ("kind", pa.string()), ("stamp", pa.string()), ("digest", pa.string())]
@@ -92,7 +93,7 @@ def _clear_plan(folder: Path) -> None:
 def _rows_of_folder(corpus: Path, skipped: list[Skipped]) -> Iterator[dict[str, Any]]:
     bar = tqdm(list(list_files(corpus)), unit="file", desc="plan")
     for file in bar:
-        bar.set_postfix_str(file.path[-60:])
+        bar.set_postfix_str(plain(file.path[-60:]))
         if isinstance(file, Skipped):
             skipped.append(file)
             continue

@@ -19,6 +19,7 @@ from plume.apps.search.world import read_questions, write_world
 from plume.apps.shared.documents import KINDS
 from plume.apps.shared.encoder import DEFAULT_MODEL, Encoder
 from plume.apps.shared.limits import Limits
+from plume.apps.shared.terminal import plain
 from plume.arguments import ArgumentParser
 
 _OFFERED = 4  # questions that the page offers
@@ -68,7 +69,7 @@ def run(options: argparse.Namespace) -> None:
     if options.command == "index":
         report = index_folders(options.folders, index, encoder, batch=options.batch, forget_empty=options.forget_empty)
         for skipped in report.skipped:
-            print(f"skipped  {_plain(skipped.path)}: {_plain(skipped.reason)}")
+            print(f"skipped  {plain(skipped.path)}: {plain(skipped.reason)}")
         print(
             f"{report.embedded} embedded, {report.unchanged} unchanged, {report.removed} removed, "
             f"{len(report.skipped)} skipped; {len(index)} documents in {options.index}"
@@ -79,7 +80,7 @@ def run(options: argparse.Namespace) -> None:
         )
         for rank, hit in enumerate(answer.hits, start=1):
             place = f" ({hit.part} of {hit.parts})" if hit.parts > 1 else ""
-            print(f"{rank:>3}  {hit.score:.3f}  {_plain(hit.kind):<8} {_plain(str(Path(hit.root, hit.path)))}{place}")
+            print(f"{rank:>3}  {hit.score:.3f}  {plain(hit.kind):<8} {plain(str(Path(hit.root, hit.path)))}{place}")
     elif options.command == "import":
         print(f"{import_vectors(options.vectors, index)} documents imported; {len(index)} in {options.index}")
     else:
@@ -91,11 +92,6 @@ def run(options: argparse.Namespace) -> None:
         questions = read_questions(options.world)[:_OFFERED] if options.world else []
         app = build_app(Search(index, encoder, Limits()), questions)
         uvicorn.run(app, host=options.host, port=options.port, log_level="warning")
-
-
-def _plain(text: str) -> str:
-    """Text from outside without what would steer a terminal."""
-    return "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in text)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

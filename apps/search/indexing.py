@@ -24,6 +24,7 @@ from plume.apps.shared.encoder import Encoder
 from plume.apps.shared.limits import Limits, MediaError
 from plume.apps.shared.lock import locked
 from plume.apps.shared.rows import build_row
+from plume.apps.shared.terminal import plain
 
 _SHOWN_CHARACTERS = 60  # of what the progress bar says
 
@@ -117,7 +118,7 @@ class _Run:
 
     def _show(self, doing: str) -> None:
         """Say what takes its time: files differ a thousandfold, so a count alone seems to stand still."""
-        self.bar.set_postfix_str(doing[-_SHOWN_CHARACTERS:])
+        self.bar.set_postfix_str(plain(doing[-_SHOWN_CHARACTERS:]))
 
     def _leave(self, unlisted: Unlisted) -> None:
         """Report what could not be looked at, and leave its rows as they are."""

@@ -114,11 +114,20 @@ def build_app(encoder: Encoder, settings: Settings | None = None) -> FastAPI:
         batcher.start()
         yield
         await batcher.stop()
+        service.reader.shutdown(wait=False)
 
     app = FastAPI(title="PLUME embeddings", lifespan=lifespan, openapi_url=None)
     app.add_middleware(BodyGuard, max_body=settings.max_body, max_bodies=settings.max_bodies, on_refusal=metrics.count)
     if settings.api_key is not None:  # added last, so it comes first
         app.add_middleware(KeyGuard, api_key=settings.api_key, on_refusal=metrics.count)
+
+    _add_refusals(app, metrics)
+    _add_routes(app, service, settings, metrics)
+    return app
+
+
+def _add_refusals(app: FastAPI, metrics: Metrics) -> None:
+    """Errors of the framework in OpenAI's shape."""
 
     @app.exception_handler(HTTPException)
     async def refuse_route(request: Request, error: HTTPException) -> JSONResponse:
@@ -132,6 +141,10 @@ def build_app(encoder: Encoder, settings: Settings | None = None) -> FastAPI:
         metrics.count(500)
         return error_response(500, "The server failed on this request; its log says why.")
 
+
+def _add_routes(app: FastAPI, service: "_Service", settings: Settings, metrics: Metrics) -> None:
+    batcher = service.batcher
+
     @app.post("/v1/embeddings", responses=ANSWERS, openapi_extra=REQUEST_BODY)
     async def embeddings(request: Request) -> Response:
         started = time.monotonic()
@@ -144,7 +157,7 @@ def build_app(encoder: Encoder, settings: Settings | None = None) -> FastAPI:
     async def models() -> dict[str, Any]:
         model = {"id": settings.name, "object": "model", "created": 0, "owned_by": "plume"}
         limits = describe_limits(settings.limits, settings.clip_limits, settings.max_body)
-        return {"object": "list", "data": [{**model, "dimensions": encoder.dimension, "limits": limits}]}
+        return {"object": "list", "data": [{**model, "dimensions": batcher.encoder.dimension, "limits": limits}]}
 
     @app.get("/health")
     async def health() -> Response:
@@ -160,8 +173,6 @@ def build_app(encoder: Encoder, settings: Settings | None = None) -> FastAPI:
     @app.get("/openapi.json", include_in_schema=False)
     async def show_document() -> dict[str, Any]:
         return document
-
-    return app
 
 
 class _Service:
