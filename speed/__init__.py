@@ -1,4 +1,4 @@
-"""Opt-in speed that needs private operators: not part of a checkpoint's code, found by ``model.speed_up()``."""
+"""Optional CPU acceleration with private operators of torch: not part of a checkpoint's code, used by ``speed_up()``."""
 
 from plume.speed.packed import speed_up
 

@@ -13,7 +13,7 @@ from plume.hub.random_checkpoint import save_random_plume
 
 pytest.importorskip("trl", reason="training needs the extra `train`")
 
-from plume.training.collator import rewrite, split_rows  # noqa: E402
+from plume.training.collator import rewrite, split_rows
 
 __all__ = ["model_type"]
 
@@ -71,7 +71,7 @@ def test_a_run_over_three_stages_learns_and_its_checkpoint_opens_everywhere(corp
     assert np.abs(vectors - expected.numpy()).max() <= 1e-5
 
 
-def test_chunks_keep_the_times_of_their_clips(corpus, tmp_path, model_type):  # noqa: F811
+def test_chunks_keep_the_times_of_their_clips(corpus, tmp_path, model_type):
     """Qwen2.5-VL places frames by seconds: a chunk without them would fall back to one second, silently."""
     trainer = make_trainer(corpus, tmp_path)
     batch = trainer.data_collator([trainer.train_dataset[index] for index in range(6)])
