@@ -14,6 +14,8 @@ first such product.
 """
 
 import threading
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -32,24 +34,33 @@ _MOST_ROWS = 64
 _FLOAT32_ROWS = 3
 _FORWARD = "forward"
 
+Weights = Callable[[], tuple[torch.Tensor, torch.Tensor | None]]
+
 
 class PackedProduct:
-    """x -> x W^T + b over a packed copy of W ``(out, in)``, made at the first call for each dtype."""
+    """x -> x W^T + b over a packed copy of W ``(out, in)``, made at the first call for each dtype.
 
-    def __init__(self) -> None:
+    Args:
+        weights: Gives W and b; called when they are packed.
+    """
+
+    def __init__(self, weights: Weights) -> None:
+        self._weights = weights
         self._packed: dict[torch.dtype, tuple[torch.Tensor, torch.Tensor | None]] = {}
 
-    def __call__(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-        """Product of ``x``, ``(B, ..., in)``, with the weight that was there at the first call."""
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """The product for ``x``, ``(B, ..., in)``."""
         dtype = x.dtype
         if dtype == torch.bfloat16 and len(x) >= _FLOAT32_ROWS and emulates_bfloat16():
             dtype = torch.float32
-        if dtype not in self._packed:
+        found = self._packed.get(dtype)
+        if found is None:
+            weight, bias = self._weights()
             whole = weight.detach().to(dtype).contiguous()
             packed = torch.ops.mkldnn._reorder_linear_weight(whole, _ROWS_HINT)
-            self._packed[dtype] = packed, None if bias is None else bias.detach().to(dtype)
-        packed, bias = self._packed[dtype]
-        return torch.ops.mkldnn._linear_pointwise(x.to(dtype), packed, bias, "none", [], "").to(x.dtype)
+            found = self._packed[dtype] = packed, None if bias is None else bias.detach().to(dtype)
+        product = torch.ops.mkldnn._linear_pointwise(x.to(dtype), *found, "none", [], "")
+        return product if dtype == x.dtype else product.to(x.dtype)
 
 
 class PackedForward:
@@ -60,31 +71,37 @@ class PackedForward:
     """
 
     def __init__(self, module: nn.Module) -> None:
-        self.module = module
-        self.products: dict[str, PackedProduct] = {}
+        self.module: Any = module
+        self.products: list[PackedProduct] = []
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"module": self.module, "products": {}}
+        return {"module": self.module, "products": []}
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """As the module's own forward, to rounding."""
-        module: Any = self.module
-        rows = x.numel() // x.shape[-1]
+        module = self.module
         plain = torch.is_grad_enabled() or module.training or torch.is_autocast_enabled("cpu")
-        if plain or x.device.type != "cpu" or not 0 < rows <= _MOST_ROWS:
+        if plain or x.device.type != "cpu" or not 0 < x.numel() <= _MOST_ROWS * x.shape[-1]:
             return type(module).forward(module, x)
-        if isinstance(module, nn.Linear):
-            return self._product("weight", x, module.weight, module.bias)
-        # The experts: all of them as one product up, one product each down.
-        hidden_BH = self._product("up", x, module.up_weight.mT.flatten(0, 1), module.up_bias.flatten())
-        outputs = [
-            self._product(f"down {index}", hidden, module.down_weight[index].T, module.down_bias[index, 0])
-            for index, hidden in enumerate(nn.functional.gelu(hidden_BH).chunk(len(module.up_weight), dim=-1))
-        ]
-        return torch.stack(outputs)
+        products = self.products = self.products or [PackedProduct(weights) for weights in _weights_of(module)]
+        if len(products) == 1:
+            return products[0](x)
+        up, *downs = products  # the experts: all of them as one product up, one product each down
+        hidden = nn.functional.gelu(up(x)).chunk(len(downs), dim=-1)
+        return torch.stack([down(part) for down, part in zip(downs, hidden, strict=True)])
 
-    def _product(self, name: str, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-        return self.products.setdefault(name, PackedProduct())(x, weight, bias)
+
+def _weights_of(module: Any) -> list[Weights]:
+    """W and b of every product of a module."""
+    if isinstance(module, nn.Linear):
+        return [lambda: (module.weight, module.bias)]
+    up: Weights = lambda: (module.up_weight.mT.flatten(0, 1), module.up_bias.flatten())  # noqa: E731
+    downs = [partial(_down, module, index) for index in range(len(module.down_weight))]
+    return [up, *downs]
+
+
+def _down(experts: Any, index: int) -> tuple[torch.Tensor, torch.Tensor]:
+    return experts.down_weight[index].T, experts.down_bias[index, 0]
 
 
 class _Freshness:
@@ -108,7 +125,7 @@ class _Freshness:
         with self._lock:
             if stamp != self._stamp:
                 for forward in self._forwards:
-                    forward.products = {}
+                    forward.products = []
                 self._stamp = stamp
 
 
@@ -151,7 +168,7 @@ def _why_not(module: nn.Module) -> str | None:
 
 def _works() -> bool:
     try:
-        PackedProduct()(torch.zeros(1, 8), torch.zeros(8, 8), None)
+        PackedProduct(lambda: (torch.zeros(8, 8), None))(torch.zeros(1, 8))
     except (AttributeError, NotImplementedError, RuntimeError):
         return False
     return True

@@ -132,7 +132,7 @@ def test_packed_steps_equal_plain_ones(model, processor, num_latent_steps):
 
 def packed_products(model) -> list[packed.PackedProduct]:
     forwards = [vars(m)["forward"] for m in model.modules() if isinstance(vars(m).get("forward"), packed.PackedForward)]
-    return [product for forward in forwards for product in forward.products.values()]
+    return [product for forward in forwards for product in forward.products]
 
 
 @pytest.mark.parametrize("emulated", [False, True])
