@@ -7,6 +7,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import launch_step
 import numpy as np
 import pytest
 import torch
@@ -205,18 +206,22 @@ def test_suffix_scores_are_log_probabilities_of_the_language_model(corpus):
     assert torch.allclose(output.suffix_log_probs, expected, atol=1e-5)
 
 
+@pytest.fixture(scope="module")
+def steps_of_ranks(corpus, tmp_path_factory) -> Path:
+    """Folder of the step of one rank, taken in this process, and of two, launched."""
+    folder = tmp_path_factory.mktemp("ranks")
+    launch_step.main(corpus, folder, 1)
+    done = subprocess.run(
+        [sys.executable, *launcher_of_two(), launch_step.__file__, str(corpus), str(folder), "2"],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "CI": "1"}, capture_output=True, text=True, check=False, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    return folder
+
+
 @pytest.mark.parametrize("chunk", [0, 3], ids=["whole", "chunked"])
-def test_two_ranks_equal_one_through_accelerate(corpus, tmp_path, chunk):
-    script = str(ROOT / "tests" / "launch_step.py")
-    results = []
-    for world in (1, 2):
-        launcher = [] if world == 1 else launcher_of_two()
-        done = subprocess.run(
-            [sys.executable, *launcher, script, str(corpus), str(tmp_path), str(world), str(chunk)],
-            env={**os.environ, "OMP_NUM_THREADS": "1", "CI": "1"}, capture_output=True, text=True, check=False, timeout=300,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr[-3000:]
-        results.append(torch.load(tmp_path / f"step-{world}-{chunk}.pt"))
+def test_two_ranks_equal_one_through_accelerate(steps_of_ranks, chunk):
+    results = [torch.load(steps_of_ranks / f"step-{world}-{chunk}.pt") for world in (1, 2)]
     assert results[0]["gradients"].keys() == results[1]["gradients"].keys()
     assert difference(results[0]["gradients"], results[1]["gradients"]) <= 1e-5
     for name in ("loss_embedding", "loss_anchor", "loss_balance", "loss_ce"):
@@ -227,7 +232,7 @@ def losses(trainer) -> list[float]:
     return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_run_resumed_in_any_stage_equals_the_uninterrupted_one(corpus, tmp_path, workers):
     """10 steps over 5 stages of 2 steps, 6 steps an epoch: every resume starts in the middle of a stage."""
     options = {
@@ -307,6 +312,7 @@ def arguments_of(corpus, output, *flags) -> list[str]:
         "--model_name_or_path": corpus / "model", "--train_files": corpus / "pairs.jsonl", "--media_root": corpus / "media",
         "--output_dir": output, "--per_device_train_batch_size": 8, "--sub_batch_size": 4, "--report_to": "none", "--bf16": False,
         "--use_cpu": True, "--logging_steps": 1, "--save_strategy": "no", "--learning_rate": 1e-3, "--seed": 1,
+        "--verdict_pairs": 8,
     }  # fmt: skip
     return [*(str(part) for item in arguments.items() for part in item), *flags]
 
@@ -389,8 +395,10 @@ def test_lora_trains_adapter_and_token_rows_and_saves_a_whole_checkpoint(long_co
 
 
 def test_a_plain_backbone_is_trained_from_the_command_line(long_corpus, train, backbone, tmp_path):
+    some = tmp_path / "some.jsonl"
+    some.write_text("".join((long_corpus / "pairs.jsonl").read_text().splitlines(keepends=True)[:12]))
     said = train(tmp_path / "out", "--model_name_or_path", str(backbone), "--max_steps", "2", "--num_latent_steps", "2",
-                 "--eval_files", str(long_corpus / "pairs.jsonl"), "--eval_strategy", "steps", "--eval_steps", "2")  # fmt: skip
+                 "--eval_files", str(some), "--eval_strategy", "steps", "--eval_steps", "2")  # fmt: skip
     assert "eval_hit@1" in said
     assert PlumeForEmbedding.from_pretrained(tmp_path / "out").config.num_latent_steps == 2
 

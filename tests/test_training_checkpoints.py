@@ -149,6 +149,7 @@ def test_prediction_counts_every_row(corpus, tmp_path):
     assert trainer.args.dataloader_drop_last
 
 
+@pytest.mark.slow
 def test_a_killed_run_ends_as_an_unkilled_one(corpus, tmp_path):
     """`python tests/kill_training.py --kills 20` is the long form."""
     assert run_with_kills(corpus, tmp_path, kills=2, seed=0) == 2
