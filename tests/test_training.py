@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -544,7 +545,9 @@ def test_bad_rows_are_left_out_only_when_asked(long_corpus, train, tmp_path):
 
 
 def test_a_streamed_corpus_is_trained_on(train, tmp_path):
-    said = train(tmp_path / "out", "--streaming", "--max_steps", "2", "--dataloader_num_workers", "1")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", RuntimeWarning)
+        said = train(tmp_path / "out", "--streaming", "--max_steps", "2", "--dataloader_num_workers", "1")
     assert len(log_of(said)) == 2
 
 
