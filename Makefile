@@ -4,28 +4,30 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 SOURCES := .
 BENCH ?= parts
+# A free worker takes the next file: what a module builds for its tests is built once.
+WORKERS ?= -n logical --maxprocesses 4 --dist loadfile
 
-.PHONY: help demo train-demo test test-min test-examples search check fix bench clean
+.PHONY: help demo train-demo test test-all test-min test-examples search check fix bench clean
 
 help: ## Show this help
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
 
 # One environment per set of constraints. torch comes first, by its exact version.
-$(VENV)/.installed: setup.py constraints.txt
+$(VENV)/.installed: setup.py pyproject.toml constraints.txt
 	@echo "Installing into $(VENV): some minutes, most of them for torch"
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/pip install --quiet --constraint constraints.txt torch
 	$(VENV)/bin/pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
-.venv-min/.installed: setup.py constraints-min.txt
+.venv-min/.installed: setup.py pyproject.toml constraints-min.txt
 	@echo "Installing the oldest supported libraries into .venv-min: some minutes"
 	$(PYTHON) -m venv .venv-min
 	.venv-min/bin/pip install --quiet --constraint constraints-min.txt torch
 	.venv-min/bin/pip install --quiet --constraint constraints-min.txt --editable '.[test]'
 	touch $@
 
-.venv-examples/.installed: setup.py constraints.txt constraints-examples.txt
+.venv-examples/.installed: setup.py pyproject.toml constraints.txt constraints-examples.txt
 	@echo "Installing the libraries of apps/ and examples/ into .venv-examples: some minutes"
 	$(PYTHON) -m venv .venv-examples
 	grep -v '^pillow==' constraints.txt | cat - constraints-examples.txt > .venv-examples/constraints.txt
@@ -39,8 +41,11 @@ demo: $(VENV)/.installed ## Ask plume-tiny about pictures, pages, texts and clip
 train-demo: $(VENV)/.installed ## Train a small model with latent steps and one without, draw outputs/train-demo/curves.png
 	$(RUN) examples/train_demo.py
 
-test: $(VENV)/.installed ## Run all tests, offline, on CPU
-	$(RUN) -m pytest -n logical --maxprocesses 4
+test: $(VENV)/.installed ## Run the tests, offline, on CPU, in a few minutes
+	$(RUN) -m pytest $(WORKERS) -m "not slow"
+
+test-all: $(VENV)/.installed ## Run the slow tests too
+	$(RUN) -m pytest $(WORKERS)
 
 test-min: .venv-min/.installed ## Run the core tests on the oldest supported libraries
 	.venv-min/bin/python -m pytest tests/test_vectors.py tests/test_processor.py tests/test_doors.py tests/test_plume_tiny.py tests/test_embed.py

@@ -1,1 +1,1 @@
-"""What people do with vectors: search a folder, embed a corpus, serve clients. Each needs its extra, see setup.py."""
+"""What people do with vectors: search a folder, embed a corpus, serve clients. Each needs its extra."""

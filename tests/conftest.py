@@ -11,13 +11,23 @@ os.environ["OMP_NUM_THREADS"] = "1"  # tensors are tiny: more threads only wait 
 os.environ["HF_MODULES_CACHE"] = tempfile.mkdtemp(prefix="plume-modules-")
 os.environ["HF_DATASETS_CACHE"] = tempfile.mkdtemp(prefix="plume-datasets-")
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from remote import Remote
 from transformers import AutoModel
 
 from plume import PlumeModel, PlumeProcessor
 from plume.hub.random_checkpoint import save_random_backbone, save_random_plume
+
+
+@pytest.fixture(scope="session")
+def remote(tmp_path_factory) -> Iterator[Remote]:
+    """An interpreter without the package; what it holds is modules of code, no state of a test."""
+    remote = Remote(tmp_path_factory.mktemp("remote"))
+    yield remote
+    remote.close()
 
 
 @pytest.fixture(scope="module")

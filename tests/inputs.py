@@ -55,6 +55,12 @@ def embed(model, processor, inputs, **kwargs) -> torch.Tensor:
         return model(**processor.process_documents(inputs), **kwargs).embeddings
 
 
+def checkpoint_activations(model, options: dict | None = None) -> None:
+    """Gradient checkpointing, by the name that the installed transformers has for it."""
+    newer = getattr(model, "activation_checkpointing_enable", None)
+    (newer or model.gradient_checkpointing_enable)(options)
+
+
 def claim_pixels(folder: Path) -> Path:
     path = folder / "bomb.png"
     Image.new("1", (7000, 7000)).save(path, optimize=True)  # some kilobytes, 49 million pixels

@@ -13,8 +13,7 @@ from torch.distributed.fsdp import fully_shard
 CASES = [(0, None), (2, 3), (4, None), (4, 3)]  # stage and chunk size
 
 
-def main() -> None:
-    folder, out = Path(sys.argv[1]), Path(sys.argv[2])
+def main(folder: Path, out: Path) -> None:
     torch.set_num_threads(1)
     options = {"expert_dropout": 0.0, "num_negatives": 1, "temperature": 0.2, "per_device_train_batch_size": 1}
     trainer = make_trainer(folder, out, **options)
@@ -43,4 +42,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(Path(sys.argv[1]), Path(sys.argv[2]))

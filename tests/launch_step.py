@@ -1,4 +1,4 @@
-"""One training step under any launcher; rank 0 saves loss terms and gradients. Used by test_training.py."""
+"""One training step, whole and in chunks, under any launcher; rank 0 saves loss terms and gradients. Used by test_training.py."""
 
 import os
 import sys
@@ -13,9 +13,7 @@ from plume.training.data import load_rows
 from plume.training.trainer import PlumeTrainer
 
 
-def main() -> None:
-    folder, out, world, chunk = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
-    torch.set_num_threads(1)
+def step(folder: Path, out: Path, world: int, chunk: int) -> None:
     args = PlumeTrainingConfig(
         output_dir=str(out), media_root=str(folder / "media"), per_device_train_batch_size=8 // world,
         sub_batch_size=4, max_steps=1, stage_weights=[0, 1, 0], chunk_size=chunk or None, num_negatives=1, use_cpu=True, bf16=False,
@@ -40,6 +38,12 @@ def main() -> None:
     trainer.train()
     if trainer.is_world_process_zero():
         torch.save({"gradients": gradients, "log": trainer.state.log_history}, out / f"step-{world}-{chunk}.pt")
+
+
+def main(folder: Path, out: Path, world: int) -> None:
+    torch.set_num_threads(1)
+    for chunk in (0, 3):
+        step(folder, out, world, chunk)
     if distributed.is_initialized():
         distributed.barrier()
         # Gloo can wait for ever for a rank that has left while the interpreter takes the group apart.
@@ -47,4 +51,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]))

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 
 import pytest
 import torch
@@ -28,6 +29,20 @@ def run(folder, *options):
     return json.loads((results / "results/ablations.json").read_text())
 
 
+@pytest.fixture(scope="module")
+def full(tmp_path_factory):
+    """Folder of a sweep that ran the full variant, and its rows."""
+    folder = tmp_path_factory.mktemp("full")
+    return folder, run(folder, "--variants", "full")
+
+
+@pytest.fixture
+def swept(full, tmp_path):
+    """A copy of it, to be changed."""
+    shutil.copytree(full[0], tmp_path, dirs_exist_ok=True)
+    return tmp_path
+
+
 @pytest.mark.parametrize("name", VARIANTS)
 def test_every_variant_takes_the_same_number_of_latent_steps(name):
     phases = VARIANTS[name].phases(550)
@@ -40,8 +55,8 @@ def test_every_variant_of_the_paper_is_there():
     assert set(VARIANTS) == {"full", *PAPER}
 
 
-def test_a_finished_run_is_not_run_again(tmp_path, monkeypatch):
-    rows = run(tmp_path, "--variants", "full")
+def test_a_run_leaves_scores_and_a_page(full):
+    folder, rows = full
     assert {(row["variant"], row["seed"]) for row in rows} == {("full", 0)}
     assert sorted((row["task"], row["split"], row["hops"]) for row in rows) == [
         ("image-chain", "extrapolation", 2),
@@ -50,20 +65,22 @@ def test_a_finished_run_is_not_run_again(tmp_path, monkeypatch):
         ("image-name", "test", 0),
     ]
     assert all(0 <= row["hit_at_1"] <= 1 and row["n"] == 6 for row in rows)
-    assert json.loads((tmp_path / "docs/results/tasks.json").read_text())["image-chain"]["control"] is False
-    page = (tmp_path / "docs/results.md").read_text()
+    assert json.loads((folder / "docs/results/tasks.json").read_text())["image-chain"]["control"] is False
+    page = (folder / "docs/results.md").read_text()
     assert "| image-chain | 3 |" in page
     assert "| image-name | control, 0 |" in page
 
+
+def test_a_finished_run_is_not_run_again(full, swept, monkeypatch):
     def refuse(*_):
         raise AssertionError("trained again")
 
     monkeypatch.setattr(ablate.Sweep, "_continue", refuse)
-    assert run(tmp_path, "--variants", "full") == rows  # from the run's file
-    (tmp_path / "sweep").rename(tmp_path / "gone")
-    assert run(tmp_path, "--variants", "full") == rows  # from the results
+    assert run(swept, "--variants", "full") == full[1]  # from the run's file
+    (swept / "sweep").rename(swept / "gone")
+    assert run(swept, "--variants", "full") == full[1]  # from the results
     with pytest.raises(AssertionError, match="trained again"):
-        run(tmp_path, "--variants", "full", "k4")
+        run(swept, "--variants", "full", "k4")
 
 
 def test_variants_are_compared_seed_by_seed():
@@ -75,14 +92,13 @@ def test_variants_are_compared_seed_by_seed():
     assert compare(full, full)[1] == "within spread"
 
 
-def test_results_behind_another_start_are_not_mixed(tmp_path):
-    run(tmp_path, "--variants", "full")
-    moved = tmp_path / "sweep/explicit-0/model.safetensors"
+def test_results_behind_another_start_are_not_mixed(swept):
+    moved = swept / "sweep/explicit-0/model.safetensors"
     weights = load_file(moved)
     save_file({name: tensor + 1 for name, tensor in weights.items()}, moved, {"format": "pt"})
-    (tmp_path / "sweep/full-0.json").unlink()
+    (swept / "sweep/full-0.json").unlink()
     with pytest.raises(ValueError, match="other weights"):
-        run(tmp_path, "--variants", "k4")
+        run(swept, "--variants", "k4")
 
 
 def test_results_of_a_plan_that_lacks_a_newer_field_are_not_taken_for_any(tmp_path):
@@ -122,11 +138,10 @@ def test_another_plan_in_the_same_folder_is_refused(tmp_path):
         ablate.Sweep(ablate.Plan(rows=25), tmp_path, RECIPE)
 
 
-def test_results_of_another_number_of_steps_are_not_mixed(tmp_path):
-    run(tmp_path, "--variants", "full")
-    (tmp_path / "sweep").rename(tmp_path / "gone")
+def test_results_of_another_number_of_steps_are_not_mixed(swept):
+    (swept / "sweep").rename(swept / "gone")
     with pytest.raises(ValueError, match="another plan"):
-        run(tmp_path, "--variants", "full", "--latent_steps", "6")
+        run(swept, "--variants", "full", "--latent_steps", "6")
 
 
 def test_the_explicit_stage_goes_on_until_every_task_is_mastered(tmp_path, monkeypatch):
@@ -180,6 +195,7 @@ def test_mastery_is_the_cross_entropy_of_the_queries(tmp_path):
     assert sweep.hardest_ce(model) == pytest.approx(chance, abs=1e-3)
 
 
+@pytest.mark.slow
 def test_the_training_demo_draws_what_it_trained(tmp_path, monkeypatch):
     few = ablate.Plan(
         tasks=("image-chain",),

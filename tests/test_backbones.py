@@ -1,8 +1,6 @@
 """What one backbone does and another does not: positions in time, deepstack, an embedder's own vectors, classes."""
 
 import json
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -63,33 +61,11 @@ def test_a_saved_checkpoint_carries_its_own_backbone_alone(tmp_path):
         assert names == (set() if model_type == "qwen2_vl" else {f"modeling_plume_{model_type}.py"})
 
 
-REMOTE = """
-import json, sys
-import torch
-from transformers import AutoModel, AutoProcessor
-vectors = []
-for name in sys.argv[1:]:
-    model = AutoModel.from_pretrained(name, trust_remote_code=True).eval()
-    processor = AutoProcessor.from_pretrained(name, trust_remote_code=True)
-    assert type(model).__module__.startswith("transformers_modules"), type(model).__module__
-    with torch.no_grad():
-        vectors.append(model(**processor.process_documents(["a red bus"])).embeddings.tolist())
-assert "plume" not in sys.modules
-print(json.dumps(vectors))
-"""
-
-
-def test_every_backbone_loads_by_its_own_code(tmp_path):
-    folders, expected = [], []
-    for model_type in MODEL_TYPES:
-        model, processor = save_random_plume(tmp_path / model_type, model_type=model_type)
-        folders.append(str(tmp_path / model_type))
-        expected.append(embed(model, processor, ["a red bus"]).numpy())
-    done = subprocess.run(
-        [sys.executable, "-c", REMOTE, *folders], cwd=tmp_path, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert np.abs(np.array(json.loads(done.stdout.splitlines()[-1])) - expected).max() <= 1e-6
+@pytest.mark.parametrize("model_type", MODEL_TYPES)
+def test_every_backbone_loads_by_its_own_code(model_type, tmp_path, remote):
+    model, processor = save_random_plume(tmp_path / model_type, model_type=model_type)
+    expected = embed(model, processor, ["a red bus"]).numpy()
+    assert np.abs(remote("transformers", tmp_path / model_type, ["a red bus"]) - expected).max() <= 1e-6
 
 
 # Positions

@@ -1,9 +1,6 @@
 """Four doors, one vector: remote code, sentence-transformers, the installed package, the hub by name."""
 
-import json
-import os
-import subprocess
-import sys
+import pickle
 
 import numpy as np
 import pytest
@@ -27,35 +24,6 @@ ITEMS = [
     {"video": str(MEDIA / "rolling_ball.mp4"), "text": "two dogs"},
 ]
 
-REMOTE = """
-import json, sys
-import torch
-from transformers import AutoConfig, AutoModel, AutoProcessor
-name, items = sys.argv[1], json.loads(sys.argv[2])
-model = AutoModel.from_pretrained(name, trust_remote_code=True).eval()
-processor = AutoProcessor.from_pretrained(name, trust_remote_code=True)
-config = AutoConfig.from_pretrained(name, trust_remote_code=True)
-assert type(model).__module__.startswith("transformers_modules"), type(model).__module__
-assert "plume" not in sys.modules
-with torch.no_grad():
-    vectors = [model(**processor.process_documents([item])).embeddings[0].tolist() for item in items]
-model.save_pretrained("resaved")
-processor.save_pretrained("resaved")
-again = AutoModel.from_pretrained("resaved", trust_remote_code=True).eval()
-with torch.no_grad():
-    vectors += again(**processor.process_documents(items)).embeddings.tolist()
-print(json.dumps(vectors))
-"""
-
-SENTENCE_TRANSFORMERS = """
-import json, sys
-from sentence_transformers import SentenceTransformer
-name, items = sys.argv[1], json.loads(sys.argv[2])
-model = SentenceTransformer(name, trust_remote_code=True)
-assert type(model[0].model).__module__.startswith("transformers_modules")
-print(json.dumps(model.encode(items).tolist()))
-"""
-
 
 @pytest.fixture(scope="module")
 def expected(checkpoint, processor) -> np.ndarray:
@@ -64,44 +32,22 @@ def expected(checkpoint, processor) -> np.ndarray:
     return embed(PlumeForEmbedding.from_pretrained(checkpoint).eval(), processor, ITEMS).numpy()
 
 
-@pytest.fixture(scope="module")
-def hub(checkpoint, tmp_path_factory) -> dict[str, str]:
-    """Environment in which the literal name "org/plume" is a cached hub repository, offline."""
-    cache = tmp_path_factory.mktemp("hub")
-    repository, revision = cache / "models--org--plume", "0123456789abcdef0123456789abcdef01234567"
-    (repository / "refs").mkdir(parents=True)
-    (repository / "refs" / "main").write_text(revision)
-    (repository / "snapshots").mkdir()
-    os.symlink(checkpoint, repository / "snapshots" / revision)
-    return {"HF_HUB_CACHE": str(cache), "HF_MODULES_CACHE": str(tmp_path_factory.mktemp("modules"))}
+@pytest.fixture(scope="module", params=["folder", "org/plume"])
+def name(request, checkpoint, remote) -> str:
+    """The checkpoint as a folder, and as a cached repository of the hub, offline."""
+    return str(checkpoint) if request.param == "folder" else remote.publish("org/plume", checkpoint)
 
 
-def run_elsewhere(code: str, name: str, folder, environment: dict[str, str]) -> np.ndarray:
-    """Run code in a fresh interpreter, outside the checkout, in which `plume` has not been imported."""
-    done = subprocess.run(
-        [sys.executable, "-c", code, name, json.dumps(ITEMS)],
-        cwd=folder,
-        env={**os.environ, "HF_HUB_OFFLINE": "1", **environment},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return np.array(json.loads(done.stdout.splitlines()[-1]), dtype=np.float32)
+def test_remote_code_gives_the_same_vectors_and_saves_itself(name, remote, expected, tmp_path):
+    resaved = tmp_path / "resaved"
+    assert np.abs(remote("transformers", name, ITEMS, resaved) - expected).max() <= 1e-5
+    assert (resaved / "modeling_plume.py").exists()
+    assert (resaved / "modules.json").exists()
+    assert np.abs(remote("transformers", resaved, ITEMS) - expected).max() <= 1e-5
 
 
-@pytest.mark.parametrize("by_name", [False, True], ids=["folder", "org/plume"])
-def test_remote_code_gives_the_same_vectors_and_saves_itself(checkpoint, hub, expected, tmp_path, by_name):
-    vectors = run_elsewhere(REMOTE, "org/plume" if by_name else str(checkpoint), tmp_path, hub)
-    assert np.abs(vectors - np.concatenate([expected, expected])).max() <= 1e-5
-    assert (tmp_path / "resaved" / "modeling_plume.py").exists()
-    assert (tmp_path / "resaved" / "modules.json").exists()
-
-
-@pytest.mark.parametrize("by_name", [False, True], ids=["folder", "org/plume"])
-def test_sentence_transformers_with_remote_code(checkpoint, hub, expected, tmp_path, by_name):
-    vectors = run_elsewhere(SENTENCE_TRANSFORMERS, "org/plume" if by_name else str(checkpoint), tmp_path, hub)
-    assert np.abs(vectors - expected).max() <= 1e-5
+def test_sentence_transformers_with_remote_code(name, remote, expected):
+    assert np.abs(remote("sentence_transformers", name, ITEMS) - expected).max() <= 1e-5
 
 
 @pytest.fixture(scope="module")
@@ -183,26 +129,16 @@ def test_right_padding_through_sentence_transformers_gives_the_same_vectors(enco
     assert np.abs(padded - encoder.encode(texts)).max() <= 1e-5
 
 
-PROCESSES = """
-import sys
-import numpy as np
-import plume
-from sentence_transformers import SentenceTransformer
-if __name__ == "__main__":
-    model = SentenceTransformer(sys.argv[1])
+@pytest.mark.slow
+def test_several_processes_give_the_same_vectors(encoder):
     texts = [f"a red bus {i}" for i in range(12)]
-    pool = model.start_multi_process_pool(["cpu", "cpu"])
-    together = model.encode(texts, pool=pool, chunk_size=3)
-    model.stop_multi_process_pool(pool)
-    print(np.abs(together - model.encode(texts)).max())
-"""
+    pool = encoder.start_multi_process_pool(["cpu", "cpu"])
+    try:
+        together = encoder.encode(texts, pool=pool, chunk_size=3)
+    finally:
+        encoder.stop_multi_process_pool(pool)
+    assert np.abs(together - encoder.encode(texts)).max() <= 1e-5
 
 
-def test_several_processes_give_the_same_vectors(checkpoint, tmp_path):
-    script = tmp_path / "processes.py"
-    script.write_text(PROCESSES)
-    done = subprocess.run(
-        [sys.executable, str(script), str(checkpoint)], cwd=tmp_path, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert float(done.stdout.splitlines()[-1]) <= 1e-5
+def test_an_encoder_reaches_another_process_whole(encoder, expected):
+    assert np.abs(pickle.loads(pickle.dumps(encoder)).encode(ITEMS) - expected).max() <= 1e-5

@@ -478,6 +478,7 @@ def test_the_command_runs_another_table(world, checkpoint, tmp_path, capsys):
 # mteb's mock tasks
 
 
+@pytest.mark.slow  # test_evaluation_metrics.py runs every task of the benchmark through mteb
 def test_mtebs_mock_tasks_run():
     """With plume-tiny: text, image and mixed tasks of every kind; the video ones need torchcodec, which is not installed."""
     done = mteb.mock_run(PlumeEncoder(load_embedder(ROOT / "checkpoints" / "plume-tiny")))

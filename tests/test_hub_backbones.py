@@ -58,6 +58,7 @@ def test_it_carries_the_code_of_its_own_backbone_only(converted):
     assert (model_type == "qwen2_vl") == (f"modeling_plume_{model_type}.py" not in code)
 
 
+@pytest.mark.slow  # test_backbones.py opens every backbone by its own code
 def test_it_passes_its_verification(converted):
     model_type, _, target = converted
     if model_type == "qwen2_vl":

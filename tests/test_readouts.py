@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from inputs import embed, mixed_inputs
+from inputs import checkpoint_activations, embed, mixed_inputs
 from inputs import every_backbone as model_type  # noqa: F401 (the fixture of this module)
 from plume.cache_plume import RecomputedContext
 
@@ -30,7 +30,7 @@ def test_every_readout_equals_a_call_with_that_many_steps(model, processor, monk
 def test_gradients_of_readouts_are_those_of_separate_calls(model, processor, checkpointing):
     features = processor.process_documents(mixed_inputs()[:4])
     if checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        checkpoint_activations(model, {"use_reentrant": False})
     model.latent_transition.experts.dropout.p = 0.0
     model.train()
 

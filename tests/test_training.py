@@ -4,9 +4,11 @@ import json
 import os
 import subprocess
 import sys
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
+import launch_step
 import numpy as np
 import pytest
 import torch
@@ -27,6 +29,7 @@ from trl import ModelConfig  # noqa: E402
 from plume.training.collator import PairCollator, chunk_sizes, rewrite, split_rows  # noqa: E402
 from plume.training.config import PlumeTrainingConfig  # noqa: E402
 from plume.training.data import load_rows  # noqa: E402
+from plume.training.train import main, parse  # noqa: E402
 
 TRAJECTORY = Path(__file__).parent / "references" / "trajectory.json"
 
@@ -204,18 +207,22 @@ def test_suffix_scores_are_log_probabilities_of_the_language_model(corpus):
     assert torch.allclose(output.suffix_log_probs, expected, atol=1e-5)
 
 
+@pytest.fixture(scope="module")
+def steps_of_ranks(corpus, tmp_path_factory) -> Path:
+    """Folder of the step of one rank, taken in this process, and of two, launched."""
+    folder = tmp_path_factory.mktemp("ranks")
+    launch_step.main(corpus, folder, 1)
+    done = subprocess.run(
+        [sys.executable, *launcher_of_two(), launch_step.__file__, str(corpus), str(folder), "2"],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "CI": "1"}, capture_output=True, text=True, check=False, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    return folder
+
+
 @pytest.mark.parametrize("chunk", [0, 3], ids=["whole", "chunked"])
-def test_two_ranks_equal_one_through_accelerate(corpus, tmp_path, chunk):
-    script = str(ROOT / "tests" / "launch_step.py")
-    results = []
-    for world in (1, 2):
-        launcher = [] if world == 1 else launcher_of_two()
-        done = subprocess.run(
-            [sys.executable, *launcher, script, str(corpus), str(tmp_path), str(world), str(chunk)],
-            env={**os.environ, "OMP_NUM_THREADS": "1", "CI": "1"}, capture_output=True, text=True, check=False, timeout=300,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr[-3000:]
-        results.append(torch.load(tmp_path / f"step-{world}-{chunk}.pt"))
+def test_two_ranks_equal_one_through_accelerate(steps_of_ranks, chunk):
+    results = [torch.load(steps_of_ranks / f"step-{world}-{chunk}.pt") for world in (1, 2)]
     assert results[0]["gradients"].keys() == results[1]["gradients"].keys()
     assert difference(results[0]["gradients"], results[1]["gradients"]) <= 1e-5
     for name in ("loss_embedding", "loss_anchor", "loss_balance", "loss_ce"):
@@ -226,7 +233,7 @@ def losses(trainer) -> list[float]:
     return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_run_resumed_in_any_stage_equals_the_uninterrupted_one(corpus, tmp_path, workers):
     """10 steps over 5 stages of 2 steps, 6 steps an epoch: every resume starts in the middle of a stage."""
     options = {
@@ -300,18 +307,34 @@ def test_a_nan_loss_stops_the_run_and_names_the_rows(corpus, tmp_path):
             trainer.training_step(trainer.model, batch)
 
 
-def command(corpus, output, *flags) -> subprocess.CompletedProcess:
-    """`training/train.py` as a user calls it."""
+def arguments_of(corpus, output, *flags) -> list[str]:
+    """What a user writes behind `training/train.py`."""
     arguments = {
         "--model_name_or_path": corpus / "model", "--train_files": corpus / "pairs.jsonl", "--media_root": corpus / "media",
         "--output_dir": output, "--per_device_train_batch_size": 8, "--sub_batch_size": 4, "--report_to": "none", "--bf16": False,
         "--use_cpu": True, "--logging_steps": 1, "--save_strategy": "no", "--learning_rate": 1e-3, "--seed": 1,
+        "--verdict_pairs": 8,
     }  # fmt: skip
-    flat = [str(part) for item in arguments.items() for part in item]
-    return subprocess.run(
-        [sys.executable, str(ROOT / "training" / "train.py"), *flat, *flags],
-        cwd=corpus, env={**os.environ, "CI": "1"}, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+    return [*(str(part) for item in arguments.items() for part in item), *flags]
+
+
+@pytest.fixture
+def train(long_corpus, monkeypatch, capsys):
+    """The script in this process, over the long corpus: returns what it printed."""
+    monkeypatch.setenv("CI", "1")  # no telemetry
+    monkeypatch.chdir(long_corpus)
+
+    def run(output, *flags) -> str:
+        main(arguments_of(long_corpus, output, *flags))
+        return capsys.readouterr().out
+
+    return run
+
+
+def log_of(said: str) -> list[dict[str, float]]:
+    """The steps of a run, as it printed them."""
+    steps = [json.loads(line.replace("'", '"')) for line in said.splitlines() if line.startswith("{'loss'")]
+    return [{name: float(value) for name, value in step.items()} for step in steps]
 
 
 @pytest.fixture(scope="module")
@@ -323,22 +346,21 @@ def long_corpus(tmp_path_factory) -> Path:
     return folder
 
 
-def test_a_whole_run_follows_the_committed_trajectory_and_opens_all_doors(long_corpus, tmp_path):
-    """All five stages over 200 pairs through the command line; the result loads everywhere."""
-    output = tmp_path / "out"
-    done = command(
-        long_corpus, output, "--max_steps", "20", "--stage_weights", "8", "2", "2", "2", "6", "--chunk_size", "8"
-    )
+def test_a_whole_run_follows_the_committed_trajectory_and_opens_all_doors(long_corpus, tmp_path, remote):
+    """All five stages over 200 pairs through the script in a process of its own; the result loads everywhere."""
+    flags = ["--max_steps", "20", "--stage_weights", "8", "2", "2", "2", "6", "--chunk_size", "8"]
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "training" / "train.py"), *arguments_of(long_corpus, tmp_path / "out", *flags)],
+        cwd=long_corpus, env={**os.environ, "CI": "1"}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
-    log = [json.loads(line.replace("'", '"')) for line in done.stdout.splitlines() if line.startswith("{'loss'")]
-    trajectory = [float(entry["loss"]) for entry in log]
-    assert [int(float(entry["stage"])) for entry in log] == [0] * 8 + [1] * 2 + [2] * 2 + [3] * 2 + [4] * 6
-    expected = json.loads(TRAJECTORY.read_text())
-    assert trajectory == pytest.approx(expected, rel=2e-3)
-    assert_all_doors_open(output)
+    log = log_of(done.stdout)
+    assert [step["stage"] for step in log] == [0] * 8 + [1] * 2 + [2] * 2 + [3] * 2 + [4] * 6
+    assert [step["loss"] for step in log] == pytest.approx(json.loads(TRAJECTORY.read_text()), rel=2e-3)
+    assert_all_doors_open(tmp_path / "out", remote)
 
 
-def assert_all_doors_open(output) -> None:
+def assert_all_doors_open(output, remote) -> None:
     """Package, sentence-transformers and remote code give the same vectors."""
     from sentence_transformers import SentenceTransformer
 
@@ -346,45 +368,17 @@ def assert_all_doors_open(output) -> None:
     model = PlumeForEmbedding.from_pretrained(output).eval()
     vectors = embed(model, PlumeProcessor.from_pretrained(output), items).numpy()
     assert np.abs(SentenceTransformer(str(output)).encode(items) - vectors).max() <= 1e-5
-    remote = subprocess.run(
-        [sys.executable, "-c", REMOTE, str(output), json.dumps(items)],
-        cwd=output, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert remote.returncode == 0, remote.stderr[-2000:]
-    assert np.abs(np.array(json.loads(remote.stdout.splitlines()[-1])) - vectors).max() <= 1e-5
+    assert np.abs(remote("transformers", output, items) - vectors).max() <= 1e-5
 
 
-REMOTE = """
-import json, sys, torch
-from transformers import AutoModel, AutoProcessor
-model = AutoModel.from_pretrained(sys.argv[1], trust_remote_code=True).eval()
-processor = AutoProcessor.from_pretrained(sys.argv[1], trust_remote_code=True)
-with torch.no_grad():
-    print(json.dumps(model(**processor.process_documents(json.loads(sys.argv[2]))).embeddings.tolist()))
-"""
-
-
-def test_lora_trains_adapter_and_token_rows_and_saves_a_whole_checkpoint(long_corpus, tmp_path):
+def test_lora_trains_adapter_and_token_rows_and_saves_a_whole_checkpoint(long_corpus, train, tmp_path, remote):
     output = tmp_path / "lora"
-    done = command(
-        long_corpus,
-        output,
-        "--max_steps",
-        "6",
-        "--stage_weights",
-        *"11112",
-        "--use_peft",
-        "--lora_r",
-        "4",
-        "--chunk_size",
-        "8",
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    log = [json.loads(line.replace("'", '"')) for line in done.stdout.splitlines() if line.startswith("{'loss'")]
-    assert [int(float(entry["stage"])) for entry in log] == [0, 1, 2, 3, 4, 4]
+    flags = ["--max_steps", "6", "--stage_weights", *"11112", "--use_peft", "--lora_r", "4", "--chunk_size", "8"]
+    log = log_of(train(output, *flags))
+    assert [step["stage"] for step in log] == [0, 1, 2, 3, 4, 4]
     expected = json.loads(TRAJECTORY.with_name("trajectory_lora.json").read_text())
-    assert [float(entry["loss"]) for entry in log] == pytest.approx(expected, rel=2e-3)
-    assert_all_doors_open(output)
+    assert [step["loss"] for step in log] == pytest.approx(expected, rel=2e-3)
+    assert_all_doors_open(output, remote)
     before = PlumeForEmbedding.from_pretrained(long_corpus / "model")
     after = PlumeForEmbedding.from_pretrained(output)
     changed = {name for name, p in after.named_parameters() if not torch.equal(p, before.state_dict()[name])}
@@ -401,24 +395,23 @@ def test_lora_trains_adapter_and_token_rows_and_saves_a_whole_checkpoint(long_co
     assert torch.isfinite(embed(after.eval(), PlumeProcessor.from_pretrained(output), ["a red box"])).all()
 
 
-def test_a_plain_backbone_is_trained_from_the_command_line(long_corpus, backbone, tmp_path):
-    done = command(long_corpus, tmp_path / "out", "--model_name_or_path", str(backbone), "--max_steps", "2",
-                   "--num_latent_steps", "2", "--eval_files", str(long_corpus / "pairs.jsonl"), "--eval_strategy", "steps",
-                   "--eval_steps", "2")  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert "eval_hit@1" in done.stdout
+def test_a_plain_backbone_is_trained_from_the_command_line(long_corpus, train, backbone, tmp_path):
+    some = tmp_path / "some.jsonl"
+    some.write_text("".join((long_corpus / "pairs.jsonl").read_text().splitlines(keepends=True)[:12]))
+    said = train(tmp_path / "out", "--model_name_or_path", str(backbone), "--max_steps", "2", "--num_latent_steps", "2",
+                 "--eval_files", str(some), "--eval_strategy", "steps", "--eval_steps", "2")  # fmt: skip
+    assert "eval_hit@1" in said
     assert PlumeForEmbedding.from_pretrained(tmp_path / "out").config.num_latent_steps == 2
 
 
-def test_dry_run_prints_stages_and_rewritten_samples_and_trains_nothing(long_corpus, tmp_path):
-    done = command(long_corpus, tmp_path / "out", "--dry_run", "--num_train_epochs", "5")
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert "200 pairs, 125 optimizer steps, 8 pairs in a contrastive pool" in done.stdout
-    assert "final_schedule True: the last stage is not the tail of a decay" in done.stdout
-    assert "last 1/4 of the rationale, answer" in done.stdout
-    assert "[stage 2] <ct><ct><elt> The inside is" in done.stdout
-    assert "[stage 4] <ct><ct><ct><ct><elt><gen>\n" in done.stdout
-    assert done.stdout.rstrip().endswith(" s per step, measured on two of the last stage")
+def test_dry_run_prints_stages_and_rewritten_samples_and_trains_nothing(train, tmp_path):
+    said = train(tmp_path / "out", "--dry_run", "--num_train_epochs", "5")
+    assert "200 pairs, 125 optimizer steps, 8 pairs in a contrastive pool" in said
+    assert "final_schedule True: the last stage is not the tail of a decay" in said
+    assert "last 1/4 of the rationale, answer" in said
+    assert "[stage 2] <ct><ct><elt> The inside is" in said
+    assert "[stage 4] <ct><ct><ct><ct><elt><gen>\n" in said
+    assert said.rstrip().endswith(" s per step, measured on two of the last stage")
     assert not (tmp_path / "out").exists()
 
 
@@ -435,10 +428,9 @@ def test_dry_run_prints_stages_and_rewritten_samples_and_trains_nothing(long_cor
         (["--streaming", "--skip_bad_rows"], "Drop one of the two"),
     ],
 )
-def test_impossible_runs_are_refused_with_the_cause(long_corpus, tmp_path, flags, message):
-    done = command(long_corpus, tmp_path / "out", "--max_steps", "1", *flags)
-    assert done.returncode != 0
-    assert message in done.stderr, done.stderr[-1500:]
+def test_impossible_runs_are_refused_with_the_cause(train, tmp_path, flags, message):
+    with pytest.raises(ValueError, match=message):
+        train(tmp_path / "out", "--max_steps", "1", *flags)
 
 
 def test_the_collator_shortens_the_user_s_text_only(corpus):
@@ -534,35 +526,33 @@ def test_the_revision_of_the_model_reaches_every_file(start, long_corpus, backbo
     assert asked == {f"{owner.__name__}.{method}": "v2" for owner, method in opened}
 
 
-def test_bad_rows_are_left_out_only_when_asked(long_corpus, tmp_path):
+def test_bad_rows_are_left_out_only_when_asked(long_corpus, train, tmp_path):
     lines = (long_corpus / "pairs.jsonl").read_text().splitlines()[:24]
     spoilt = [line.replace(".png", ".gone") if index == 5 else line for index, line in enumerate(lines)]
     (tmp_path / "spoilt.jsonl").write_text("\n".join(spoilt))
     flags = ["--train_files", str(tmp_path / "spoilt.jsonl"), "--max_steps", "3"]
-    done = command(long_corpus, tmp_path / "out", *flags)
-    assert done.returncode != 0
-    assert "spoilt.jsonl:6 cannot be trained on" in done.stderr
+    with pytest.raises(ValueError, match=r"spoilt\.jsonl:6 cannot be trained on"):
+        train(tmp_path / "out", *flags)
     # It can be opened, but not be cut into patches.
     Image.new("RGB", (9000, 30)).save(long_corpus / "media" / "banner.png")
     picture = json.loads(lines[0])["qry"]["image"]
     spoilt[0] = lines[0].replace(picture, "banner.png")
     (tmp_path / "spoilt.jsonl").write_text("\n".join(spoilt))
-    done = command(long_corpus, tmp_path / "out", *flags, "--skip_bad_rows")
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert "2 of 24 rows are left out: {'cannot be encoded': 1, 'missing media': 1}" in done.stderr
-    assert "spoilt.jsonl:6: " in done.stderr
+    with CaptureLogger(logging.get_logger("plume.training.train")) as captured:
+        train(tmp_path / "out", *flags, "--skip_bad_rows")
+    assert "2 of 24 rows are left out: {'cannot be encoded': 1, 'missing media': 1}" in captured.out
+    assert "spoilt.jsonl:6: " in captured.out
 
 
-def test_a_streamed_corpus_is_trained_on(long_corpus, tmp_path):
-    done = command(long_corpus, tmp_path / "out", "--streaming", "--max_steps", "2", "--dataloader_num_workers", "1")
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert len([line for line in done.stdout.splitlines() if line.startswith("{'loss'")]) == 2
+def test_a_streamed_corpus_is_trained_on(train, tmp_path):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", RuntimeWarning)
+        said = train(tmp_path / "out", "--streaming", "--max_steps", "2", "--dataloader_num_workers", "1")
+    assert len(log_of(said)) == 2
 
 
 @pytest.mark.parametrize("recipe", sorted((ROOT / "training" / "recipes").glob("*.yaml")), ids=lambda path: path.stem)
 def test_recipes_are_valid(recipe, tmp_path):
-    from plume.training.train import parse
-
     script, args, model, given = parse(
         ["--config", str(recipe), "--train_files", "x.jsonl", "--use_cpu", "--output_dir", str(tmp_path)]
     )

@@ -125,7 +125,7 @@ def test_old_checkpoints_are_removed_and_the_best_one_is_known_by_its_place(corp
     assert saved["best_model_checkpoint"] == str(best)
 
 
-def test_a_lora_run_resumes_to_the_same_losses_and_peft_loads_its_checkpoint(corpus, tmp_path):
+def test_a_lora_run_resumes_to_the_same_losses_and_peft_loads_its_checkpoint(corpus, tmp_path, recwarn):
     lora = {"r": 2, "target_modules": r".*language_model.*\.(q|v)_proj", "modules_to_save": ["latent_transition"]}
     runs = []
     for folder, resumed in (("whole", None), ("resumed", str(tmp_path / "whole" / "checkpoint-1"))):
@@ -133,6 +133,7 @@ def test_a_lora_run_resumes_to_the_same_losses_and_peft_loads_its_checkpoint(cor
         trainer.train(resume_from_checkpoint=resumed)
         losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
         runs.append((losses, {name: p.detach().clone() for name, p in trainer.model.named_parameters()}))
+    assert not [warning for warning in recwarn if "deprecated" in str(warning.message)]
     (expected, weights), (found, again) = runs
     assert len(expected) == 3
     assert found == expected
@@ -149,6 +150,7 @@ def test_prediction_counts_every_row(corpus, tmp_path):
     assert trainer.args.dataloader_drop_last
 
 
+@pytest.mark.slow
 def test_a_killed_run_ends_as_an_unkilled_one(corpus, tmp_path):
     """`python tests/kill_training.py --kills 20` is the long form."""
     assert run_with_kills(corpus, tmp_path, kills=2, seed=0) == 2

@@ -160,12 +160,22 @@ def write_own_pairs(folder: Path) -> Path:
     return folder / "pairs.csv"
 
 
-def test_own_pairs_fine_tune_a_checkpoint_with_no_flag_beyond_input_and_output(tmp_path, capsys):
-    pairs, output = write_own_pairs(tmp_path), tmp_path / "mine"
-    main([str(ROOT / "checkpoints" / "plume-tiny"), str(pairs), str(output)])
+def fine_tune(folder: Path, *flags: str) -> tuple[Path, str, str]:
+    """Output, report and the row of the 50 pairs in it, of a run from the shipped model."""
+    pairs, output = write_own_pairs(folder), folder / "mine"
+    main([str(ROOT / "checkpoints" / "plume-tiny"), str(pairs), str(output), *flags])
     report = (output / "report.md").read_text()
-    row = next(line for line in report.splitlines() if line.startswith("| unnamed | 50 |"))
+    return output, report, next(line for line in report.splitlines() if line.startswith("| unnamed | 50 |"))
+
+
+@pytest.mark.slow
+def test_own_pairs_fine_tune_a_checkpoint_with_no_flag_beyond_input_and_output(tmp_path):
+    _, report, row = fine_tune(tmp_path)
     assert float(row.split("|")[4].split("/")[0]) >= 0.9, report
+
+
+def test_the_verdict_is_reported_drawn_and_printed(tmp_path, capsys):
+    output, report, row = fine_tune(tmp_path, "--max_steps", "4", "--save_strategy", "no")
     assert "stage_weights [0.0, 0.0, 0.0, 0.0, 1.0]: no row has rationales" in report
     assert (output / "curves.png").stat().st_size > 10_000
     assert row in (output / "README.md").read_text(), "the card shows the verdict"

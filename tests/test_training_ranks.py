@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 
+import launch_shard
 import pytest
 import torch
 from accelerate.data_loader import prepare_data_loader
@@ -49,6 +50,7 @@ def train_on_two_ranks(corpus, output, *flags) -> list[float]:
     return [entry["loss"] for entry in state["log_history"] if "loss" in entry]
 
 
+@pytest.mark.slow
 def test_two_ranks_save_and_resume_to_the_same_losses(corpus, tmp_path):
     """Chunks by tokens, so that the ranks cut their batches differently."""
     whole = train_on_two_ranks(corpus, tmp_path / "whole")
@@ -97,13 +99,12 @@ def test_sharded_gradients_equal_one_rank_s_with_text_beside_pictures(corpus, tm
     """FSDP2 over two ranks, whole and in chunks; a rank that left out the vision tower would hang, up to the time limit."""
     shard_corpus(tmp_path)
     (tmp_path / "model").symlink_to(corpus / "model")
-    script = [str(ROOT / "tests" / "launch_shard.py"), str(tmp_path), str(tmp_path)]
-    for launcher in ([], launcher_of_two()):
-        done = subprocess.run(
-            [sys.executable, *launcher, *script], env={**os.environ, "OMP_NUM_THREADS": "1", "CI": "1"},
-            capture_output=True, text=True, check=False, timeout=180,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr[-3000:]
+    launch_shard.main(tmp_path, tmp_path)
+    done = subprocess.run(
+        [sys.executable, *launcher_of_two(), launch_shard.__file__, str(tmp_path), str(tmp_path)],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "CI": "1"}, capture_output=True, text=True, check=False, timeout=180,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
     for one, two in zip(*(torch.load(tmp_path / f"shard-{world}.pt") for world in (1, 2)), strict=True):
         scale = max(gradient.abs().max() for gradient in one.values())
         # One rank touches what a stage leaves out, so its gradient there is 0; sharded, there is none.

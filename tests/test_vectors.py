@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import AutoModel
 
-from inputs import MEDIA, embed, mixed_inputs, noise_image, noise_video
+from inputs import MEDIA, checkpoint_activations, embed, mixed_inputs, noise_image, noise_video
 from inputs import every_backbone as model_type  # noqa: F401 (the fixture of this module)
 from plume.cache_plume import CachedContext, RecomputedContext
 from plume.hub.random_checkpoint import save_random_plume
@@ -95,7 +95,7 @@ def test_gradient_checkpointing_changes_no_vector_and_no_gradient(checkpoint, pr
     for checkpointing in (False, True):
         model = AutoModel.from_pretrained(checkpoint, expert_dropout=0.0).train()
         if checkpointing:
-            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options)
+            checkpoint_activations(model, options)
         output = model(**features)
         output.embeddings[:, 0].sum().backward()
         results.append((output.embeddings.detach(), model.model.language_model.layers[0].mlp.up_proj.weight.grad))

@@ -125,8 +125,9 @@ def _judge_last_stage(logs: Logs, final: Logs, args: PlumeTrainingConfig, curric
     alarms = []
     losses = [float(entry["loss_embedding"]) for entry in final if "loss_embedding" in entry]
     quarter = max(len(losses) // 4, 1)
-    earlier, last = np.mean(losses[-2 * quarter : -quarter]), np.mean(losses[-quarter:])
-    if len(losses) >= 2 and last < _FALLING * earlier and last > 0.1:
+    last = np.mean(losses[-quarter:]) if losses else 0.0
+    earlier = np.mean(losses[-2 * quarter : -quarter]) if len(losses) >= 2 else last
+    if last < _FALLING * earlier and last > 0.1:
         alarms.append(
             f"The last stage has not converged: its contrastive loss was still falling, from {earlier:.2f} to "
             f"{last:.2f}. Give it more steps: --max_steps {2 * int(logs[-1].get('step', 0) or args.max_steps)}."

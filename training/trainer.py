@@ -7,6 +7,7 @@ One optimizer step, whatever the batch, the chunks and the number of ranks:
 3. Every rank computes the loss of the whole gathered pool; the averaging of DDP makes its gradient exact.
 """
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -89,16 +90,19 @@ class PlumeTrainer(CheckpointedTrainer):
         for name, parameter in model.model.visual.named_parameters():
             if args.freeze_merger if "merger" in name else args.freeze_vision:
                 parameter.requires_grad_(False)
-        super().__init__(
-            model=model,
-            args=args,
-            train_dataset=train_dataset,
-            eval_dataset=eval_dataset,
-            processing_class=processing_class,
-            data_collator=PairCollator.from_config(processing_class, args),
-            compute_metrics=retrieval_metrics,
-            **kwargs,
-        )
+        with warnings.catch_warnings():
+            # peft asks for it by the name that transformers 5.24 deprecates.
+            warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
+            super().__init__(
+                model=model,
+                args=args,
+                train_dataset=train_dataset,
+                eval_dataset=eval_dataset,
+                processing_class=processing_class,
+                data_collator=PairCollator.from_config(processing_class, args),
+                compute_metrics=retrieval_metrics,
+                **kwargs,
+            )
         self.can_return_loss = True
         self.verdict = ""  # for the card
 
