@@ -30,6 +30,7 @@ PACKAGES = {
     "plume.speed": "speed",
     "plume.training": "training",
     "plume.training.data": "training/data",
+    "plume.training.rationales": "training/rationales",
 }
 EXTRAS = {
     "st": ["sentence-transformers>=5.4"],
@@ -46,6 +47,7 @@ EXTRAS = {
     ],
     "eval": ["mteb>=2.26,<2.27", "sentence-transformers>=5.4", "datasets", "matplotlib", "av>=14.1"],
 }
+EXTRAS["rationales"] = ["datasets", "openai>=3,<4"]
 EXTRAS["bench"] = [*EXTRAS["train"], "matplotlib"]
 # The core tests also run on the oldest supported libraries, which are too old for training.
 EXTRAS["test"] = [*EXTRAS["st"], *EXTRAS["video"], *EXTRAS["pdf"], "accelerate", "hypothesis", "pytest"]
@@ -58,7 +60,8 @@ EXTRAS["apps"] = [*EXTRAS["search"], *EXTRAS["corpus"], *EXTRAS["serving"], *EXT
 EXTRAS["apps"] += ["datasets", "httpx", "openai", "playwright", "psutil", "schemathesis>=4"]
 # What the examples join PLUME to.
 EXTRAS["integrations"] = ["lancedb>=0.40", "langchain-openai>=1", "llama-index-embeddings-huggingface>=0.8"]
-EXTRAS["dev"] = [*EXTRAS["test"], *EXTRAS["train"], *EXTRAS["eval"], *EXTRAS["bench"], "mypy", "pytest-xdist", "ruff"]
+EXTRAS["dev"] = [*EXTRAS["test"], *EXTRAS["train"], *EXTRAS["rationales"], *EXTRAS["eval"], *EXTRAS["bench"]]
+EXTRAS["dev"] += ["mypy", "pytest-xdist", "ruff"]
 
 
 class BuildPy(build_py):

@@ -1,7 +1,7 @@
 """Replies on disk as soon as they arrive: what was paid for once is never asked again.
 
-One JSON object a line, flushed to the disk before the next is asked. A kill can cut the last line only, which is dropped
-when the journal is opened again.
+One JSON object a line, on the disk before its reply counts. A kill can cut the last line only, which is dropped when
+the journal is opened again.
 """
 
 import json
@@ -33,7 +33,9 @@ class Journal:
         try:
             lock.acquire(timeout=0)
         except Timeout as error:
-            raise ValueError(f"Another run writes into {self.path}. Wait until it ends, or choose another --output.") from error
+            raise ValueError(
+                f"Another run writes into {self.path}. Wait until it ends, or choose another --output."
+            ) from error
         try:
             self._read()
             yield self

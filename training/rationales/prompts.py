@@ -48,7 +48,7 @@ class Rationale(NamedTuple):
         return f"<think>{self.thinking}</think><answer>{self.answer}</answer>"
 
 
-class FormatProblem(ValueError):
+class FormatError(ValueError):
     """A reply that holds no rationale; ``kind`` is the fault, for counting."""
 
     def __init__(self, kind: str, text: str) -> None:
@@ -64,20 +64,20 @@ def parse_reply(text: str, is_cut: bool = False) -> Rationale:
         is_cut: Whether it ran into the limit of tokens.
 
     Raises:
-        FormatProblem: If thinking or answer is missing or empty.
+        FormatError: If thinking or answer is missing or empty.
     """
     # A model that thinks by itself does so first, in tags of its own.
     thinking = [found[2].strip() for found in _THINKING.finditer(text)]
     answer = [found[1].strip() for found in _ANSWER.finditer(text)]
     if not text.strip():
-        raise FormatProblem("no text", text)
+        raise FormatError("no text", text)
     if not (thinking and answer) and is_cut:
-        raise FormatProblem("no end within --max-tokens", text)
+        raise FormatError("no end within --max-tokens", text)
     for name, found in (("thinking", thinking), ("answer", answer)):
         if not (found and found[-1]):
-            raise FormatProblem(f"no {name}", text)
+            raise FormatError(f"no {name}", text)
     if "\0" in text:
-        raise FormatProblem("the character NUL", text)
+        raise FormatError("the character NUL", text)
     return Rationale(thinking[-1], answer[-1])
 
 

@@ -1,7 +1,7 @@
 """Who writes: a model on this machine, or a server that speaks OpenAI's protocol.
 
-Both take sides to ask (:class:`Ask`) and a function that reads one, and give replies in any order. A side that cannot be
-read or answered gives its reason instead; what would fail for every side is raised.
+Both take sides to ask (:class:`Ask`) and a function that reads one, and give replies in any order. A side that cannot
+be read or answered gives its reason instead; what would fail for every side is raised.
 """
 
 import io
