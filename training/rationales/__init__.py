@@ -203,7 +203,7 @@ def write_rows(output: Path, rows: Dataset, plan: Plan, found: Mapping[str, Rati
     with partial.open("w", encoding="utf-8") as file:
         for row, keys in zip(rows, plan.keys, strict=True):
             if row["row"]:
-                replies = [found[key].as_reply() if key in found else None for key in keys]
+                replies = [found[key].as_reply() if key and key in found else None for key in keys]
                 file.write(json.dumps(_with_replies(json.loads(row["row"]), replies), ensure_ascii=False) + "\n")
         file.flush()
         os.fsync(file.fileno())

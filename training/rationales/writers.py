@@ -37,6 +37,10 @@ class Reply(NamedTuple):
     output_tokens: int
 
 
+class _Refusal(str):
+    """A failure that every request would have."""
+
+
 Parts: TypeAlias = list[str | Image.Image]
 Reader: TypeAlias = Callable[[Ask], Parts]
 
@@ -81,8 +85,8 @@ class LocalWriter:
     def load(cls, name: str, batch_size: int, max_tokens: int) -> "LocalWriter":
         """Load a checkpoint, on a GPU if there is one."""
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        model = AutoModelForImageTextToText.from_pretrained(name, dtype="auto").to(device)
-        return cls(model, AutoProcessor.from_pretrained(name), name, batch_size, max_tokens)
+        model: Any = AutoModelForImageTextToText.from_pretrained(name, dtype="auto")
+        return cls(model.to(device), AutoProcessor.from_pretrained(name), name, batch_size, max_tokens)
 
     def replies(self, asks: Iterable[Ask], read: Reader) -> Iterator[tuple[Ask, Reply | str]]:
         """Replies, or why there is none."""
@@ -178,41 +182,46 @@ class EndpointWriter:
         Raises:
             ValueError: If the server refuses the key or the model, or fails too often in a row.
         """
-        pool, waiting, failed = ThreadPoolExecutor(self.concurrency), dict[Future, Ask](), 0
+        pool, waiting, failed, refusal = ThreadPoolExecutor(self.concurrency), dict[Future, Ask](), 0, ""
         left = iter(asks)
         try:
-            while True:
-                for ask in islice(left, 2 * self.concurrency - len(waiting)):
+            while not refusal or waiting:  # what is on its way then still counts
+                for ask in islice(left, 0 if refusal else 2 * self.concurrency - len(waiting)):
                     waiting[pool.submit(self._ask, ask, read)] = ask
                 if not waiting:
                     return
                 for future in wait(waiting, return_when=FIRST_COMPLETED).done:
-                    reply = future.result()
+                    reply, ask = future.result(), waiting.pop(future)
                     failed = failed + 1 if isinstance(reply, str) else 0
-                    yield waiting.pop(future), reply
-                    if failed == _MOST_IN_A_ROW:
-                        raise ValueError(
-                            f"{self.place} failed {failed} times in a row, at last with: {reply}. What it answered is "
-                            "stored: mend it, and the same command goes on."
-                        )
+                    if isinstance(reply, _Refusal) or failed == _MOST_IN_A_ROW:
+                        refusal = refusal or f"failed {failed} times in a row, the last time with {reply}"
+                    yield ask, reply
+                if refusal:
+                    waiting = {future: ask for future, ask in waiting.items() if not future.cancel()}
+            raise ValueError(
+                f"{self.place} {refusal}. Check --endpoint, --model and OPENAI_API_KEY. What it answered is stored: "
+                "the same command goes on from there."
+            )
         finally:
             pool.shutdown(cancel_futures=True)
 
     def _ask(self, ask: Ask, read: Reader) -> Reply | str:
         try:
             content: Any = [_remote_part(part) for part in read(ask)]
+        except ValueError as error:
+            return str(error)
+        try:
             completion = self.client.chat.completions.create(
                 model=self.model,
                 messages=[{"role": "user", "content": content}],
                 max_completion_tokens=self.max_tokens,
             )
         except (self.openai.AuthenticationError, self.openai.PermissionDeniedError, self.openai.NotFoundError) as error:
-            raise ValueError(
-                f"{self.place} refuses every request: {error}. Check --endpoint, --model and OPENAI_API_KEY; what it "
-                "answered so far is stored."
-            ) from error
-        except (self.openai.OpenAIError, ValueError) as error:
+            return _Refusal(f"{type(error).__name__}: {error}")
+        except self.openai.OpenAIError as error:
             return f"{type(error).__name__}: {error}"
+        except ValueError:  # a body that calls itself JSON and is none
+            return _read_completion(None)
         return _read_completion(completion)
 
 
