@@ -3,8 +3,8 @@
 python -m plume.playground --output WORLD --rows 2000 --tasks image-chain document-chain text-chain --hops 4
 python examples/rationales.py WORLD
 
-Writes WORLD/plain.jsonl, the pairs without rationales, and WORLD/with_rationales.jsonl. A writer has a name, a place that
-data go to (none), a number of chances, and `replies`. Needs the extra `train`.
+Writes WORLD/plain.jsonl, the pairs without rationales, and WORLD/with_rationales.jsonl. A writer has a name, a place
+that data go to (none), a number of chances, and `replies`. Needs the extra `train`.
 """
 
 import json
@@ -46,7 +46,8 @@ lines = (WORLD / "train" / "pairs.jsonl").read_text(encoding="utf-8").splitlines
 pairs = [{side: without_rationale(json.loads(line)[side]) for side in ("qry", "pos")} for line in lines]
 names = [{"dataset_name": json.loads(line)["dataset_name"]} for line in lines]
 plain, output = WORLD / "plain.jsonl", WORLD / "with_rationales.jsonl"
-plain.write_text("".join(json.dumps(name | pair) + "\n" for name, pair in zip(names, pairs, strict=True)))
+content = "".join(json.dumps(name | pair) + "\n" for name, pair in zip(names, pairs, strict=True))
+plain.write_text(content, encoding="utf-8")
 
 rows, writer = load_rows([str(plain)]), FactsWriter(WORLD)
 with Journal(WORLD / "replies.jsonl").opened() as journal:

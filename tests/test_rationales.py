@@ -4,6 +4,7 @@ import json
 import os
 import random
 import re
+import runpy
 import signal
 import socket
 import subprocess
@@ -15,6 +16,7 @@ from collections import Counter
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from io import BytesIO
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from corpus import write_corpus
@@ -23,11 +25,12 @@ from transformers import AutoModelForImageTextToText, ProcessorMixin
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 from transformers.models.qwen2_vl.processing_qwen2_vl import Qwen2VLProcessor
 
-from inputs import noise_image
+from inputs import ROOT, noise_image
 
 pytest.importorskip("datasets", reason="training data need the extra `train`")
 
 from plume.hub.random_checkpoint import build_tokenizer, save_random_plume
+from plume.playground.corpora import write_training
 from plume.training.data import load_rows, parse_row, read_pair
 from plume.training.rationales import Journal, LocalWriter, Rationale, parse_reply, writers
 from plume.training.rationales.__main__ import main
@@ -108,7 +111,7 @@ class Server(ThreadingHTTPServer):
 
     def __init__(self):
         super().__init__(("127.0.0.1", 0), Handler)
-        self.faults, self.delay, self.requests, self.bodies, self.times = {}, 0.0, Counter(), {}, []
+        self.faults, self.delay, self.requests, self.bodies = {}, 0.0, Counter(), {}
         self.lock = threading.Lock()
 
     @property
@@ -142,7 +145,6 @@ class Handler(BaseHTTPRequestHandler):
             name = f"{kind} {text}"
             seen, self.server.requests[name] = self.server.requests[name], self.server.requests[name] + 1
             self.server.bodies[name] = parts
-            self.server.times.append(time.monotonic())
         faults = self.server.faults.get(text, [])
         fault = faults[seen] if seen < len(faults) else "good"
         time.sleep(self.server.delay)
@@ -345,13 +347,14 @@ def test_a_sample_is_printed_stored_and_not_asked_again(server, tmp_path, capsys
 
 
 @openai_only
-def test_requests_keep_to_the_rate(server, tmp_path):
+def test_requests_keep_to_the_rate_repeated_ones_included(server, tmp_path, monkeypatch):
+    waits = []
+    clock = SimpleNamespace(monotonic=lambda: 0.0, sleep=waits.append)
+    monkeypatch.setattr(writers, "time", clock)
     pairs = write_pairs(tmp_path / "pairs.jsonl", 4)
     server.faults = {"question 0": ["500", "500"]}
-    assert main(command(server, pairs, tmp_path / "out.jsonl", "--requests-per-minute", 1200)) == 0
-    times = sorted(server.times)
-    assert len(times) == 10
-    assert times[-1] - times[0] >= 9 * 0.05 - 0.04
+    assert main(command(server, pairs, tmp_path / "out.jsonl", "--requests-per-minute", 600)) == 0
+    assert sorted(waits) == pytest.approx([0.1 * place for place in range(10)])
 
 
 @openai_only
@@ -555,3 +558,19 @@ def test_a_picture_that_cannot_be_read_costs_its_side_only(local, tmp_path):
     assert main([str(pairs), "--output", str(output), "--writer", "tiny", "--max-tokens", "2"]) == 1
     reasons = [each["reason"] for each in read(tmp_path / "out.jsonl.failures.jsonl")]
     assert len([reason for reason in reasons if "0.png" in reason]) == 2
+
+
+def test_the_example_of_an_own_writer_gives_back_what_the_world_knows(tmp_path, monkeypatch, capsys):
+    write_training(tmp_path / "train", 12, 0, ["image-chain", "text-chain"], progress=False, hops=[4])
+    monkeypatch.setattr(sys, "argv", ["rationales.py", str(tmp_path)])
+    runpy.run_path(str(ROOT / "examples" / "rationales.py"))
+    assert "12 pairs" in capsys.readouterr().out
+    facts, plain, written = (
+        [read_pair(row, root) for row in load_rows([str(tmp_path / name)])]
+        for name, root in (("train/pairs.jsonl", tmp_path / "train" / "media"), ("plain.jsonl", tmp_path), ("with_rationales.jsonl", tmp_path))
+    )  # fmt: skip
+    assert [pair.query.content() for pair in plain] == [pair.query.content() for pair in facts]
+    assert not any(pair.query.rationale or pair.target.rationale for pair in plain)
+    for fact, pair in zip(facts, written, strict=True):
+        assert (pair.query.rationale, pair.query.answer) == (fact.query.rationale.strip(), fact.query.answer)
+        assert (pair.target.rationale, pair.target.answer) == (fact.target.rationale.strip(), fact.target.answer)

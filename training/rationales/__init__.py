@@ -55,6 +55,7 @@ class Plan:
         asks: One per content.
         unusable: Per row that cannot be read, why.
         has_one: Sides that have a rationale already.
+        has_media: Whether a row has a picture or clip.
         texts: Texts to be asked, of :attr:`asks`.
         pictures: Pictures.
         clips: Clips.
@@ -64,6 +65,7 @@ class Plan:
     asks: list[Ask] = field(default_factory=list)
     unusable: dict[int, str] = field(default_factory=dict)
     has_one: int = 0
+    has_media: bool = False
     texts: int = 0
     pictures: int = 0
     clips: int = 0
@@ -132,6 +134,7 @@ def make_plan(rows: Dataset, media_root: str | None, writer: str, known: Mapping
         plan.keys.append((query, positive))
         plan.has_one += (query is None) + (positive is None)
         for (kind, side), key in zip(sides, (query, positive), strict=True):
+            plan.has_media |= bool(side.images or side.videos)
             if key is not None and key not in seen:
                 seen.add(key)
                 plan.asks.append(Ask(key, kind, index))

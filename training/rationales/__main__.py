@@ -69,7 +69,7 @@ def main(arguments: list[str] | None = None) -> int:
         write_rows(options.output, rows, plan, journal.found)
         failures = _list_failures(plan, outcome, rows, journal)
     _report(options.output, plan, outcome, failures)
-    if root and Path(root).resolve() != options.output.parent.resolve():
+    if plan.has_media and root and Path(root).resolve() != options.output.parent.resolve():
         print(f"Paths of media are still relative to {root}: train with --media-root {root}.")
     return 1 if failures else 0
 
