@@ -56,6 +56,9 @@ def test_thinking_and_answer_are_read(text):
     assert parse_reply(text) == Rationale("One. Two.", "three")
 
 
+UNUSABLE = "tags within tags or characters that no row can hold"
+
+
 @pytest.mark.parametrize(
     ("text", "is_cut", "kind"),
     [
@@ -64,7 +67,9 @@ def test_thinking_and_answer_are_read(text):
         ("<thinking>One.</thinking>", False, "no answer"),
         ("<thinking> </thinking><answer>three</answer>", False, "no thinking"),
         ("<thinking>One.", True, "no end within --max-tokens"),
-        ("<thinking>\0</thinking><answer>three</answer>", False, "the character NUL"),
+        ("<thinking>\0</thinking><answer>three</answer>", False, UNUSABLE),
+        ("<thinking>\ud83d</thinking><answer>three</answer>", False, UNUSABLE),
+        ("<thinking>One </think> two.</thinking><answer>three</answer>", False, UNUSABLE),
     ],
 )
 def test_a_reply_without_a_rationale_is_refused_by_its_fault(text, is_cut, kind):
@@ -183,6 +188,9 @@ class Handler(BaseHTTPRequestHandler):
     def answer_cut(self, name):
         self.send(200, completion("<thinking>I read: ", "length"))
 
+    def answer_half(self, name):
+        self.send(200, completion("<thinking>\ud83d</thinking><answer>half an emoji</answer>"))
+
     def answer_empty(self, name):
         self.send(200, {})
 
@@ -230,7 +238,7 @@ def expected(rows: int) -> list[dict]:
     ]  # fmt: skip
 
 
-FAULTS = ("500", "429", "stall", "bare", "cut", "empty", "broken", "page")
+FAULTS = ("500", "429", "stall", "bare", "cut", "half", "empty", "broken", "page")
 
 
 @openai_only

@@ -99,12 +99,16 @@ def _sides(pair: Pair) -> tuple[tuple[str, Side], tuple[str, Side]]:
     return ("query", pair.query), ("positive", pair.target)
 
 
-@lru_cache(maxsize=100_000)
+@lru_cache(maxsize=100_000)  # a picture may be in many rows
+def _file_digest(path: str) -> str:
+    return hashlib.blake2b(Path(path).read_bytes(), digest_size=16).hexdigest()
+
+
 def _digest(medium: str | tuple[str, ...]) -> str:
     if isinstance(medium, tuple):
         return " ".join(map(_digest, medium))
-    content = medium.encode() if medium.startswith("data:") else Path(medium).read_bytes()
-    return hashlib.blake2b(content, digest_size=16).hexdigest()
+    embedded = medium.startswith("data:")
+    return hashlib.blake2b(medium.encode(), digest_size=16).hexdigest() if embedded else _file_digest(medium)
 
 
 def _key(writer: str, kind: str, side: Side) -> str:

@@ -163,7 +163,7 @@ def _report(output: Path, plan: Plan, outcome: Outcome, failures: list[dict[str,
         + "."
     )
     if failures:
-        reasons.write_text("".join(json.dumps(each, ensure_ascii=False) + "\n" for each in failures), encoding="utf-8")
+        reasons.write_text("".join(json.dumps(each) + "\n" for each in failures), encoding="utf-8")
         print(
             f"{len(failures):,} sides or rows are left without a rationale; {reasons} says why. Run the same command "
             "again to ask for them once more.",

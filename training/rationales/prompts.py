@@ -34,6 +34,8 @@ NUM_FRAMES = 8  # frames of a clip that a writer sees
 _LONGEST_SIDE = 1024
 # <thinking>, not <think>: that one is a control token of some models, and some servers cut it out of the reply.
 _THINKING = re.compile(r"<(think|thinking)>(.*?)</\1>", re.DOTALL)
+# What a training row could not hold: marks of its own, NUL, half of a surrogate pair.
+_UNUSABLE = re.compile(r"</?(?:think|answer)|[\0\ud800-\udfff]")
 _ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
 
 
@@ -73,12 +75,13 @@ def parse_reply(text: str, is_cut: bool = False) -> Rationale:
         raise FormatError("no text", text)
     if not (thinking and answer) and is_cut:
         raise FormatError("no end within --max-tokens", text)
-    for name, found in (("thinking", thinking), ("answer", answer)):
-        if not (found and found[-1]):
+    for name, parts in (("thinking", thinking), ("answer", answer)):
+        if not (parts and parts[-1]):
             raise FormatError(f"no {name}", text)
-    if "\0" in text:
-        raise FormatError("the character NUL", text)
-    return Rationale(thinking[-1], answer[-1])
+    found = Rationale(thinking[-1], answer[-1])
+    if _UNUSABLE.search(found.thinking + found.answer):
+        raise FormatError("tags within tags or characters that no row can hold", text)
+    return found
 
 
 def parts_of(side: Side, kind: str) -> list[str | Image.Image]:
