@@ -1,4 +1,4 @@
-"""Optional CPU acceleration with private operators of torch: not part of a checkpoint's code, used by ``speed_up()``."""
+"""Optional CPU acceleration with private operators of torch, for ``speed_up()``; not part of a checkpoint's code."""
 
 from plume.speed.packed import speed_up
 
