@@ -31,6 +31,7 @@ PACKAGES = {
     "plume.speed": "speed",
     "plume.training": "training",
     "plume.training.data": "training/data",
+    "plume.training.rationales": "training/rationales",
 }
 
 

@@ -102,6 +102,7 @@ TRAINING_ARROWS = {
     "report": {"config", "curriculum", "diagnostics", "trainer"},
     "collator": {"config", "curriculum", "data"},
     "card": {"config"},
+    "rationales": {"data"},
     "dry_run": {"collator", "config", "trainer"},
     "callbacks": {"sampler"},
     "learning_rate": {"curriculum"},

@@ -16,7 +16,14 @@ from plume.arguments import ArgumentParser
 from plume.checkpoints import SHIPPED
 
 # What the command line of a room imports first, and tests may lack.
-NEEDS = {"train": "trl", "evaluate": "mteb", "audit": "mteb", "bench": "trl", "playground": "matplotlib"}
+NEEDS = {
+    "train": "trl",
+    "rationales": "datasets",
+    "evaluate": "mteb",
+    "audit": "mteb",
+    "bench": "trl",
+    "playground": "matplotlib",
+}
 APPS = {"search", "serve", "corpus"}
 
 

@@ -2,7 +2,8 @@
 
 - **Columns**, as sentence-transformers names them: ``anchor`` or ``query``, ``positive`` or ``document``,
   ``negative``, ``negative_1`` .. ``negative_n``, ``rationale_query``, ``rationale_positive``, ``dataset``. A value is a
-  text, a path, a data URI, a dict of ``text``, ``image`` and ``video``, or a list of these.
+  text, a path, a data URI, a dict of ``text``, ``image`` and ``video``, or a list of these. A rationale is a text, or
+  ``<think>...</think><answer>...</answer>``.
 - **UME-R1**: ``qry``, ``pos`` and ``neg``, each a conversation with media.
 
 Anything unusable is a :class:`RowError` that names the fault.
@@ -132,7 +133,7 @@ def _parse_columns(fields: Mapping[str, Any], root: Path) -> Pair:
             )
         if not isinstance(rationale, str):
             raise RowError("unknown value", f"a rationale is given as {_name_type(rationale)}, not as a text")
-        sides.append(_side_of_value(value, root, rationale))
+        sides.append(_side_of_value(value, root, *(_read_reply(rationale) if "<think>" in rationale else (rationale,))))
     negatives = tuple(_side_of_value(value, root) for value in _negatives(fields))
     return Pair(name_dataset(fields), sides[0], sides[1], negatives)
 
@@ -147,7 +148,7 @@ def _negatives(fields: Mapping[str, Any]) -> list[Any]:
     return [value for value in values if value not in (None, "")]
 
 
-def _side_of_value(value: Any, root: Path, rationale: str = "") -> Side:
+def _side_of_value(value: Any, root: Path, rationale: str = "", answer: str = "") -> Side:
     texts: list[str] = []
     media: dict[str, list[Any]] = {"image": [], "video": []}
     for part in value if isinstance(value, list) else [value]:
@@ -160,7 +161,7 @@ def _side_of_value(value: Any, root: Path, rationale: str = "") -> Side:
             (media[kind] if kind else texts).append(_resolve(part, root) if kind else str(part))
         else:
             raise RowError("unknown value", f"{_name_type(part)} is neither a text nor media")
-    return _checked(Side("\n".join(texts).strip(), tuple(media["image"]), tuple(media["video"]), rationale))
+    return _checked(Side("\n".join(texts).strip(), tuple(media["image"]), tuple(media["video"]), rationale, answer))
 
 
 def _name_type(value: Any) -> str:
@@ -209,15 +210,16 @@ def _parse_side(fields: Mapping[str, Any], root: Path) -> Side:
     for kind, media in (("image", images), ("video", videos)):
         if marks[kind] and marks[kind] != len(media):
             raise RowError("miscounted media", f"the text names {marks[kind]} {kind}s, the row has {len(media)}")
+    text = _ANCHOR_MARK.sub("", _MEDIA_MARK.sub("", question)).strip()
+    return _checked(Side(text, images, videos, *_read_reply(reply)))
+
+
+def _read_reply(reply: str) -> tuple[str, str]:
+    """Rationale and answer of a reply; each may be missing."""
     thought, answer = _THINK.search(reply), _ANSWER.search(reply)
-    return _checked(
-        Side(
-            _ANCHOR_MARK.sub("", _MEDIA_MARK.sub("", question)).strip(),
-            images,
-            videos,
-            rationale=_EMBEDDING_MARK.sub("", thought[1]) if thought else "",
-            answer=_EMBEDDING_MARK.sub("", answer[1]).strip() if answer else "",
-        )
+    return (
+        _EMBEDDING_MARK.sub("", thought[1]) if thought else "",
+        _EMBEDDING_MARK.sub("", answer[1]).strip() if answer else "",
     )
 
 
