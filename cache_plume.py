@@ -3,15 +3,15 @@
 Legend: B batch, T prefix length, S new positions, R reserved columns (latent steps and suffix), L = T + R, D width.
 
 1. The prefix goes through the decoder as transformers runs it, media and all.
-2. What later passes share is made once: masks and rotary factors of the R reserved columns.
+2. Masks and rotary factors of the R reserved columns are built once.
 3. Each later pass calls the decoder layers themselves over the cache, so that hooks, adapters, quantized and patched
    layers count in every latent step.
 
-Three contexts agree to rounding, gradients included:
+Two contexts give the same states and gradients, up to rounding:
 
 - :class:`CachedContext` keeps keys and values (C(k) of Eq. 3): one new position costs one position.
 - :class:`RecomputedContext` runs the whole grown sequence again, for reentrant gradient checkpointing and for
-  transformers that drop the cache of a checkpointed layer. It is what tests hold the cache against.
+  transformers that drop the cache of a checkpointed layer. Tests compare the cache with it.
 """
 
 import inspect

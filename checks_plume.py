@@ -1,4 +1,4 @@
-"""What a model refuses to embed, because the vector would be silently wrong, and what it warns of."""
+"""Input checks: errors for inputs that would silently give a wrong vector, and warnings."""
 
 from collections.abc import Sequence
 from typing import Any

@@ -1,9 +1,9 @@
-"""PLUME configuration: a backbone's configuration plus everything else that changes an embedding.
+"""PLUME configuration: a backbone's configuration plus the latent fields.
 
 The paper is arXiv 2604.02073. Field names are the paper's words: *anchor*, *latent steps* (K), *experts*
-(M_e), *active experts* (K_r), *suffix*. Token ids are data of a checkpoint; the strings behind them belong
-to the processor. Invariant: two models with equal configuration and equal weights give equal vectors, so
-every number that changes a vector is a field here and is written to ``config.json``.
+(M_e), *active experts* (K_r), *suffix*. This file stores token ids; the processor stores their strings. Invariant:
+two models with equal configuration and equal weights give equal vectors for equal inputs, so every number of the model
+that changes a vector is a field here and is written to ``config.json``.
 """
 
 from typing import Any, ClassVar

@@ -14,21 +14,35 @@ logger = logging.get_logger(__name__)
 
 
 class MediaKind(NamedTuple):
-    """One kind of media: its token in the prompt, and the names of its outputs, limits and field of the model."""
+    """One kind of media: its token in the prompt, and the names of its pixel limits and of its model inputs.
+
+    Attributes:
+        placeholder: Token that stands for it in the prompt.
+        limits: Settings of its smallest and largest area.
+        pixels: Patches of all items, one after the other.
+        per_item: Inputs with one row per item, the grid first; the others are optional.
+    """
 
     placeholder: str
-    pixels: str
-    grid: str
     limits: tuple[str, str]
-    token_field: str
+    pixels: str
+    per_item: tuple[str, ...]
+
+    @property
+    def grid(self) -> str:
+        """Name of the grids (time, height, width)."""
+        return self.per_item[0]
 
 
 MEDIA_KINDS = {
-    "image": MediaKind("<|image_pad|>", "pixel_values", "image_grid_thw",
-                       ("min_pixels", "max_pixels"), "image_token_id"),
-    "video": MediaKind("<|video_pad|>", "pixel_values_videos", "video_grid_thw",
-                       ("video_min_pixels", "video_max_pixels"), "video_token_id"),
-}  # fmt: skip
+    "image": MediaKind("<|image_pad|>", ("min_pixels", "max_pixels"), "pixel_values", ("image_grid_thw",)),
+    "video": MediaKind(
+        "<|video_pad|>",
+        ("video_min_pixels", "video_max_pixels"),
+        "pixel_values_videos",
+        ("video_grid_thw", "second_per_grid_ts"),
+    ),
+}
 MODALITIES = ("text", *MEDIA_KINDS)
 ROLES = ("system", "user", "assistant")
 _VIDEO_ENDINGS = (".mp4", ".m4v", ".mkv", ".webm", ".mov", ".avi", ".mpg", ".mpeg", ".wmv", ".flv", ".ogv", ".gif")

@@ -7,11 +7,12 @@ The flow, in the order of :meth:`PlumeModel.forward`:
 3. **Rollout** (``rollout_plume``): K latent steps over the cache (Eq. 3-5), then the suffix ``<elt> ... <gen>``.
 4. **Embedding**: the state at ``<gen>``, L2-normalised in fp32 (Eq. 7).
 
-:class:`PlumeModel` is all of this for any backbone; a backbone adds a class of a few lines. :class:`PlumeForEmbedding`
-is the paper's, over Qwen2-VL; Qwen2.5-VL and Qwen3-VL have a file each.
+:class:`PlumeModel` is all of this for any backbone of the Qwen-VL kind (a vision tower ``visual``, M-RoPE); each adds a
+class of a few lines. :class:`PlumeForEmbedding`, the paper's, is over Qwen2-VL; Qwen2.5-VL and Qwen3-VL have a file
+each.
 
-Invariants: a row's vectors do not depend on the other rows; embedding keeps nothing on the module between calls; the
-LM head never runs on the way to an embedding.
+Invariants: a row's vectors do not depend on the other rows; ``forward`` stores no state on the module; the LM head
+never runs on the way to an embedding.
 """
 
 import importlib

@@ -1,7 +1,7 @@
 """PLUME over Qwen3-VL.
 
 1. **Deepstack**: the decoder adds features of three vision layers to its first hidden states at visual tokens. Only the
-   prefix has visual tokens; the keys and values of later passes hold the effect already.
+   prefix has visual tokens; later passes see their effect through the cached keys and values.
 2. **Videos**: every temporal patch is an item of its own, after its timestamp as text.
 """
 

@@ -7,8 +7,8 @@ host wait for the device.
 1. A text token advances the position by 1 on all three axes (time, height, width).
 2. A media item of merged grid (t, h, w) spreads its tokens over start + (0..t-1, 0..h-1, 0..w-1). Where the backbone
    measures time in seconds (Qwen2.5-VL), frame f stands at start + floor(f * time_step).
-3. Whatever follows it continues after the largest of its positions on any axis.
-4. Padding neither moves the position nor is attended: each row starts at 0 however far it is padded.
+3. The next token gets the item's largest position on any axis, plus 1.
+4. Padding is ignored: each row starts at 0 however far it is padded.
 """
 
 from collections.abc import Mapping

@@ -7,7 +7,7 @@ For k = 1..K:
 1. **Refine** (Eq. 4-5):  z~(k-1) = transition(z(k-1), k, c(x)).
 2. **Think** (Eq. 3):     z(k) = backbone(z~(k-1)) at position p_slt + k, over the cache.
 3. **Read** (Eq. 7):      after a step of ``readout_steps``, the backbone reads the suffix ``<elt> ... <gen>`` in the
-   same pass. The suffix is dropped from the cache again, so thinking goes on as if nobody had looked.
+   same pass. The suffix is dropped from the cache again, so later steps do not see it.
 
 The usual call reads out once, after step K. K = 0 reads the suffix right after ``<slt>``.
 """

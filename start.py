@@ -1,4 +1,7 @@
-"""From a plain backbone to a PLUME model: its weights, a fresh adapter, rows for the new tokens."""
+"""From a plain backbone to a PLUME model: its weights, a fresh adapter, embedding rows for the new tokens.
+
+Backbones are registered here: a class in :data:`MODEL_CLASSES`, processor settings in :data:`BACKBONE_SETTINGS`.
+"""
 
 import os
 from dataclasses import replace
@@ -14,7 +17,7 @@ from plume.modeling_plume_qwen2_5_vl import PlumeQwen2_5_VLForEmbedding
 from plume.modeling_plume_qwen3_vl import PlumeQwen3VLForEmbedding
 from plume.processing_plume import PlumeProcessor, is_token
 
-# By the model type of the backbone. A further backbone is one line here.
+# By the model type of the backbone.
 MODEL_CLASSES: dict[str, Any] = {
     model_class.config_class.backbone_config_class.model_type: model_class
     for model_class in (PlumeForEmbedding, PlumeQwen2_5_VLForEmbedding, PlumeQwen3VLForEmbedding)
@@ -112,9 +115,12 @@ def build_processor(
     settings = {**strings, **BACKBONE_SETTINGS[model_type], **options}
     processor = PlumeProcessor(tokenizer, build_chat_template(layout), **settings)
 
-    def to_id(token: str) -> int:
-        return tokenizer(token, add_special_tokens=False)["input_ids"][0]
-
+    to_id: Any = tokenizer.convert_tokens_to_ids
+    if lost := {sources[token] for token in added} - tokenizer.get_vocab().keys():
+        raise ValueError(
+            f"The tokenizer lacks {sorted(lost)}, whose embedding rows the new tokens start from. Start from a "
+            "checkpoint with its own tokenizer."
+        )
     processor.row_sources = {to_id(token): to_id(sources[token]) for token in added}
     return processor
 

@@ -1,4 +1,4 @@
-"""Opt-in speed that needs private operators: not part of a checkpoint's code, found by ``model.speed_up()``."""
+"""Optional CPU acceleration with private operators of torch, for ``speed_up()``; not part of a checkpoint's code."""
 
 from plume.speed.packed import speed_up
 

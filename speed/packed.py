@@ -4,13 +4,13 @@ A product with one to some dozen rows takes as long as reading its weight. The u
 every call; here it is rearranged once, into oneDNN's blocked layout. The copies take the memory of the decoder once
 more.
 
-1. :func:`speed_up` gives linear modules of the decoder, and the adapter's experts, another ``forward``. Modules are
-   still called as modules: hooks, adapters around them and later patches count.
+1. :func:`speed_up` replaces the ``forward`` of the decoder's linear modules and of the adapter's experts. Modules are
+   still called as modules, so hooks, adapters around them and later patches run.
 2. A packed product serves calls without gradient on a CPU; any other call is the module's own.
 3. Before each prefix, weights are compared with those that were packed, and packed again if they changed.
 
-A CPU without bfloat16 arithmetic converts at every product, which costs more than it saves from some rows on: there
-such products get a float32 copy, twice the size, when they first come.
+On a CPU without bfloat16 arithmetic, products of three rows or more use a float32 copy of twice the size, made at the
+first such product.
 """
 
 import threading

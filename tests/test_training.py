@@ -514,23 +514,24 @@ def test_the_data_seed_orders_the_pairs(corpus, tmp_path):
 def test_the_revision_of_the_model_reaches_every_file(start, long_corpus, backbone, monkeypatch):
     from plume.training import train
 
+    opened = {
+        "plume": [(train.AutoConfig, "from_pretrained"), (train.AutoModel, "from_pretrained"),
+                  (train.AutoProcessor, "from_pretrained")],
+        "backbone": [(train.AutoConfig, "from_pretrained"), (train, "from_backbone"), (train, "processor_from_backbone")],
+    }[start]  # fmt: skip
     asked: dict[str, str] = {}
-    for owner, method in (
-        (train.AutoConfig, "from_pretrained"),
-        (train.AutoModel, "from_pretrained") if start == "plume" else (PlumeForEmbedding, "from_backbone"),
-        (train.AutoProcessor, "from_pretrained") if start == "plume" else (PlumeProcessor, "from_backbone"),
-    ):
-        real = getattr(owner, method)
+    for owner, method in opened:
+        real, key = getattr(owner, method), f"{owner.__name__}.{method}"
 
-        def record(*args, _real=real, _owner=owner, **kwargs):
-            asked.setdefault(_owner.__name__, kwargs.get("revision"))  # transformers asks again on its own
+        def record(*args, _real=real, _key=key, **kwargs):
+            revision = kwargs.get("revision", kwargs.get("model_options", {}).get("revision"))
+            asked.setdefault(_key, revision)  # transformers asks again on its own
             return _real(*args, **kwargs)
 
         monkeypatch.setattr(owner, method, record)
     name = long_corpus / "model" if start == "plume" else backbone
     train.load_model(ModelConfig(model_name_or_path=str(name), model_revision="v2", dtype="float32"), "paper")
-    names = ("AutoModel", "AutoProcessor") if start == "plume" else ("PlumeForEmbedding", "PlumeProcessor")
-    assert asked == dict.fromkeys(("AutoConfig", *names), "v2")
+    assert asked == {f"{owner.__name__}.{method}": "v2" for owner, method in opened}
 
 
 def test_bad_rows_are_left_out_only_when_asked(long_corpus, tmp_path):

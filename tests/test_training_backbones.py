@@ -13,6 +13,8 @@ from plume.hub.random_checkpoint import save_random_plume
 
 pytest.importorskip("trl", reason="training needs the extra `train`")
 
+from plume.training.collator import rewrite, split_rows
+
 __all__ = ["model_type"]
 
 
@@ -67,3 +69,19 @@ def test_a_run_over_three_stages_learns_and_its_checkpoint_opens_everywhere(corp
     assert (embed(again, processor, items) - expected).abs().max() <= 1e-6
     vectors = SentenceTransformer(str(tmp_path / "final"), device="cpu").encode(items, normalize_embeddings=True)
     assert np.abs(vectors - expected.numpy()).max() <= 1e-5
+
+
+def test_chunks_keep_the_times_of_their_clips(corpus, tmp_path, model_type):
+    """Qwen2.5-VL places frames by seconds: a chunk without them would fall back to one second, silently."""
+    trainer = make_trainer(corpus, tmp_path)
+    batch = trainer.data_collator([trainer.train_dataset[index] for index in range(6)])
+    times = "second_per_grid_ts"
+    assert (times in batch["prefix"]) == (model_type == "qwen2_5_vl")
+    count = len(batch["prefix"]["video_grid_thw"])
+    seconds = batch["prefix"][times] = torch.arange(1.0, count + 1)
+    rows = rewrite(batch, trainer.curriculum.stages[0], trainer.model.config.suffix_token_ids)
+    chunks = split_rows(rows, [4] * (len(rows.places) // 4) + [len(rows.places) % 4])
+    assert torch.equal(torch.cat([chunk.inputs[times] for chunk in chunks if times in chunk.inputs]), seconds)
+    assert all(
+        len(chunk.inputs[times]) == len(chunk.inputs["video_grid_thw"]) for chunk in chunks if times in chunk.inputs
+    )

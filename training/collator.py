@@ -17,11 +17,12 @@ from PIL import Image
 from torch.nn.functional import pad
 
 from plume import PlumeProcessor
+from plume.content_plume import MEDIA_KINDS, MediaKind
 from plume.training.config import PlumeTrainingConfig
 from plume.training.curriculum import Stage, split_segments
 from plume.training.data import CLIP, Pair, RowError, Side, read_pair
 
-_MEDIA = (("pixel_values", "image_grid_thw"), ("pixel_values_videos", "video_grid_thw"))
+_KINDS = tuple(MEDIA_KINDS.values())
 
 
 @dataclass
@@ -218,8 +219,8 @@ def split_rows(rows: Rows, sizes: Sequence[int]) -> list[Rows]:
             width = tokens.sum(dim=1).max().item()
             chunk["suffix_mask"] = tokens[:, :width]
             chunk["suffix_input_ids"] = chunk["suffix_input_ids"][:, :width]
-        for names, counts in zip(_MEDIA, zip(*rows.num_media, strict=True), strict=True):
-            chunk.update(_slice_media(inputs, *names, sum(counts[:start]), sum(counts[:stop])))
+        for kind, counts in zip(_KINDS, zip(*rows.num_media, strict=True), strict=True):
+            chunk.update(_slice_media(inputs, kind, sum(counts[:start]), sum(counts[:stop])))
         scored = min(max(rows.num_scored - start, 0), size)
         chunks.append(Rows(chunk, rows.places[start:stop], rows.num_media[start:stop], scored))
         start = stop
@@ -242,7 +243,7 @@ def with_media_of_every_kind(rows: Rows, spare: dict[str, torch.Tensor]) -> Rows
         spare: Model inputs of one more row with both, which goes last; its outputs are to be dropped.
     """
     inputs = rows.inputs
-    if all(pixels in inputs for pixels, _ in _MEDIA):
+    if all(kind.pixels in inputs for kind in _KINDS):
         return rows
     width = max(inputs["input_ids"].shape[1], spare["input_ids"].shape[1])
     # On the left, where the mask hides it, any token will do.
@@ -252,8 +253,9 @@ def with_media_of_every_kind(rows: Rows, spare: dict[str, torch.Tensor]) -> Rows
     }
     media = {
         name: torch.cat([inputs[name], spare[name]]) if name in inputs else spare[name]
-        for names in _MEDIA
-        for name in names
+        for kind in _KINDS
+        for name in (kind.pixels, *kind.per_item)
+        if name in spare
     }
     suffixes = {
         name: torch.cat([value, value[:1]])
@@ -263,13 +265,14 @@ def with_media_of_every_kind(rows: Rows, spare: dict[str, torch.Tensor]) -> Rows
     return replace(rows, inputs={**inputs, **padded, **media, **suffixes})
 
 
-def _slice_media(inputs: dict[str, Any], pixels: str, grid: str, first: int, last: int) -> dict[str, torch.Tensor]:
-    """Patches and grids of the media ``first`` to ``last - 1`` of the batch."""
+def _slice_media(inputs: dict[str, Any], kind: MediaKind, first: int, last: int) -> dict[str, torch.Tensor]:
+    """What the batch holds of the items ``first`` to ``last - 1`` of a kind."""
     if first == last:
         return {}
-    patches = inputs[grid].prod(dim=1)
+    patches = inputs[kind.grid].prod(dim=1)
     begin, end = patches[:first].sum().item(), patches[:last].sum().item()
-    return {pixels: inputs[pixels][begin:end], grid: inputs[grid][first:last]}
+    rows = {name: inputs[name][first:last] for name in kind.per_item if name in inputs}
+    return {kind.pixels: inputs[kind.pixels][begin:end], **rows}
 
 
 def chunk_sizes(lengths: torch.Tensor, chunk_size: int | None, chunk_tokens: int | None) -> list[int]:
