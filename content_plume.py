@@ -10,6 +10,8 @@ import torch
 from PIL import Image
 from transformers.utils import logging
 
+from .vision_plume import Clip
+
 logger = logging.get_logger(__name__)
 
 
@@ -118,7 +120,7 @@ def _as_several(kind: str, value: Any) -> list[Any]:
 def _is_whole_video(entry: Any) -> bool:
     if isinstance(entry, (np.ndarray, torch.Tensor)):
         return entry.ndim == 4
-    if isinstance(entry, (list, tuple)):
+    if isinstance(entry, (list, tuple, Clip)):
         return True
     name = os.fspath(entry).lower() if isinstance(entry, (str, os.PathLike)) else ""
     return name.startswith("data:video/") or name.split("?")[0].endswith(_VIDEO_ENDINGS)

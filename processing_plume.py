@@ -34,7 +34,7 @@ from .options_plume import (
 )
 from .pixels_plume import CLIP_MEAN, CLIP_STD, Grid, patchify
 from .truncation_plume import fit
-from .vision_plume import WHITE, describe, load_clip, load_image
+from .vision_plume import WHITE, Clip, describe, load_clip, load_image
 
 # Variables of the chat template that a caller may set, in addition to those of the rendering itself.
 _TEMPLATE_VARIABLES = {"latent"}
@@ -321,14 +321,24 @@ class PlumeProcessor(ProcessorMixin):
             return Item(*self._patchify([frame], "image", chosen))
 
     def _see_video(self, source: Any, rate: float | None, chosen: dict[str, Any]) -> Item:
-        sampling = (chosen.get("num_frames", self.num_frames), self.fps, self.min_frames, rate)
-        clip = load_clip(source, *sampling, self.background_color, upright=self.resize == "once")
+        clip = self.read_clip(source, chosen.get("num_frames"), rate)
         with _naming(describe("video", source)):
             patches, grid = self._patchify(clip.frames, "video", chosen)
-        step, times = self.temporal_patch_size, clip.times or []
+        step, times = self.temporal_patch_size, list(clip.times or [])
         times += times[-1:] * (-len(times) % step)
         middles = [(times[first] + times[first + step - 1]) / 2 for first in range(0, len(times), step)]
         return Item(patches, grid, middles if self.timestamps else (), step / clip.fps if clip.fps else 1.0)
+
+    def read_clip(self, source: Any, num_frames: int | None = None, rate: float | None = None) -> Clip:
+        """The frames of a clip that the model would see, with their times; stands for the clip in an input.
+
+        Args:
+            source: As in :func:`~plume.vision_plume.load_clip`.
+            num_frames: Most frames. Defaults to the setting.
+            rate: Frames per second of a source that does not say it.
+        """
+        sampling = (num_frames or self.num_frames, self.fps, self.min_frames, rate)
+        return load_clip(source, *sampling, self.background_color, upright=self.resize == "once")
 
     def _patchify(self, frames: list[Image.Image], kind: str, chosen: dict[str, Any]) -> tuple[np.ndarray, Grid]:
         settings = vars(self)

@@ -13,10 +13,11 @@ import zlib
 from base64 import b64decode
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from http.client import HTTPException
 from io import BytesIO
 from tempfile import TemporaryFile
-from typing import IO, Any, NamedTuple
+from typing import IO, Any
 from urllib.parse import unquote_to_bytes, urlsplit
 from urllib.request import Request, url2pathname, urlopen
 
@@ -46,8 +47,9 @@ if av is not None:
 _FILE = (str, os.PathLike, bytes)
 
 
-class Clip(NamedTuple):
-    """Kept frames of a clip, their times in seconds and their number per second; None where the rate is unknown."""
+@dataclass(frozen=True)
+class Clip:
+    """Kept frames of a clip, their times in seconds and their number per second; None if the rate is unknown."""
 
     frames: list[Image.Image]
     times: list[float] | None = None
@@ -206,7 +208,7 @@ def load_clip(
 
     Args:
         source: A list of frames (each as in :func:`load_image`), an array or tensor ``(T, H, W, C)`` or
-            ``(T, C, H, W)``, or a file as in :func:`load_image`, which PyAV decodes.
+            ``(T, C, H, W)``, a file as in :func:`load_image`, which PyAV decodes, or a :class:`Clip`, kept as it is.
         num_frames: Most frames to keep; a shorter clip keeps all of its frames.
         fps: Frames to keep per second, within ``min_frames`` and ``num_frames``; ``num_frames`` of any clip if None.
             Frames that come without a rate are taken to be ``1 / fps`` apart.
@@ -226,6 +228,8 @@ def load_clip(
         wanted = min(max(int(total / (rate or fps) * fps), min_frames), num_frames, total)
         return np.linspace(0, total - 1, wanted).round().astype(int).tolist()  # as Qwen3-VL rounds
 
+    if isinstance(source, Clip):
+        return source
     if isinstance(source, _FILE):
         frames, indices, total, found = _decode(source, choose, background)
         rate = found or rate

@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoModel, AutoProcessor, AutoTokenizer, Qw
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 import plume
-from inputs import embed, noise_image, noise_video
+from inputs import MEDIA, embed, noise_image, noise_video
 from plume.hub.random_checkpoint import MODEL_TYPES, save_random_backbone, save_random_plume
 from plume.layouts import EMBEDDER_LAYOUT
 from plume.positions_plume import Media, mrope_index, split_into_frames
@@ -183,3 +183,15 @@ def test_auto_classes_open_every_backbone(tmp_path):
         assert type(AutoModel.from_pretrained(tmp_path / model_type)) is type(model)
         assert type(AutoConfig.from_pretrained(tmp_path / model_type)) is type(model.config)
         assert type(AutoProcessor.from_pretrained(tmp_path / model_type)) is type(processor)
+
+
+@pytest.mark.parametrize("model_type", MODEL_TYPES)
+def test_a_clip_that_was_read_beforehand_keeps_its_times(tmp_path, model_type):
+    """Services read clips before they batch them; frames alone would stand at other times."""
+    _, processor = save_random_plume(tmp_path, model_type=model_type)
+    path = MEDIA / "rolling_ball.mp4"
+    from_file = processor.process_documents([{"video": str(path)}, {"video": [str(path), str(path)]}])
+    clip = processor.read_clip(path)
+    read = processor.process_documents([{"video": clip}, {"video": [clip, clip]}])
+    assert from_file.keys() == read.keys()
+    assert all(torch.equal(from_file[name], read[name]) for name in from_file)

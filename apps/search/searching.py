@@ -60,7 +60,7 @@ class Search:
         if media is not None:
             if media.suffix.lower() in KINDS["clip"]:
                 check_clip(media, self.limits)
-                content["video"] = self.encoder.frames(media)
+                content["video"] = self.encoder.clip(media)
             else:
                 content["image"] = decode_picture(media, self.limits)
         if not content:

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from plume.apps.serving.schema import clips, decoded_pixels, pictures, texts, with_frames
+from plume.apps.serving.schema import clips, decoded_pixels, pictures, texts, with_clip
 from plume.apps.shared.encoder import Encoder
 from plume.apps.shared.limits import Limits, MediaError, check_clip
 
@@ -198,7 +198,7 @@ def _decode(encoder: Encoder, content: Any, clip_limits: Limits) -> Any:
                 path = Path(folder, "clip")
                 path.write_bytes(clip.data)
                 check_clip(path, clip_limits)
-                content = with_frames(content, encoder.frames(path))
+                content = with_clip(content, encoder.clip(path))
     except MediaError as error:
         return error
     except OSError as error:

@@ -288,11 +288,11 @@ def decoded_pixels(content: Any) -> int:
     return sum(picture.width * picture.height for picture in pictures(content))
 
 
-def with_frames(content: Any, frames: list[Any]) -> Any:
-    """An input with the frames of its one clip in place of the clip."""
+def with_clip(content: Any, clip: Any) -> Any:
+    """An input with its one clip as it was read."""
     if isinstance(content, dict):
-        return {**content, "video": frames}
+        return {**content, "video": clip}
     return [
-        {**message, "content": [{**part, "video": frames} if "video" in part else part for part in message["content"]]}
+        {**message, "content": [{**part, "video": clip} if "video" in part else part for part in message["content"]]}
         for message in content
     ]

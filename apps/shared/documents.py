@@ -195,7 +195,7 @@ def load(document: Document, encoder: Encoder, limits: Limits) -> dict[str, Any]
         return {"image": decode_picture(location, limits)}
     if document.file.kind == "clip":
         check_clip(location, limits)
-        return {"video": encoder.frames(location)}
+        return {"video": encoder.clip(location)}
     if document.file.kind == "page":
         return {"image": render_page(location, document.part, limits)}
     return {"text": passages_of(location, document.file.stamp)[document.part - 1]}

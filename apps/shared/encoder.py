@@ -19,7 +19,7 @@ from transformers import AutoModel, AutoProcessor, BatchFeature
 from plume import PlumeOutput
 from plume.checkpoints import locate
 from plume.hub_files_plume import SETTINGS_FILES
-from plume.vision_plume import load_video
+from plume.vision_plume import Clip
 
 DEFAULT_MODEL = "tiny"
 # Pixels per batch, about 21000 visual tokens of 28 x 28. A CPU gains nothing from large batches, and what comes next
@@ -117,16 +117,16 @@ class Encoder:
         with torch.inference_mode():
             return self.model(**inputs.to(self.device), num_latent_steps=num_latent_steps)
 
-    def frames(self, path: Path) -> list[Any]:
-        """The frames of a clip that the model sees."""
-        return load_video(path, self.processor.num_frames)
+    def clip(self, path: Path) -> Clip:
+        """The frames of a clip that the model sees, with their times."""
+        return self.processor.read_clip(path)
 
     def weigh(self, item: Any) -> int:
-        """Weight of an input of texts, PIL pictures and lists of frames, in pixels after resizing."""
+        """Weight of an input of texts, PIL pictures and clips, in pixels after resizing."""
         parts = item if isinstance(item, dict) else {"text" if isinstance(item, str) else "image": item}
         pixels = _PIXELS_PER_TOKEN * _PROMPT_TOKENS
         for kind, part in parts.items():
-            several = part if isinstance(part, list) else [part]
+            several = part.frames if isinstance(part, Clip) else part if isinstance(part, list) else [part]
             if kind == "text":
                 pixels += sum(len(text) for text in several) // _CHARACTERS_PER_TOKEN * _PIXELS_PER_TOKEN
             elif kind == "image":
