@@ -5,7 +5,7 @@ RUN := $(VENV)/bin/python
 SOURCES := .
 BENCH ?= parts
 
-.PHONY: help demo train-demo test test-min test-examples search check fix bench clean
+.PHONY: help demo train-demo test test-min test-examples search check fix bench docs clean
 
 help: ## Show this help
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
@@ -31,6 +31,12 @@ $(VENV)/.installed: setup.py constraints.txt
 	grep -v '^pillow==' constraints.txt | cat - constraints-examples.txt > .venv-examples/constraints.txt
 	.venv-examples/bin/pip install --quiet --constraint .venv-examples/constraints.txt torch
 	.venv-examples/bin/pip install --quiet --constraint .venv-examples/constraints.txt --editable '.[apps,integrations,train]'
+	touch $@
+
+.venv-docs/.installed: constraints-docs.txt
+	@echo "Installing mkdocs into .venv-docs"
+	$(PYTHON) -m venv .venv-docs
+	.venv-docs/bin/pip install --quiet --requirement constraints-docs.txt
 	touch $@
 
 demo: $(VENV)/.installed ## Ask plume-tiny about pictures, pages, texts and clips that it never saw, draw outputs/demo.png
@@ -66,5 +72,8 @@ fix: $(VENV)/.installed ## Format and fix what can be fixed
 bench: $(VENV)/.installed ## Print what each part of an embedding costs (BENCH="compare --quick": beside other systems)
 	$(RUN) -m plume.benchmarks $(BENCH)
 
+docs: .venv-docs/.installed ## Build the documentation with its API reference into outputs/site
+	.venv-docs/bin/mkdocs build --quiet --strict
+
 clean: ## Remove environments and build outputs
-	rm -rf .venv .venv-min .venv-examples build dist *.egg-info outputs
+	rm -rf .venv .venv-min .venv-examples .venv-docs build dist *.egg-info outputs
