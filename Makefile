@@ -73,7 +73,7 @@ bench: $(VENV)/.installed ## Print what each part of an embedding costs (BENCH="
 	$(RUN) -m plume.benchmarks $(BENCH)
 
 docs: .venv-docs/.installed ## Build the documentation with its API reference into outputs/site
-	.venv-docs/bin/mkdocs build --quiet --strict
+	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --quiet --strict
 
 clean: ## Remove environments and build outputs
 	rm -rf .venv .venv-min .venv-examples .venv-docs build dist *.egg-info outputs
