@@ -52,7 +52,8 @@ test-min: .venv-min/.installed ## Run the core tests on the oldest supported lib
 	.venv-min/bin/python -m pytest tests/test_vectors.py tests/test_processor.py tests/test_doors.py tests/test_plume_tiny.py tests/test_embed.py
 
 test-examples: .venv-examples/.installed ## Run the tests of apps/ and examples/
-	.venv-examples/bin/python -m pytest tests/test_search.py tests/test_search_page.py tests/test_distributed.py tests/test_serving.py tests/test_integrations.py
+	.venv-examples/bin/python -m pytest tests/test_search.py tests/test_search_page.py tests/test_distributed.py tests/test_serving.py tests/test_integrations.py \
+		tests/test_pages.py::test_a_command_of_the_pages_is_understood_by_its_command_line
 
 MODEL ?= tiny
 search: .venv-examples/.installed ## Index the media and a playground folder, open the search page (MODEL=folder or Hub id)
