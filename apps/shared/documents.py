@@ -185,7 +185,7 @@ def split(file: File, limits: Limits) -> list[Document]:
 
 
 def load(document: Document, encoder: Encoder, limits: Limits) -> dict[str, Any]:
-    """A document as an input of the processor: ``{"image": ...}``, ``{"video": frames}`` or ``{"text": ...}``.
+    """A document as an input of the processor: ``{"image": ...}``, ``{"video": clip}`` or ``{"text": ...}``.
 
     Raises:
         MediaError: If it is damaged or exceeds the bounds.

@@ -32,7 +32,7 @@ def build_row(facts: dict[str, Any], content: dict[str, Any], vector: np.ndarray
 
 def preview(content: dict[str, Any]) -> bytes:
     """A document as a small WebP: the picture, the page, or the frames that the model saw; nothing for a text."""
-    frames = content.get("video") or ([content["image"]] if "image" in content else [])
+    frames = content["video"].frames if "video" in content else [content["image"]] if "image" in content else []
     if not frames:
         return b""
     small = [_shrink(frame) for frame in frames]
