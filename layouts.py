@@ -37,7 +37,7 @@ class PromptLayout:
     opening: str = ""
     suffix: str = "<elt><gen>"
     system: str = "You are a helpful assistant."
-    instruction_in_system: bool = False  # in place of `system`; else it stands in front of the user's text
+    instruction_in_system: bool = False  # in place of `system`; else it comes before the user's text
     query_prompt: str = "Find the item that matches the given query."
 
     def row_sources(self) -> dict[str, str]:

@@ -91,7 +91,7 @@ class PlumeModel(_Mixed):
     def speed_up(self, enabled: bool = True) -> "PlumeModel":
         """Opt in to faster latent steps without gradient; vectors change by rounding only (``docs/performance.md``).
 
-        Lives in the installed package: a model that came with a checkpoint's own code says so and runs as it is.
+        Lives in the installed package: a model that runs a checkpoint's own code logs a message and runs unchanged.
         """
         try:
             importlib.import_module("plume.speed").speed_up(self, enabled)

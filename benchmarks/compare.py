@@ -65,7 +65,7 @@ class Effort:
 
 
 def plan(device: str, quick: bool) -> list[Cell]:
-    """The cells of a run; those behind a claim of ``docs/performance.md`` come first."""
+    """The cells of a run; those that a claim of ``docs/performance.md`` needs come first."""
     if device != "cpu":
         wide = [Cell("2b", "bf16", batch, kind) for kind in ("image448", "text64") for batch in (1, 32, 8)]
         rest = [Cell("2b", "bf16", batch, kind) for kind in ("text512", "video8") for batch in (1, 8, 32)]

@@ -1,6 +1,6 @@
 """The encoder that mteb drives: batches of columns -> our inputs -> unit vectors, checked, kept and resumed.
 
-1. **Rows to inputs**: text behind one image or the frames of one clip; a single frame stays a clip unless the task
+1. **Rows to inputs**: text after one image or the frames of one clip; a single frame stays a clip unless the task
    says that it is an image.
 2. **Embed**, with progress; parts go to disk, and what is there already is not embedded again.
 3. **Check and finish**: finite (mteb scores NaN silently when it searches a whole corpus), cut to ``dim``, unit length,
@@ -39,8 +39,8 @@ class PlumeEncoder:
     Args:
         embedder: Has ``encode(inputs, role) -> (B, D)`` and ``condition``.
         name: Name in results.
-        dim: Leading dimensions to keep, renormalised; all where omitted.
-        store: Folder for vectors while tasks run; none where omitted.
+        dim: Leading dimensions to keep, renormalised. Defaults to all.
+        store: Folder for vectors while tasks run. Defaults to none.
         instructions: In front of every text, per role (``query``, ``document``), for tasks of mteb itself; the tasks of
             our tables bring their own.
     """

@@ -79,7 +79,7 @@ class CheckpointedTrainer(SFTTrainer):
 
         Args:
             resume_from_checkpoint: A folder, or True for the newest whole checkpoint of the output folder; a run that
-                has none yet begins at the start and says so.
+                has none yet begins at the start and logs it.
             **kwargs: Of [`~transformers.Trainer.train`].
 
         Raises:

@@ -111,7 +111,7 @@ class Curriculum:
         object.__setattr__(self, "stages", stages)
 
     def boundaries(self, max_steps: int) -> list[int]:
-        """First step behind each stage; the last one is ``max_steps``."""
+        """First step after each stage; the last one is ``max_steps``."""
         total, passed, ends = sum(self.weights), 0.0, []
         for weight in self.weights:
             passed += weight

@@ -28,9 +28,9 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--actors", type=int, default=2, help="models that work side by side")
     parser.add_argument("--cpus", type=float, default=1, help="cores per actor")
     parser.add_argument("--gpus", type=float, default=0, help="GPUs per actor")
-    parser.add_argument("--address", help="address of a running Ray cluster; a local one is started where omitted")
+    parser.add_argument("--address", help="address of a running Ray cluster; a local one is started if omitted")
     parser.add_argument("--processes", nargs="+", metavar="DEVICE", help="one process per device, without Ray")
-    parser.add_argument("--pixel-budget", type=int, help="pixels per batch; what suits the device where omitted")
+    parser.add_argument("--pixel-budget", type=int, help="pixels per batch; what suits the device if omitted")
     parser.add_argument("--chunk", type=int, default=256, help="documents per unit of work and per Parquet file")
     return parser.parse_args(arguments)
 

@@ -65,7 +65,7 @@ def run_job(
         pixel_budget: Pixels per batch. Defaults to what suits the device.
         actors: Actors, each with a model of its own.
         resources: ``num_cpus`` and ``num_gpus`` per actor.
-        address: Of a running Ray cluster; a local one is started where omitted and needed.
+        address: Of a running Ray cluster; a local one is started if omitted and needed.
     """
     left = unfinished(output)
     if not left:

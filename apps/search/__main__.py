@@ -42,11 +42,11 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     )
     query = commands.add_parser("query", parents=[common], help="search from the command line")
     query.add_argument("text", nargs="?", default="", help="what to look for")
-    query.add_argument("--media", type=Path, help="a picture or clip to look for, beside or instead of the text")
+    query.add_argument("--media", type=Path, help="a picture or clip to look for, with or instead of the text")
     query.add_argument("--top", type=int, default=5, help="how many results")
     query.add_argument("--kinds", nargs="*", default=[], choices=KINDS, help="only documents of these kinds")
     query.add_argument(
-        "--num-latent-steps", dest="k", type=int, help="latent steps of the query; the checkpoint's where omitted"
+        "--num-latent-steps", dest="k", type=int, help="latent steps of the query; the checkpoint's if omitted"
     )
     page = commands.add_parser("page", parents=[common], help="open the page")
     page.add_argument("--host", default="127.0.0.1", help="address to listen on")

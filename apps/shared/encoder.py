@@ -80,7 +80,7 @@ class Encoder:
         Args:
             items: Inputs of the processor.
             role: ``"document"`` or ``"query"``: the instruction in front.
-            num_latent_steps: K; the checkpoint's where omitted.
+            num_latent_steps: K. Defaults to the checkpoint's.
 
         Returns:
             Unit vectors, ``(len(items), D)``, fp32.

@@ -53,7 +53,7 @@ def audit(
         media_root: As in :func:`~plume.evaluation.tasks.make_task`.
         prompt_set: As in :func:`~plume.evaluation.runner.evaluate`.
         max_queries: Queries per task; all where None.
-        sweep: Numbers of latent steps to compare; 0, 1, 2, 4, 6, 8 as far as the model goes where omitted.
+        sweep: Numbers of latent steps to compare. Defaults to 0, 1, 2, 4, 6, 8 as far as the model goes.
         batch_size: Inputs per forward pass.
         seed: Of the draw of queries, of shuffles and noise.
 
@@ -112,19 +112,17 @@ def main(argv: Sequence[str] | None = None) -> str:
     """Run the command line; returns what it has to say."""
     parser = ArgumentParser(prog="plume audit", description="Are the latent steps used?")
     parser.add_argument("--model", required=True, help="checkpoint: a folder or a Hub id")
-    parser.add_argument("--table", type=Path, default=MMEB_V2, help="table of tasks; MMEB-v2 where omitted")
+    parser.add_argument("--table", type=Path, default=MMEB_V2, help="table of tasks; MMEB-v2 if omitted")
     parser.add_argument("--data-root", type=Path, required=True, help="folder of local copies of the data sets")
-    parser.add_argument("--media-root", type=Path, help="folder of images and frames; --data-root where omitted")
-    parser.add_argument("--tasks", nargs="*", help="task ids, groups or modalities; all where omitted")
+    parser.add_argument("--media-root", type=Path, help="folder of images and frames; --data-root if omitted")
+    parser.add_argument("--tasks", nargs="*", help="task ids, groups or modalities; all if omitted")
     parser.add_argument("--output", dest="out", type=Path, required=True, help="folder of the report")
     parser.add_argument("--max-queries", type=int, default=_QUERIES, help="queries per task, drawn by seed; 0 for all")
     parser.add_argument(
-        "--num-latent-steps", dest="latent_steps", type=int, help="K to audit; the checkpoint's where omitted"
+        "--num-latent-steps", dest="latent_steps", type=int, help="K to audit; the checkpoint's if omitted"
     )
-    parser.add_argument(
-        "--sweep", type=int, nargs="*", help=f"numbers of latent steps to compare; {_SWEEP} where omitted"
-    )
-    parser.add_argument("--prompt-set", choices=PROMPT_SETS, help="instructions; the checkpoint's own where omitted")
+    parser.add_argument("--sweep", type=int, nargs="*", help=f"numbers of latent steps to compare; {_SWEEP} if omitted")
+    parser.add_argument("--prompt-set", choices=PROMPT_SETS, help="instructions; the checkpoint's own if omitted")
     parser.add_argument("--batch-size", type=int, default=8, help="inputs per forward pass")
     parser.add_argument("--device", help="torch device; a GPU where there is one")
     parser.add_argument("--dtype", default="auto", help="dtype of the weights")
