@@ -99,7 +99,7 @@ State here: training data, scores with their condition, limits, licence and base
 
 
 def write_hub_files(folder: str | os.PathLike, prompts: dict[str, str] | None = None) -> None:
-    """Write the sentence-transformers files into ``folder``, and a model card where there is none.
+    """Write the sentence-transformers files into ``folder``, and a model card if there is none.
 
     Settings that the folder has already stay, because sentence-transformers saves its own before it asks model and
     processor to save theirs.

@@ -2,7 +2,7 @@
 
 A prefix reads, in one line per part::
 
-    <|im_start|>system            [system message]<|im_end|>       (left out where there is none)
+    <|im_start|>system            [system message]<|im_end|>       (left out if there is none)
     <|im_start|>user              [media blocks][instruction][text]
                                   <anchor>[directive]<|im_end|>
     <|im_start|>assistant         [opening]<slt>
@@ -22,10 +22,10 @@ _DIRECTIVE = (
 
 @dataclass(frozen=True)
 class PromptLayout:
-    """Strings of a checkpoint: the five tokens and what stands around them; ``system`` may be empty.
+    """Strings of a checkpoint: the five tokens and what surrounds them; ``system`` may be empty.
 
     A token is any string that the tokenizer reads as one id. The anchor may be ``<|im_end|>``, the end of the user's
-    turn, and the start ``assistant``, the role in front of the answer.
+    turn, and the start ``assistant``, the role before the answer.
     """
 
     anchor: str = "<anchor>"

@@ -82,7 +82,7 @@ class PlumeProcessor(ProcessorMixin):
         video_min_pixels: The smallest for videos.
         video_max_pixels: The largest for videos.
         num_frames: Most frames taken from a video, evenly spaced.
-        blank_image_size: Edge in pixels of a white image put in front of inputs without media; 0 for none. The
+        blank_image_size: Edge in pixels of a white image put before inputs without media; 0 for none. The
             released checkpoint was trained and scored with one.
         patch_size: Pixels per patch along an edge.
         merge_size: Patches per token along an edge.
@@ -432,7 +432,7 @@ def _parts(messages: list[dict], kind: str) -> list[Any]:
 
 @contextmanager
 def _naming(what: str) -> Iterator[None]:
-    """Put ``what`` in front of the message of a ValueError, so that it says which input is meant."""
+    """Put ``what`` before the message of a ValueError, so that it says which input is meant."""
     try:
         yield
     except ValueError as error:

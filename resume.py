@@ -168,7 +168,7 @@ class Parts:
     def _refusal(self, what: str) -> ValueError:
         place = self.output if self._is_complete else self._folder
         return ValueError(
-            f"{place} holds {what}, so the call cannot go on from it. Remove it, or choose another output."
+            f"{place} holds {what}, so the call cannot continue from it. Remove it, or choose another output."
         )
 
     def _count(self, unit: Unit) -> None:

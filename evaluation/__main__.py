@@ -137,7 +137,7 @@ def table(options: argparse.Namespace) -> int:
 
 
 def _add_doctor(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    parser = commands.add_parser("doctor", help="check results; exits with 1 where there is a fault")
+    parser = commands.add_parser("doctor", help="check results; exits with 1 if there is a fault")
     parser.add_argument("results", type=Path, help="folder of results, or a score file in the VLM2Vec layout")
     parser.add_argument("--table", type=Path, default=MMEB_V2, help="table that they were made with")
     parser.set_defaults(command=doctor)

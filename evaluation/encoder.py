@@ -160,7 +160,7 @@ def finish(vectors: np.ndarray, dim: int | None = None) -> np.ndarray:
 def to_inputs(batch: Mapping[str, Any], instruction: str = "") -> list[dict[str, Any]]:
     """Our inputs from mteb's batch of columns: dicts of ``text`` and ``image`` or ``video``, without what is blank.
 
-    An instruction stands on a line of its own in front of the text, as the processor writes it.
+    An instruction is on its own line before the text, as the processor writes it.
     """
     columns = [name for name in ("text", "image", "video") if name in batch]
     media = batch.get("medium", [None] * len(batch[columns[0]]))

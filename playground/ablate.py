@@ -3,7 +3,7 @@
 One model learns all tasks of the sweep.
 
 1. **Explicit stage**, once per seed, until every task is mastered: the adapter takes no part in it, so all variants of
-   a seed go on from the same weights.
+   a seed continue from the same weights.
 2. **Latent stages**, per seed and variant: the same number of steps and pairs whatever the variant, and the same
    batches but for ``no_curriculum``, which goes to the last stage at once. ``no_latent`` loses its rationale stage by
    stage like the others, but gets no latent steps. These two have the best of several learning rates, chosen on the

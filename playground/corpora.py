@@ -211,7 +211,7 @@ def _write_rows(folder: Path, condition: Condition, queries: int, rng: random.Ra
 
 
 def _image_row(example: Example, media: MediaFolder, pool: Sequence[str]) -> dict[str, Any]:
-    """A row in the schema of MMEB's image tasks; the positive stands first, as there."""
+    """A row in the schema of MMEB's image tasks; the positive comes first, as there."""
     if example.target.text:
         texts = [example.target.text, *(text for text in pool if text != example.target.text)]
         paths = [""] * len(texts)

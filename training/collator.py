@@ -27,7 +27,7 @@ _KINDS = tuple(MEDIA_KINDS.values())
 
 @dataclass
 class Text:
-    """Token ids of one row's rationale, per segment, and of what stands between it and the embedding token."""
+    """Token ids of one row's rationale, per segment, and of what is between it and the embedding token."""
 
     segments: list[list[int]]
     answer: list[int]

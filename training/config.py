@@ -59,7 +59,7 @@ class PlumeTrainingConfig(SFTConfig):
     )
     final_schedule: bool = field(
         default=False,
-        metadata={"help": "Run through the learning rate schedule anew in the last stage, not through its tail."},
+        metadata={"help": "Give the last stage the whole learning rate schedule, not the tail of the run's."},
     )
 
     # Objective
@@ -126,7 +126,7 @@ class PlumeTrainingConfig(SFTConfig):
         if self.ddp_find_unused_parameters is None:
             self.ddp_find_unused_parameters = False
         self._choose_precision()
-        self.dataloader_pin_memory &= torch.accelerator.is_available()  # torch warns where there is none
+        self.dataloader_pin_memory &= torch.accelerator.is_available()  # torch warns if there is none
         super().__post_init__()
         accelerator_config: Any = self.accelerator_config
         if accelerator_config.dispatch_batches is None:

@@ -148,7 +148,7 @@ class PlumeTrainer(CheckpointedTrainer):
         if self._resumed_steps not in (None, num_training_steps):
             logger.warning(
                 f"The checkpoint was saved by a run of {self._resumed_steps} steps, this one has {num_training_steps}: "
-                "the boundaries of the stages move. Resume with the same number to go on with the same curriculum."
+                "the boundaries of the stages move. Resume with the same number to continue with the same curriculum."
             )
         scheduler = super().create_scheduler(num_training_steps, optimizer)
         shape = self.args.stage_learning_rate()

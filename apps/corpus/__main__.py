@@ -1,4 +1,4 @@
-"""Embed a corpus on many cores or GPUs; killed at any time, the same command goes on where it was.
+"""Embed a corpus on many cores or GPUs; after a kill at any time, the same command continues.
 
 python -m plume.apps.corpus CORPUS --output JOB [--model CHECKPOINT] [--actors 2 --cpus 1 --gpus 0] [--address auto]
 python -m plume.apps.corpus CORPUS --output JOB --processes cpu cpu     # sentence-transformers instead of Ray
@@ -36,7 +36,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Plan, embed what is left, say what came of it."""
+    """Plan, embed what is left, report the result."""
     options = parse_arguments(arguments)
     output = options.output.resolve()
     model_id = str(Path(options.model).resolve()) if Path(options.model).is_dir() else options.model

@@ -4,7 +4,7 @@ Only names of chunks travel through Ray; documents and vectors are read and writ
 actor, batches are sized by pixels (:func:`plume.apps.shared.encoder.pack`).
 
 Ray Data's own checkpoints (2.60, beta) were tried first: resumed on two cores, their filter and their readers take the
-cores that the actors wait for, and the job stands still.
+cores that the actors wait for, and the job hangs.
 """
 
 import logging

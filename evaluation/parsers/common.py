@@ -125,7 +125,7 @@ def natural_key(name: str) -> list[Any]:
 
 
 def frame_indices(num_saved: int, num_frames: int | str | None) -> list[int]:
-    """Which of the saved frames are used: evenly spaced, first and last included; all where there are fewer."""
+    """Which of the saved frames are used: evenly spaced, first and last included; all if there are fewer."""
     if not isinstance(num_frames, int) or num_saved < num_frames:
         return list(range(num_saved))
     return np.linspace(0, num_saved - 1, num_frames, dtype=int).tolist()

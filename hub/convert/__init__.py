@@ -33,7 +33,7 @@ from plume.hub_files_plume import write_hub_files
 from plume.layouts import EMBEDDER_LAYOUT
 from plume.start import model_class_of, processor_from_backbone
 
-# Plain backbones by their model_type; UME-R1 and the released PLUME stand on the first.
+# Plain backbones by their model_type; UME-R1 and the released PLUME build on the first.
 BACKBONES = {"qwen2_vl": "qwen2-vl", "qwen2_5_vl": "qwen2.5-vl", "qwen3_vl": "qwen3-vl"}
 KINDS = (*BACKBONES.values(), "ume-r1", "plume")
 LAYOUTS = {"paper": PAPER_LAYOUT, "released": RELEASED_LAYOUT, "embedder": EMBEDDER_LAYOUT}
