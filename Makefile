@@ -5,7 +5,7 @@ RUN := $(VENV)/bin/python
 SOURCES := .
 BENCH ?= parts
 
-.PHONY: help demo train-demo test test-min test-examples search check fix bench docs clean
+.PHONY: help demo train-demo test test-min test-examples search check fix bench clean
 
 help: ## Show this help
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
@@ -73,6 +73,7 @@ fix: $(VENV)/.installed ## Format and fix what can be fixed
 bench: $(VENV)/.installed ## Print what each part of an embedding costs (BENCH="compare --quick": beside other systems)
 	$(RUN) -m plume.benchmarks $(BENCH)
 
+.PHONY: docs
 docs: .venv-docs/.installed ## Build the documentation with its API reference into outputs/site
 	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --quiet --strict
 

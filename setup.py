@@ -50,7 +50,7 @@ EXTRAS["bench"] = [*EXTRAS["train"], "matplotlib"]
 # The core tests also run on the oldest supported libraries, which are too old for training.
 EXTRAS["test"] = [*EXTRAS["st"], *EXTRAS["video"], *EXTRAS["pdf"], "accelerate", "hypothesis", "pytest"]
 EXTRAS["test"] += ["setuptools>=77"]
-# What apps/ needs; the package itself never needs it.
+# What apps/ stands on; the package itself never needs it.
 EXTRAS["search"] = [*EXTRAS["video"], *EXTRAS["pdf"], "lancedb>=0.40", "gradio>=6"]
 EXTRAS["corpus"] = [*EXTRAS["st"], *EXTRAS["video"], *EXTRAS["pdf"], "pyarrow", "ray[data]>=2.60"]
 EXTRAS["serving"] = [*EXTRAS["video"], "fastapi>=0.115", "uvicorn", "prometheus-client"]

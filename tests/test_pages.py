@@ -27,7 +27,7 @@ PAGES = [
 PAGES += sorted((ROOT / "docs").rglob("*.md"))
 NOTEBOOKS = sorted((ROOT / "examples" / "notebooks").glob("*.ipynb"))
 QUICK = ("plume info tiny", "plume embed 'box", "plume evaluate tasks", "plume evaluate table --reference")
-PACKAGING = (ROOT / "setup.py").read_text(encoding="utf-8")
+PACKAGING = "".join((ROOT / name).read_text(encoding="utf-8") for name in ("setup.py", "pyproject.toml"))
 
 
 def blocks(page: Path, language: str) -> list[str]:
@@ -108,7 +108,11 @@ def test_other_commands_name_what_exists(command):
     words = shlex.split(command)
     if words[0] == "pip":
         extras = re.findall(r"\[([\w,]+)\]", command)
-        assert all(f'"{extra}"' in PACKAGING for names in extras for extra in names.split(","))
+        assert all(
+            re.search(rf'^ *"?{extra}"? *[:=]|"{extra}"', PACKAGING, re.MULTILINE)
+            for names in extras
+            for extra in names.split(",")
+        )
     elif words[0] == "make":
         assert re.search(rf"^{words[1]}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
     else:
