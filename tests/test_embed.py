@@ -11,7 +11,7 @@ from PIL import Image
 from sentence_transformers import SentenceTransformer
 
 import plume
-from inputs import MEDIA, ROOT, noise_image, noise_video
+from inputs import ROOT, noise_image, noise_video
 from plume.embedding import _Encoder
 from plume.resume import Embeddings
 
