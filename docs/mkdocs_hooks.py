@@ -1,6 +1,6 @@
 """Hooks of mkdocs: the README as the start page, and links that work on a site without the repository.
 
-1. ``outputs/api/plume`` links to the root files, so that mkdocstrings finds the package by its name.
+1. ``.venv-docs/api/plume`` links to the root files, so that mkdocstrings finds the package by its name.
 2. The README becomes ``index.md``, with its links as seen from ``docs/``.
 3. Links to files outside ``docs/`` become plain text: the site holds the pages, not the code.
 """
@@ -19,7 +19,7 @@ _ROLE = re.compile(r":(?:attr|class|func|meth|mod):(?:<code>~?|`~?)")
 
 def on_startup(command: str, dirty: bool) -> None:
     """1. A folder ``plume`` with the root files, whatever the clone is called."""
-    package = ROOT / "outputs" / "api" / "plume"
+    package = ROOT / ".venv-docs" / "api" / "plume"
     shutil.rmtree(package, ignore_errors=True)
     package.mkdir(parents=True)
     for module in ROOT.glob("*.py"):
