@@ -35,6 +35,12 @@ $(VENV)/.installed: setup.py pyproject.toml constraints.txt
 	.venv-examples/bin/pip install --quiet --constraint .venv-examples/constraints.txt --editable '.[apps,integrations,train]'
 	touch $@
 
+.venv-docs/.installed: constraints-docs.txt
+	@echo "Installing mkdocs into .venv-docs"
+	$(PYTHON) -m venv .venv-docs
+	.venv-docs/bin/pip install --quiet --requirement constraints-docs.txt
+	touch $@
+
 demo: $(VENV)/.installed ## Ask plume-tiny about pictures, pages, texts and clips that it never saw, draw outputs/demo.png
 	$(RUN) examples/demo.py
 
@@ -51,7 +57,8 @@ test-min: .venv-min/.installed ## Run the core tests on the oldest supported lib
 	.venv-min/bin/python -m pytest tests/test_vectors.py tests/test_processor.py tests/test_doors.py tests/test_plume_tiny.py tests/test_embed.py
 
 test-examples: .venv-examples/.installed ## Run the tests of apps/ and examples/
-	.venv-examples/bin/python -m pytest tests/test_search.py tests/test_search_page.py tests/test_distributed.py tests/test_serving.py tests/test_integrations.py
+	.venv-examples/bin/python -m pytest tests/test_search.py tests/test_search_page.py tests/test_distributed.py tests/test_serving.py tests/test_integrations.py \
+		tests/test_pages.py::test_a_command_of_the_pages_is_understood_by_its_command_line
 
 MODEL ?= tiny
 search: .venv-examples/.installed ## Index the media and a playground folder, open the search page (MODEL=folder or Hub id)
@@ -71,5 +78,9 @@ fix: $(VENV)/.installed ## Format and fix what can be fixed
 bench: $(VENV)/.installed ## Print what each part of an embedding costs (BENCH="compare --quick": beside other systems)
 	$(RUN) -m plume.benchmarks $(BENCH)
 
+.PHONY: docs
+docs: .venv-docs/.installed ## Build the documentation with its API reference into outputs/site
+	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --quiet --strict
+
 clean: ## Remove environments and build outputs
-	rm -rf .venv .venv-min .venv-examples build dist *.egg-info outputs
+	rm -rf .venv .venv-min .venv-examples .venv-docs build dist *.egg-info outputs

@@ -17,7 +17,7 @@ if __name__ == "plume":
     def _is_command_line() -> bool:
         """Whether this process is ``plume ...`` or ``python -m plume ...``, which shall answer before torch is loaded.
 
-        ``orig_argv`` has the script or, after ``-m``, the module in front of the arguments.
+        ``orig_argv`` has the script or, after ``-m``, the module before the arguments.
         """
         program = sys.orig_argv[-len(sys.argv)] if 0 < len(sys.argv) <= len(sys.orig_argv) else ""
         return PurePath(program).stem == "plume"

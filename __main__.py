@@ -15,7 +15,7 @@ from typing import NamedTuple
 from plume.arguments import ArgumentParser
 from plume.checkpoints import SHIPPED, locate
 
-# Each command hands its arguments to the command line of a room, which is imported only then, with torch. Until then
+# Each command hands its arguments to the command line of a package, which is imported only then, with torch. Until then
 # nothing here may import more than the standard library and the light modules below: a help must not take seconds.
 _TASKS, _ON_ERROR = ("document", "query"), ("raise", "skip", "nan")
 _MEDIA = {
@@ -26,13 +26,13 @@ _MEDIA = {
 
 
 class Command(NamedTuple):
-    """A command of a room.
+    """A command of a package.
 
     Attributes:
         module: Module whose ``main(arguments)`` runs it.
         help: One line.
         extra: Extra of the package that it needs.
-        first: Arguments in front of the caller's.
+        first: Arguments before the caller's.
     """
 
     module: str

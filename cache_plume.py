@@ -211,7 +211,7 @@ class PreallocatedCache(Cache):
 
 
 class PieceCache(PreallocatedCache):
-    """As :class:`PreallocatedCache` for use with gradient: one immutable piece per pass, behind the earlier ones.
+    """As :class:`PreallocatedCache` for use with gradient: one immutable piece per pass, after the earlier ones.
 
     Nothing that a backward pass needs is written over, and a layer may be replayed.
     """

@@ -32,7 +32,7 @@ class LatentConfig:
         use_shared_expert: Whether the always-on expert E_0 exists (Eq. 5).
         expert_expansion: Hidden width of an expert as a multiple of the model width D.
         expert_dropout: Dropout after the activation of an expert, in [0, 1), training only.
-        transition_norm_eps: Epsilon of the LayerNorm in front of the experts.
+        transition_norm_eps: Epsilon of the LayerNorm before the experts.
         router_uses_anchor: Whether the router sees c(x), the anchor state (Eq. 4).
         router_uses_step: Whether the router sees e(k), the step embedding (Eq. 4).
         position_scheme: ``"mrope"`` places latent step k at p_slt + k (the paper), ``"kv_length"`` at the

@@ -19,7 +19,7 @@ class MediaKind(NamedTuple):
     """One kind of media: its token in the prompt, and the names of its pixel limits and of its model inputs.
 
     Attributes:
-        placeholder: Token that stands for it in the prompt.
+        placeholder: Token that represents it in the prompt.
         limits: Settings of its smallest and largest area.
         pixels: Patches of all items, one after the other.
         per_item: Inputs with one row per item, the grid first; the others are optional.
@@ -66,7 +66,7 @@ def to_conversation(item: Any, prompt: str = "") -> list[dict[str, Any]]:
         item: A text, a PIL image, an array (3-D image, 4-D video), a path object (a video by its ending, else an
             image), a dict of ``text``, ``image`` and ``video`` (each one value or a list of values; a list of frames
             is one video, a list of video files or of lists of frames is several), or chat messages.
-        prompt: Instruction in front of the text; none where empty.
+        prompt: Instruction before the text; none if empty.
 
     Raises:
         ValueError: If the input is of an unknown kind or names an unknown modality.
@@ -145,7 +145,7 @@ def canonical_messages(
             "image or a video."
         )
     if messages[-1]["role"] == "system":
-        raise ValueError("A system message stands after the user's, so it instructs nothing. Put it in front.")
+        raise ValueError("A system message comes after the user's, so it instructs nothing. Put it first.")
     return messages
 
 

@@ -6,7 +6,7 @@
 2. **Prepare** each unit alone, so that a bad one fails alone, with its index and its reason.
 3. **Batch** a window of units of similar length, up to a budget of tokens: memory follows tokens, not items.
 4. **Embed** batch by batch; vectors do not depend on their batch.
-5. **Store** the window in a part file, if there is an output. A killed run goes on after the last part.
+5. **Store** the window in a part file, if there is an output. A killed run continues after the last part.
 """
 
 import os
@@ -97,7 +97,7 @@ def embed(
         on_error: What an unusable item does: ``"raise"`` ends the call and names it, ``"skip"`` leaves it out,
             ``"nan"`` gives it a row of NaN.
         output: File for the result, in numpy's ``.npz`` format. While the call runs, finished rows lie in
-            ``OUTPUT.parts``; the same call after a kill goes on from them, and returns a finished file at once.
+            ``OUTPUT.parts``; the same call after a kill continues from them, and returns a finished file at once.
         prompt: Instruction instead of the checkpoint's.
         num_latent_steps: K; the checkpoint's if omitted.
         batch_tokens: Tokens per batch, padding included.

@@ -1,4 +1,4 @@
-"""The files beside weights and code that make a folder a complete Hub repository.
+"""The files, next to weights and code, that make a folder a complete Hub repository.
 
 Three JSON files let sentence-transformers drive the model with its built-in module, so that no custom module
 (and no second implementation) exists; a model card tells people how to load it. Existing cards are kept. A save leaves
@@ -19,7 +19,7 @@ from huggingface_hub import CommitInfo, HfApi
 WEIGHT_FILES = ["model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json"]
 # What says how sentence-transformers drives the model; a repository's own stay.
 ST_FILES = ("modules.json", "sentence_bert_config.json", "config_sentence_transformers.json")
-# Beside the weights, what changes vectors.
+# Apart from the weights, what changes vectors.
 SETTINGS_FILES = ("config.json", "processor_config.json", "tokenizer.json", "chat_template.jinja")
 PUSH_OPTIONS = ("commit_message", "commit_description", "private", "token", "revision", "create_pr")
 HUB_OPTIONS = ("revision", "subfolder", "token", "cache_dir", "local_files_only", "force_download")
@@ -99,7 +99,7 @@ State here: training data, scores with their condition, limits, licence and base
 
 
 def write_hub_files(folder: str | os.PathLike, prompts: dict[str, str] | None = None) -> None:
-    """Write the sentence-transformers files into ``folder``, and a model card where there is none.
+    """Write the sentence-transformers files into ``folder``, and a model card if there is none.
 
     Settings that the folder has already stay, because sentence-transformers saves its own before it asks model and
     processor to save theirs.
@@ -145,7 +145,7 @@ def push_saved(
         commit_message: Title of the commit.
         commit_description: Text of the commit.
         private: Whether a new repository is private.
-        token: Hub token; the stored one where omitted.
+        token: Hub token. Defaults to the stored one.
         revision: Branch to commit to.
         create_pr: Whether to open a pull request instead of committing.
     """

@@ -70,7 +70,7 @@ class LatentTransition(nn.Module):
         self.layer_norm = nn.LayerNorm(width, eps=config.transition_norm_eps)
         # One expert leaves nothing to route: its probability is 1.
         self.router = LatentRouter(config) if config.num_experts > 1 else None
-        # Bank index 0 is the shared expert E_0 where there is one; the specialised E_1..E_M follow.
+        # Bank index 0 is the shared expert E_0 if there is one; the specialised E_1..E_M follow.
         num_banked = config.num_experts + config.use_shared_expert
         self.experts = LatentExperts(num_banked, width, width * config.expert_expansion, config.expert_dropout)
 

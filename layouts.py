@@ -2,7 +2,7 @@
 
 A prefix reads, in one line per part::
 
-    <|im_start|>system            [system message]<|im_end|>       (left out where there is none)
+    <|im_start|>system            [system message]<|im_end|>       (left out if there is none)
     <|im_start|>user              [media blocks][instruction][text]
                                   <anchor>[directive]<|im_end|>
     <|im_start|>assistant         [opening]<slt>
@@ -22,10 +22,10 @@ _DIRECTIVE = (
 
 @dataclass(frozen=True)
 class PromptLayout:
-    """Strings of a checkpoint: the five tokens and what stands around them; ``system`` may be empty.
+    """Strings of a checkpoint: the five tokens and what surrounds them; ``system`` may be empty.
 
     A token is any string that the tokenizer reads as one id. The anchor may be ``<|im_end|>``, the end of the user's
-    turn, and the start ``assistant``, the role in front of the answer.
+    turn, and the start ``assistant``, the role before the answer.
     """
 
     anchor: str = "<anchor>"
@@ -37,7 +37,7 @@ class PromptLayout:
     opening: str = ""
     suffix: str = "<elt><gen>"
     system: str = "You are a helpful assistant."
-    instruction_in_system: bool = False  # in place of `system`; else it stands in front of the user's text
+    instruction_in_system: bool = False  # in place of `system`; else it comes before the user's text
     query_prompt: str = "Find the item that matches the given query."
 
     def row_sources(self) -> dict[str, str]:

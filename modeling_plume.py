@@ -91,7 +91,7 @@ class PlumeModel(_Mixed):
     def speed_up(self, enabled: bool = True) -> "PlumeModel":
         """Opt in to faster latent steps without gradient; vectors change by rounding only (``docs/performance.md``).
 
-        Lives in the installed package: a model that came with a checkpoint's own code says so and runs as it is.
+        Lives in the installed package: a model that runs a checkpoint's own code logs a message and runs unchanged.
         """
         try:
             importlib.import_module("plume.speed").speed_up(self, enabled)
@@ -116,7 +116,7 @@ class PlumeModel(_Mixed):
         """What the decoder takes with a prefix that has media, beyond its input vectors.
 
         Args:
-            placeholders: Where the tokens of a kind of media stand, ``(B, T)`` of bool, per kind that the batch has.
+            placeholders: Where the tokens of a kind of media are, ``(B, T)`` of bool, per kind that the batch has.
             outputs: What the vision tower returned for each.
         """
         return {}
@@ -324,7 +324,7 @@ class PlumeModel(_Mixed):
         Raises:
             ValueError: If the checkpoint lacks weights, which would otherwise be random.
         """
-        if __name__.startswith("plume."):  # code that travels with weights stands alone
+        if __name__.startswith("plume."):  # code that travels with weights works alone
             importlib.import_module("plume.weights").check_folder(pretrained_model_name_or_path, kwargs)
         wants_info = kwargs.pop("output_loading_info", False)
         loaded: Any = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
@@ -348,7 +348,7 @@ class PlumeModel(_Mixed):
         """Save weights, configuration, code, model card and the sentence-transformers files."""
         pushed = {name: kwargs.pop(name) for name in PUSH_OPTIONS if name in kwargs}
         # Tensors keep the names of our modules: Trainer restores a checkpoint by these names, and with the Hub's older
-        # ones it would go on from fresh weights with no more than a warning.
+        # ones it would continue from fresh weights with no more than a warning.
         with replacing_weights(save_directory, args[0] if args else kwargs.get("is_main_process", True)):
             super().save_pretrained(save_directory, *args, **{"save_original_format": False, **kwargs})
         write_hub_files(save_directory)

@@ -31,7 +31,7 @@ class PlumeQwen3VLForEmbedding(PlumeModel, Qwen3VLForConditionalGeneration):
         return split_into_frames(media)
 
     def prefix_arguments(self, placeholders: list[torch.Tensor], outputs: list[Any]) -> dict[str, Any]:
-        """Deepstack features, in the order in which visual tokens stand in the batch."""
+        """Deepstack features, in the order of the visual tokens of the batch."""
         mask = torch.stack(placeholders).any(dim=0)
         levels = []
         for kinds in zip(*(output.deepstack_features for output in outputs), strict=True):

@@ -127,7 +127,7 @@ def _check_group(kind: str, chosen: dict[str, Any]) -> None:
 
 
 def clip_rates(chosen: dict[str, Any], num_clips: int) -> list[float | None]:
-    """Frames per second of each clip, taken out of the options of videos; None where nobody says."""
+    """Frames per second of each clip, taken out of the options of videos; None if unknown."""
     entries = flatten_media(chosen.pop("video_metadata", None), "image") or [{}] * num_clips
     if len(entries) != num_clips or not all(isinstance(entry, Mapping) for entry in entries):
         raise ValueError(f"video_metadata holds {len(entries)} entries for {num_clips} videos. Give each a dict.")

@@ -98,7 +98,7 @@ def rollout_positions(
     num_ahead: int,
     position_scheme: str,
 ) -> torch.Tensor:
-    """Positions of the prefix and of the ``num_ahead`` latent steps and suffix tokens behind it.
+    """Positions of the prefix and of the ``num_ahead`` latent steps and suffix tokens after it.
 
     Args:
         input_ids: As in :func:`mrope_index`; every row ends in ``<slt>``.

@@ -69,18 +69,26 @@ class PlumeProcessor(ProcessorMixin):
     Args:
         tokenizer: Qwen2 tokenizer that knows the five PLUME tokens; ``plume.start.build_processor`` adds them.
         chat_template: Jinja template of the prompt.
-        anchor_token, latent_start_token, latent_end_token, latent_token, embedding_token: Strings of ``<anchor>``,
-            ``<slt>``, ``<elt>``, ``<ct>`` and ``<gen>``.
+        anchor_token: String of ``<anchor>``.
+        latent_start_token: String of ``<slt>``.
+        latent_end_token: String of ``<elt>``.
+        latent_token: String of ``<ct>``.
+        embedding_token: String of ``<gen>``.
         suffix: Text between the latent block and the embedding, ``<elt> ... <gen>``.
-        query_prompt, document_prompt: Instructions of queries and documents.
-        min_pixels, max_pixels: Smallest and largest area of an image after resizing.
-        video_min_pixels, video_max_pixels: The same for videos.
+        query_prompt: Instruction of queries.
+        document_prompt: Instruction of documents.
+        min_pixels: Smallest area of an image after resizing.
+        max_pixels: Largest area of an image after resizing.
+        video_min_pixels: The smallest for videos.
+        video_max_pixels: The largest for videos.
         num_frames: Most frames taken from a video, evenly spaced.
-        blank_image_size: Edge in pixels of a white image put in front of inputs without media; 0 for none. The
+        blank_image_size: Edge in pixels of a white image put before inputs without media; 0 for none. The
             released checkpoint was trained and scored with one.
-        patch_size, merge_size, temporal_patch_size: Pixels per patch and patches per token along an edge, and frames
-            per patch.
-        image_mean, image_std: Mean and deviation of each colour, for values in [0, 1].
+        patch_size: Pixels per patch along an edge.
+        merge_size: Patches per token along an edge.
+        temporal_patch_size: Frames per patch.
+        image_mean: Mean of each colour, for values in [0, 1].
+        image_std: Standard deviation of each colour.
         background_color: RGB in 0..255 that shows through transparency.
         resize: ``"once"``, or ``"released"``: twice, and as stored whatever EXIF says, as the released checkpoint was
             evaluated.
@@ -424,7 +432,7 @@ def _parts(messages: list[dict], kind: str) -> list[Any]:
 
 @contextmanager
 def _naming(what: str) -> Iterator[None]:
-    """Put ``what`` in front of the message of a ValueError, so that it says which input is meant."""
+    """Put ``what`` before the message of a ValueError, so that it says which input is meant."""
     try:
         yield
     except ValueError as error:

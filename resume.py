@@ -1,7 +1,7 @@
 """Vectors of a long list, in files that survive a kill.
 
 Finished rows lie in part files in ``OUTPUT.parts`` until all are there, and then become ``OUTPUT`` at once. Every file
-is written beside its place and renamed. A part knows the condition it was made under and a digest of the items up to
+is written next to its place and renamed. A part knows the condition it was made under and a digest of the items up to
 its end, so that a later run goes on only from rows of the same items. Texts, pictures and arrays are told apart by
 their contents, files by their paths.
 """
@@ -65,7 +65,7 @@ class Embeddings:
     failures: list[Failure]
 
     def save(self, path: str | os.PathLike, **facts: str | int) -> None:
-        """Write a ``.npz`` file, beside its place first.
+        """Write a ``.npz`` file, under another name first.
 
         Args:
             path: The file.
@@ -168,7 +168,7 @@ class Parts:
     def _refusal(self, what: str) -> ValueError:
         place = self.output if self._is_complete else self._folder
         return ValueError(
-            f"{place} holds {what}, so the call cannot go on from it. Remove it, or choose another output."
+            f"{place} holds {what}, so the call cannot continue from it. Remove it, or choose another output."
         )
 
     def _count(self, unit: Unit) -> None:

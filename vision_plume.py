@@ -289,7 +289,7 @@ def _moving_pictures(file: IO[bytes]) -> Iterator[tuple[Any, Any]]:
     # No protocol is allowed: a file that refers to others must not have them opened.
     options = {"format_whitelist": CLIP_FORMATS, "protocol_whitelist": "none"}
     with av.open(file, options=options, metadata_errors="ignore") as container:
-        stream = container.streams.best("video")  # not one of a single picture, where there is another
+        stream = container.streams.best("video")  # not one of a single picture, if there is another
         if stream is None or stream.disposition & av.stream.Disposition.attached_pic:
             raise ValueError("it holds sound or a cover picture but no moving pictures")
         yield container, stream

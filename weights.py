@@ -108,7 +108,7 @@ def _read_index(root: Path) -> dict[str, str]:
             f"{root / _INDEX} is damaged: it has no weight_map from tensors to files. Download it again."
         ) from error
     if outside:
-        raise ValueError(f"{root / _INDEX} names {outside[0]!r}, a file outside the folder. Put the shards beside it.")
+        raise ValueError(f"{root / _INDEX} names {outside[0]!r}, a file outside the folder. Put the shards next to it.")
     return placed
 
 

@@ -37,7 +37,7 @@ def build_parser() -> argparse.ArgumentParser:
     one.add_argument("--device", default=device, help="torch device")
     one.add_argument("--quick", action="store_true", help="only the telling cells and systems")
     one.add_argument("--output", type=Path, help="result file; benchmark-DEVICE.json in the working folder if omitted")
-    one.add_argument("--resume", action="store_true", help="go on from the rows of the result file")
+    one.add_argument("--resume", action="store_true", help="continue from the rows of the result file")
     one.add_argument(
         "--minutes",
         type=float,
@@ -110,7 +110,7 @@ def run_compare(options: argparse.Namespace) -> None:
             open_model,
         )
     except KeyboardInterrupt:
-        print(f"\nStopped. {len(rows)} rows are in {path}; --resume goes on from them.")
+        print(f"\nStopped. {len(rows)} rows are in {path}; --resume continues from them.")
     header["left_out"] = [" ".join(map(str, cell)) for cell in left_out]
     compare.write_result(path, header, rows)
     print(report.format_table(rows))

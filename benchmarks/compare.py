@@ -3,7 +3,7 @@
 1. The **plan** is a list of cells, the most telling first; what the time budget does not reach is left out by name.
 2. In a cell the quick systems run in turns, forth and back, so that whatever slows the machine slows them alike; the
    slow ones, which cost minutes, follow in turns of their own.
-3. Rows are written as soon as they are known; a run that was cut off goes on from them with ``resume``.
+3. Rows are written as soon as they are known; a run that was cut off continues from them with ``resume``.
 
 The weights are random, of the sizes of a plan, or those of a checkpoint, whose name is then the size.
 """
@@ -65,7 +65,7 @@ class Effort:
 
 
 def plan(device: str, quick: bool) -> list[Cell]:
-    """The cells of a run; those behind a claim of ``docs/performance.md`` come first."""
+    """The cells of a run; those that a claim of ``docs/performance.md`` needs come first."""
     if device != "cpu":
         wide = [Cell("2b", "bf16", batch, kind) for kind in ("image448", "text64") for batch in (1, 32, 8)]
         rest = [Cell("2b", "bf16", batch, kind) for kind in ("text512", "video8") for batch in (1, 8, 32)]
@@ -85,7 +85,7 @@ def plan(device: str, quick: bool) -> list[Cell]:
     medium = [cell for cell in _cells("0.2b", "fp32") if cell.batch == 1 or cell.input == "text64"]
     last = [Cell("0.2b", "fp32", 8, kind) for kind in ("image448", "text512")]
     last += [Cell("2b", "bf16", 1, kind) for kind in ("text512", "video8", "page896")]
-    # Cells of one model stand together: building it takes longer than some of them.
+    # Cells of one model are kept together: building it takes longer than some of them.
     cells = [*telling, *more, *medium, *small, *_cells("tiny", "fp32"), *_cells("tiny", "bf16"), *last]
     return list(dict.fromkeys(cells))
 
@@ -148,7 +148,7 @@ def describe_machine(device: str) -> dict[str, Any]:
 
 
 def read_rows(path: Path, machine: dict[str, Any], quick: bool) -> list[Row]:
-    """Rows of an earlier run to go on from.
+    """Rows of an earlier run to continue from.
 
     Raises:
         ValueError: If that run was made elsewhere, with other versions or with other effort.

@@ -27,7 +27,7 @@ class Shape(NamedTuple):
 
 
 INPUTS = {
-    "query12": Shape(0),  # twelve words behind the processor's instruction, however many tokens that makes
+    "query12": Shape(0),  # twelve words after the processor's instruction, however many tokens that makes
     "text64": Shape(64),
     "text512": Shape(512),
     "image448": Shape(64, (448, 448)),

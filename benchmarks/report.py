@@ -79,7 +79,7 @@ def _claims_of(device: str) -> list[tuple[str, str, tuple[Any, ...], str]]:
 
 
 def claims(rows: list[Row]) -> list[tuple[str, float, str]]:
-    """Ratios of the run beside what they should be, as (name, value, target), where the run has them."""
+    """Ratios of the run and what they should be, as (name, value, target), if the run has them."""
     cells = dict(by_cell(rows))
     device = rows[0]["device"] if rows else "cpu"
     found = []

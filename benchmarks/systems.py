@@ -57,7 +57,7 @@ def one_at_a_time(model: PlumeModel, inputs: Inputs) -> torch.Tensor:
     """Embeddings row by row, ``(B, D)``: facts of the released code, in our words.
 
     Logits of the whole prefix, experts chosen by masks on the host, the suffix in a pass of its own, and one step of
-    decoding behind it.
+    decoding after it.
     """
     return torch.cat([_one_row(model, row) for row in split_batch(inputs)])
 
@@ -107,7 +107,7 @@ def _masked_experts(model: PlumeModel, z_BD: torch.Tensor, step: int, anchor_BD:
 
 
 def explicit_cot_ms(model: PlumeModel, processor: PlumeProcessor, inputs: Inputs) -> float:
-    """Milliseconds of a prefix pass and 403 written tokens, extrapolated from 64 tokens behind the first."""
+    """Milliseconds of a prefix pass and 403 written tokens, extrapolated from 64 tokens after the first."""
     count = 1 + COT_MEASURED
     explicit = ExplicitCoT(model, processor, count, count, checkpoint={"name": "timed"})
     marks: list[float] = []

@@ -18,22 +18,22 @@ def _add_run(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
     parser = commands.add_parser("run", help="score a checkpoint, one result file per task")
     parser.add_argument("--model", required=True, help="checkpoint: a folder or a Hub id")
     parser.add_argument("--revision", help="revision of a Hub checkpoint")
-    parser.add_argument("--table", type=Path, default=MMEB_V2, help="table of tasks; MMEB-v2 where omitted")
-    parser.add_argument("--tasks", nargs="*", default=[], help="ids, groups or modalities; all where omitted")
+    parser.add_argument("--table", type=Path, default=MMEB_V2, help="table of tasks; MMEB-v2 if omitted")
+    parser.add_argument("--tasks", nargs="*", default=[], help="ids, groups or modalities; all if omitted")
     parser.add_argument("--data-root", type=Path, default=Path("data"), help="local copies of data sets, by repository")
-    parser.add_argument("--media-root", type=Path, help="images and frames; --data-root where omitted")
+    parser.add_argument("--media-root", type=Path, help="images and frames; --data-root if omitted")
     parser.add_argument("--output", dest="out", type=Path, required=True, help="folder of the results")
-    parser.add_argument("--prompt-set", choices=PROMPT_SETS, help="instructions; the checkpoint's own where omitted")
-    parser.add_argument("--num-latent-steps", dest="latent_steps", type=int, help="K; the checkpoint's where omitted")
+    parser.add_argument("--prompt-set", choices=PROMPT_SETS, help="instructions; the checkpoint's own if omitted")
+    parser.add_argument("--num-latent-steps", dest="latent_steps", type=int, help="K; the checkpoint's if omitted")
     parser.add_argument(
         "--baseline", choices=["single-pass", "explicit-cot"], help="the same weights, without latent steps"
     )
-    parser.add_argument("--dim", type=int, help="leading dimensions to keep; all where omitted")
-    parser.add_argument("--num-frames", type=int, help="frames per clip; the table's where omitted")
+    parser.add_argument("--dim", type=int, help="leading dimensions to keep; all if omitted")
+    parser.add_argument("--num-frames", type=int, help="frames per clip; the table's if omitted")
     parser.add_argument("--batch-size", type=int, default=8, help="inputs per forward pass")
     parser.add_argument("--devices", nargs="*", default=[], help="torch devices, e.g. cuda:0 cuda:1")
     parser.add_argument("--dtype", default="auto", help="of the weights, e.g. bfloat16")
-    parser.add_argument("--vectors", type=Path, help="folder of vectors, for resuming; OUT/vectors where omitted")
+    parser.add_argument("--vectors", type=Path, help="folder of vectors, for resuming; OUT/vectors if omitted")
     parser.add_argument("--num-workers", type=int, help="processes that decode media")
     parser.set_defaults(command=run)
 
@@ -61,8 +61,8 @@ def run(options: argparse.Namespace) -> int:
 
 def _add_tasks(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     parser = commands.add_parser("tasks", help="list the table")
-    parser.add_argument("--table", type=Path, default=MMEB_V2, help="table of tasks; MMEB-v2 where omitted")
-    parser.add_argument("--tasks", nargs="*", default=[], help="ids, groups or modalities; all where omitted")
+    parser.add_argument("--table", type=Path, default=MMEB_V2, help="table of tasks; MMEB-v2 if omitted")
+    parser.add_argument("--tasks", nargs="*", default=[], help="ids, groups or modalities; all if omitted")
     parser.add_argument("--check", action="store_true", help="compare the data with the table (media are not read)")
     parser.add_argument("--data-root", type=Path, default=Path("data"), help="local copies of data sets, by repository")
     parser.set_defaults(command=tasks)
@@ -92,13 +92,13 @@ def tasks(options: argparse.Namespace) -> int:
 
 
 def _add_table(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    parser = commands.add_parser("table", help="print scores beside published ones")
+    parser = commands.add_parser("table", help="print scores next to published ones")
     parser.add_argument("results", nargs="*", type=Path, help="folders of results")
     parser.add_argument("--table", type=Path, default=MMEB_V2, help="table that they were made with")
     parser.add_argument(
         "--reference",
         nargs="*",
-        help="published scores, MODEL or MODEL@VERSION; UME-R1-2B and PLUME where omitted, none without names",
+        help="published scores, MODEL or MODEL@VERSION; UME-R1-2B and PLUME if omitted, none without names",
     )
     parser.add_argument("--per-task", action="store_true", help="also print every task (Tables 7 and 8)")
     parser.add_argument("--radar", type=Path, help="draw means by group into this file")
@@ -137,7 +137,7 @@ def table(options: argparse.Namespace) -> int:
 
 
 def _add_doctor(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    parser = commands.add_parser("doctor", help="check results; exits with 1 where there is a fault")
+    parser = commands.add_parser("doctor", help="check results; exits with 1 if there is a fault")
     parser.add_argument("results", type=Path, help="folder of results, or a score file in the VLM2Vec layout")
     parser.add_argument("--table", type=Path, default=MMEB_V2, help="table that they were made with")
     parser.set_defaults(command=doctor)
@@ -157,7 +157,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Run one command.
 
     Args:
-        arguments: Command line without the program; ``sys.argv`` where omitted.
+        arguments: Command line without the program. Defaults to ``sys.argv``.
 
     Returns:
         The exit status: 1 where a task failed, its data differ from the table, or the doctor finds a fault.

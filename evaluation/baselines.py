@@ -2,12 +2,12 @@
 
 Both take the same inputs and return the same kind of vector as PLUME (``embedders``), so an evaluation can swap them:
 
-- single pass: PLUME at K = 0, the embedding is read right behind ``<slt>``.
+- single pass: PLUME at K = 0, the embedding is read right after ``<slt>``.
 - :class:`ExplicitCoT`: UME-R1's way ([24] of the paper). The rationale is written token by token with the LM head, then
   the embedding is read at ``<gen>``:
 
   1. **Prefix**: one pass up to ``<slt>``, as for PLUME.
-  2. **Open**: ``<elt>`` right behind it, which is how stage 0 of the curriculum trains explicit rationales.
+  2. **Open**: ``<elt>`` right after it, which is how stage 0 of the curriculum trains explicit rationales.
   3. **Write**: greedily, over the cache, until ``<gen>``, the end of the turn, or the limit.
   4. **Embed**: the state at ``<gen>``. A rationale that ran into the limit is closed by the rest of the suffix first.
 

@@ -162,7 +162,7 @@ def _check_vectors(result: Mapping[str, Any], row: Row) -> Iterator[Finding]:
 def diagnose_vlm2vec(path: Path, table: Table) -> Iterator[Finding]:
     """Findings about a score file in the VLM2Vec layout."""
     column, metrics = read_vlm2vec(path)
-    extra = {"MomentSeeker_1k8"}  # released beside the 78
+    extra = {"MomentSeeker_1k8"}  # released in addition to the 78
     yield from _check_tasks([task for task in column.scores if task not in extra], table)
     yield from _check_labels(column)
     rows = metrics.get("MomentSeeker", {}).get("num_data")

@@ -40,8 +40,8 @@ class ModelEmbedder:
     Args:
         model: The model; it is put into evaluation mode for the time of a call.
         processor: Its processor.
-        latent_steps: K; the checkpoint's where omitted, 0 for the single-pass baseline.
-        checkpoint: What identifies the weights; a hash over them as they are now where omitted, so build a new embedder
+        latent_steps: K; the checkpoint's if omitted, 0 for the single-pass baseline.
+        checkpoint: What identifies the weights; a hash over them as they are now if omitted, so build a new embedder
             after training on.
     """
 
@@ -90,7 +90,7 @@ class PooledEmbedder:
     Args:
         path: Folder or Hub id.
         devices: One process each, e.g. ``["cuda:0", "cuda:1"]``.
-        latent_steps: K; the checkpoint's where omitted.
+        latent_steps: K. Defaults to the checkpoint's.
         batch_size: Inputs per forward pass.
         dtype: Of the weights.
         revision: Of a Hub checkpoint.
@@ -152,8 +152,8 @@ def load_embedder(
 
     Args:
         path: Folder or Hub id.
-        latent_steps: K; the checkpoint's where omitted.
-        devices: Torch devices; a GPU or the CPU where omitted, a pool of processes where several.
+        latent_steps: K. Defaults to the checkpoint's.
+        devices: Torch devices; a GPU or the CPU if omitted, a pool of processes where several.
         batch_size: Inputs per forward pass, where several devices share a call.
         dtype: Of the weights, e.g. ``"bfloat16"``; the checkpoint's with ``"auto"``.
         revision: Of a Hub checkpoint.
@@ -167,7 +167,7 @@ def load_embedder(
 def load_checkpoint(
     path: str | Path, device: str | None = None, dtype: str = "auto", revision: str | None = None
 ) -> tuple[PlumeModel, PlumeProcessor]:
-    """A checkpoint on one device (a GPU or the CPU where omitted), in evaluation mode."""
+    """A checkpoint on one device (a GPU or the CPU if omitted), in evaluation mode."""
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     model = AutoModel.from_pretrained(path, revision=revision or "main", dtype=dtype)
     processor = AutoProcessor.from_pretrained(path, revision=revision or "main")

@@ -1,6 +1,6 @@
 """The encoder that mteb drives: batches of columns -> our inputs -> unit vectors, checked, kept and resumed.
 
-1. **Rows to inputs**: text behind one image or the frames of one clip; a single frame stays a clip unless the task
+1. **Rows to inputs**: text after one image or the frames of one clip; a single frame stays a clip unless the task
    says that it is an image.
 2. **Embed**, with progress; parts go to disk, and what is there already is not embedded again.
 3. **Check and finish**: finite (mteb scores NaN silently when it searches a whole corpus), cut to ``dim``, unit length,
@@ -39,8 +39,8 @@ class PlumeEncoder:
     Args:
         embedder: Has ``encode(inputs, role) -> (B, D)`` and ``condition``.
         name: Name in results.
-        dim: Leading dimensions to keep, renormalised; all where omitted.
-        store: Folder for vectors while tasks run; none where omitted.
+        dim: Leading dimensions to keep, renormalised. Defaults to all.
+        store: Folder for vectors while tasks run. Defaults to none.
         instructions: In front of every text, per role (``query``, ``document``), for tasks of mteb itself; the tasks of
             our tables bring their own.
     """
@@ -160,7 +160,7 @@ def finish(vectors: np.ndarray, dim: int | None = None) -> np.ndarray:
 def to_inputs(batch: Mapping[str, Any], instruction: str = "") -> list[dict[str, Any]]:
     """Our inputs from mteb's batch of columns: dicts of ``text`` and ``image`` or ``video``, without what is blank.
 
-    An instruction stands on a line of its own in front of the text, as the processor writes it.
+    An instruction is on its own line before the text, as the processor writes it.
     """
     columns = [name for name in ("text", "image", "video") if name in batch]
     media = batch.get("medium", [None] * len(batch[columns[0]]))

@@ -18,7 +18,7 @@ _FEWEST_GROUPS = 3
 def radar(columns: Sequence[Column], table: Table, file: str | Path) -> list[str]:
     """Draw means by group, one polygon per model; groups without a mean for every model are left out.
 
-    Where data versions differ, the changed tasks are left out; the number of tasks stands at each group.
+    Where data versions differ, the changed tasks are left out; the number of tasks is given at each group.
 
     Args:
         columns: Up to six models.

@@ -3,7 +3,7 @@
 - **Per group** (the paper's Table 1): one line per model, means per group, per modality and over all tasks.
 - **Per task** (Tables 7 and 8): one line per task, one column per model.
 
-Full means stand in one table per data version. Where versions differ, one more table compares what is comparable: all
+Full means are in one table per data version. Where versions differ, one more table compares what is comparable: all
 tasks but the changed ones, which are then listed by themselves.
 """
 

@@ -54,23 +54,23 @@ def evaluate(
             [`~plume.evaluation.embedders.ModelEmbedder`].
         rows: Tasks, from :func:`~plume.evaluation.table.read_table` or as written in a table file.
         data_root: Folder of local copies of the data sets; what is not there comes from the Hub.
-        out: Folder of the result files; none where omitted.
-        media_root: Folder of images and frames; ``data_root`` where omitted.
-        prompt_set: ``"clean"`` or ``"official"``; where omitted what the checkpoint was evaluated with, which is
+        out: Folder of the result files. Defaults to none.
+        media_root: Folder of images and frames. Defaults to ``data_root``.
+        prompt_set: ``"clean"`` or ``"official"``; if omitted what the checkpoint was evaluated with, which is
             ``"official"`` for checkpoints with the released prompt.
-        latent_steps: K; the checkpoint's where omitted. Not with an embedder in memory.
+        latent_steps: K. Defaults to the checkpoint's. Not with an embedder in memory.
         baseline: ``"single-pass"`` (K = 0) or ``"explicit-cot"`` (writes the rationale, then embeds) over the same
             checkpoint. Not with an embedder in memory.
-        dim: Leading dimensions to keep; all where omitted.
-        num_frames: Frames per clip; the table's where omitted.
+        dim: Leading dimensions to keep. Defaults to all.
+        num_frames: Frames per clip. Defaults to the table's.
         batch_size: Inputs per forward pass.
         devices: Torch devices; several share each task.
         dtype: Of the weights.
         revision: Of a Hub checkpoint.
-        vectors: Folder for vectors, which let a killed run go on; ``out/vectors`` where omitted.
-        num_workers: Processes that decode media; this one where omitted.
+        vectors: Folder for vectors, from which a killed run resumes. Defaults to ``out/vectors``.
+        num_workers: Processes that decode media. Defaults to this process.
         progress: Whether to show progress.
-        name: Name in the results; the checkpoint's where omitted.
+        name: Name in the results. Defaults to the checkpoint's.
 
     Returns:
         One result per task: ``task``, ``group``, ``metric``, ``score`` in [0, 1], ``n`` (queries),

@@ -27,8 +27,8 @@ class Column:
     Attributes:
         model: Name.
         version: Data version.
-        page_labels: Which labels the page tasks had; empty where there are none.
-        scores: Percent per task; none where there is no score.
+        page_labels: Which labels the page tasks had; empty if there are none.
+        scores: Percent per task; none if there is no score.
         printed: Means as their source prints them.
         condition: What the scores depend on, for our own.
         source: Where they come from.

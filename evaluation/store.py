@@ -1,7 +1,7 @@
 """What stays on disk: files that are whole or absent, conditions that must not mix, and tasks that failed.
 
 While a task runs, a folder per side holds ``settings.json`` (what the vectors depend on) and parts of consecutive
-vectors, named by the place of their first (``000000.npy``, ``000256.npy``), so a killed run goes on where it stopped.
+vectors, named by the place of their first (``000000.npy``, ``000256.npy``), so a killed run continues where it stopped.
 """
 
 import json
@@ -43,7 +43,7 @@ def check_condition(
     asked: Mapping[str, Any],
     mend: str = "Choose another output folder, or remove that one.",
 ) -> None:
-    """Refuse to go on from something that was made under another condition.
+    """Refuse to continue from something that was made under another condition.
 
     Args:
         place: File or folder of what is there.
@@ -68,7 +68,7 @@ def check_condition(
 
 
 def read_kept(file: Path | None, condition: Mapping[str, Any]) -> dict[str, Any] | None:
-    """What an earlier run kept in a JSON file with its ``condition``, None where there is none.
+    """What an earlier run kept in a JSON file with its ``condition``, None if there is none.
 
     Raises:
         ValueError: If it was made under another condition.

@@ -14,7 +14,7 @@ other file with the same schema runs through the same path. ``meta`` names ``ben
 - ``pool`` (local: each query has its own candidates; global: all candidates), ``pool_size``;
 - ``metric`` (``hit@1`` or ``ndcg_linear@5``), ``num_frames`` (a number, ``"all"``, or none), ``num_queries``.
 
-Keys that are not listed here are kept in ``extras`` and end up beside the score.
+Keys that are not listed here are kept in ``extras`` and end up next to the score.
 """
 
 import hashlib
@@ -77,7 +77,7 @@ class Row:
 
     @property
     def definition(self) -> str:
-        """A hash over what of the row shapes a score, beside what a result names itself."""
+        """A hash over what shapes a score in the row, except for what a result names itself."""
         aside = ("group", "modality", "archive", "num_queries", "mteb", "note", "extras")
         kept = {name: value for name, value in asdict(self).items() if name not in aside}
         return hashlib.blake2b(json.dumps(kept, sort_keys=True).encode(), digest_size=8).hexdigest()

@@ -65,8 +65,8 @@ def make_task(
         row: The task.
         data_root: Folder of local copies of the data sets, one folder per repository.
         prompt_set: ``"clean"`` (VLM2Vec's wording) or ``"official"`` (that of the authors' evaluation).
-        media_root: Folder of images and frames; ``data_root`` where omitted.
-        num_frames: Frames per clip; the table's where omitted.
+        media_root: Folder of images and frames. Defaults to ``data_root``.
+        num_frames: Frames per clip. Defaults to the table's.
 
     Raises:
         ValueError: If ``prompt_set`` is unknown.

@@ -1,1 +1,1 @@
-"""Examples that stand on the package: run them from the checkout, as scripts or with ``python -m examples.NAME``."""
+"""Examples that use the package: run them from the checkout, as scripts or with ``python -m examples.NAME``."""

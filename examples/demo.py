@@ -1,11 +1,11 @@
-"""Search sentences, pictures, a clip and a page with one model, through every door. Run by ``make demo``.
+"""Search sentences, pictures, a clip and a page with one model, through every entry point. Run by ``make demo``.
 
 python examples/demo.py [--model FOLDER_OR_HUB_ID] [--output outputs/demo.png]
 
 1. **Corpus**: with plume-tiny, questions about pictures, pages, texts and clips that it never saw, and all their
    possible answers - sentences, pictures, clips - among other media; with any other checkpoint, everyday queries on
    the media alone.
-2. **Embed** through three doors, which must agree.
+2. **Embed** through three entry points, which must agree.
 3. **Rank**, with K latent steps and without, and draw what was right and wrong.
 """
 
@@ -88,7 +88,7 @@ def lookups(folder: Path) -> Corpus:
 
 
 def _write(item: Item, stem: Path) -> Any:
-    """The input with its media as files, which every door can open."""
+    """The input with its media as files, which every entry point can open."""
     pictures = {f"{stem}.png": item.image} if item.image else {}
     pictures |= {f"{stem}-{number}.png": frame for number, frame in enumerate(item.video)}
     for file, picture in pictures.items():
@@ -98,7 +98,7 @@ def _write(item: Item, stem: Path) -> Any:
 
 
 def embed_with_package(model_id: str, corpus: Corpus) -> list[np.ndarray]:
-    """Door 1: the installed package; queries, documents, and the queries again without latent steps."""
+    """Entry point 1: the installed package; queries, documents, and the queries again without latent steps."""
     model = PlumeForEmbedding.from_pretrained(model_id).eval()
     processor = PlumeProcessor.from_pretrained(model_id)
     queries, documents = processor.process_queries(corpus.queries), processor.process_documents(corpus.documents)
@@ -108,13 +108,13 @@ def embed_with_package(model_id: str, corpus: Corpus) -> list[np.ndarray]:
 
 
 def embed_with_sentence_transformers(model_id: str, corpus: Corpus) -> list[np.ndarray]:
-    """Door 2: sentence-transformers."""
+    """Entry point 2: sentence-transformers."""
     model = SentenceTransformer(model_id)
     return [model.encode_query(corpus.queries), model.encode_document(corpus.documents)]
 
 
 def embed_with_remote_code(model_id: str, corpus: Corpus) -> list[np.ndarray]:
-    """Door 3: AutoModel with the code that ``save_pretrained`` put beside the weights, in an interpreter elsewhere."""
+    """Entry point 3: AutoModel in another interpreter, with the code that ``save_pretrained`` put into the folder."""
     with tempfile.TemporaryDirectory() as elsewhere:
         folder = f"{elsewhere}/checkpoint"
         PlumeForEmbedding.from_pretrained(model_id).save_pretrained(folder)
@@ -153,7 +153,7 @@ def _shortened(text: str) -> str:
 
 
 def main() -> None:
-    """Embed, compare the doors, rank, draw."""
+    """Embed, compare the entry points, rank, draw."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default=str(TINY), help="folder or Hub id of a PLUME checkpoint; default plume-tiny")
     parser.add_argument("--output", type=Path, default=Path("outputs/demo.png"))

@@ -3,10 +3,13 @@
 python examples/make_media.py
 """
 
+import random
 from pathlib import Path
 
 import av
 from PIL import Image, ImageDraw, ImageFont
+
+from plume.playground.tasks import TASKS, draw_example
 
 MEDIA = Path(__file__).parent / "media"
 SKY, GRASS, ROAD, SEA = "#cfe8fa", "#7db46c", "#8a8a92", "#2f6f9f"
@@ -65,6 +68,13 @@ def draw_page() -> Image.Image:
     return page
 
 
+def draw_boxes() -> Image.Image:
+    """A puzzle of the playground: asked to "open purple", plume-tiny finds "box yellow cross"."""
+    picture = draw_example(TASKS["image-chain"], random.Random("demo-image-chain-0"), "test").query.image
+    assert picture is not None
+    return picture
+
+
 def draw_ball(step: int, steps: int) -> Image.Image:
     """One frame of a blue ball that rolls from left to right."""
     frame = Image.new("RGB", (168, 112), "#f1efe8")
@@ -89,6 +99,7 @@ def main() -> None:
     """Write all files."""
     MEDIA.mkdir(exist_ok=True)
     pictures = {"bus": draw_bus(), "boat": draw_boat(), "mountain": draw_mountain(), "timetable_page": draw_page()}
+    pictures["boxes"] = draw_boxes()
     for name, picture in pictures.items():
         picture.save(MEDIA / f"{name}.png", optimize=True)
     save_clip(MEDIA / "rolling_ball.mp4")

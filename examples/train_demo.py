@@ -64,7 +64,7 @@ def draw_curves(folder: Path, scores: dict[str, float], file: Path) -> None:
             axes.axvline(start, color="#bbbbbb", linewidth=0.8)
             axes.set_title(label)
             axes.set_yscale("log")
-        axes.set_xlabel("step; behind the line the rationale goes, sentence by sentence")
+        axes.set_xlabel("step; after the line the rationale disappears, sentence by sentence")
         axes.legend()
         figure.savefig(file)
 

@@ -93,7 +93,7 @@ def convert_adapter(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]
     Linear layers become columns of one stacked bank of experts, the shared one first.
 
     Args:
-        tensors: Tensors behind ``latent_moe_transition.``, by the rest of their names.
+        tensors: Tensors whose names begin with ``latent_moe_transition.``, by the rest of their names.
 
     Raises:
         ValueError: If a tensor is unknown or missing.

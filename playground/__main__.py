@@ -24,14 +24,14 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--rows", type=int, default=24000, help="training pairs")
     parser.add_argument("--queries", type=int, default=100, help="queries per evaluation task")
     parser.add_argument("--seed", type=int, default=0, help="seed of the world and of the fresh model")
-    parser.add_argument("--tasks", nargs="*", default=[], choices=list(TASKS), help="tasks; all where omitted")
+    parser.add_argument("--tasks", nargs="*", default=[], choices=list(TASKS), help="tasks; all if omitted")
     parser.add_argument(
         "--hops",
         nargs="*",
         type=int,
         default=[],
         choices=range(1, 7),
-        help="numbers of look-ups that vary from row to row, e.g. 1 2 3 4, and then 5 and 6 in test; 3 where omitted",
+        help="numbers of look-ups that vary from row to row, e.g. 1 2 3 4, and then 5 and 6 in test; 3 if omitted",
     )
     args = parser.parse_args(arguments)
     write_training(args.output / "train", args.rows, args.seed, args.tasks, hops=args.hops)

@@ -3,7 +3,7 @@
 One model learns all tasks of the sweep.
 
 1. **Explicit stage**, once per seed, until every task is mastered: the adapter takes no part in it, so all variants of
-   a seed go on from the same weights.
+   a seed continue from the same weights.
 2. **Latent stages**, per seed and variant: the same number of steps and pairs whatever the variant, and the same
    batches but for ``no_curriculum``, which goes to the last stage at once. ``no_latent`` loses its rationale stage by
    stage like the others, but gets no latent steps. These two have the best of several learning rates, chosen on the
@@ -13,7 +13,7 @@ One model learns all tasks of the sweep.
 Settings are those of ``training/recipes/playground.yaml``. A run that is in the results or has its file is not run
 again, so a sweep can be stopped and resumed, and several processes can share a folder when each is given other variants
 or seeds and the explicit stages are there: ``python -m plume.playground.ablate --help``. Results of another plan or
-behind other weights of the explicit stage are refused.
+that began from other weights of the explicit stage are refused.
 """
 
 import json
@@ -133,7 +133,7 @@ class Sweep:
         return self.folder / "train/pairs.jsonl"
 
     def explicit(self, seed: int) -> Path:
-        """Checkpoint behind the explicit stage of a seed; trained as far as it is missing.
+        """Checkpoint after the explicit stage of a seed; trained as far as it is missing.
 
         Raises:
             ValueError: If a task is not mastered after all runs.
@@ -218,7 +218,7 @@ class Sweep:
         return rows
 
     def _keep(self, model: PlumeModel, folder: Path, history: list[dict[str, float]]) -> None:
-        """Save checkpoint and logs; a kill leaves those of before, or the new ones beside them, which are whole."""
+        """Save checkpoint and logs; a kill leaves the earlier ones, or the complete new ones next to them."""
         partial, before = folder.with_suffix(".partial"), folder.with_suffix(".before")
         for leftover in (partial, before):
             shutil.rmtree(leftover, ignore_errors=True)
@@ -240,7 +240,7 @@ class Sweep:
         return (json.loads(chosen[0].read_text("utf-8"))[0]["learning_rate"] / self.settings["learning_rate"],)
 
     def _continue(self, variant: Variant, seed: int, rate: float) -> tuple[PlumeModel, list[dict[str, float]]]:
-        """The model behind the latent stages, and the logs of its training."""
+        """The model after the latent stages, and the logs of its training."""
         start = AutoModel.from_pretrained(self.explicit(seed)).state_dict()
         model = build_student(self.processor, seed, num_latent_steps=variant.steps, **variant.fields)
         model.load_state_dict({k: v for k, v in start.items() if "latent_transition" not in k}, strict=False)
@@ -297,7 +297,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Read the command line, run what is missing, write results and report."""
     parser = ArgumentParser(prog="python -m plume.playground.ablate", description=__doc__)
     parser.add_argument("--output", type=Path, default=Path("outputs/ablate"), help="folder of the sweep")
-    parser.add_argument("--results", type=Path, help="folder of results.md and results/; OUTPUT/report where omitted")
+    parser.add_argument("--results", type=Path, help="folder of results.md and results/; OUTPUT/report if omitted")
     parser.add_argument("--recipe", type=Path, default=Path("training/recipes/playground.yaml"), help="settings")
     parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=list(VARIANTS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
@@ -317,7 +317,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     runs = [(name, seed) for seed in args.seeds for name in args.variants if (name, seed) not in done]
     for name, seed in tqdm([] if args.report_only else runs, unit="run"):
         sweep.explicit(seed)
-        collect(args.output, results)  # refuses results behind another start before hours are spent
+        collect(args.output, results)  # refuses results from another start before hours are spent
         sweep.run(name, seed)
     write_report(collect(args.output, results), args.output / PLAN, results)
 

@@ -1,6 +1,6 @@
 """The world written out: training pairs in the UME-R1 format, and evaluation tasks in the schemas of MMEB-v2.
 
-Training: ``pairs.jsonl`` beside ``media/``. Evaluation: one ``datasets`` folder and media per task, and ``tasks.json``,
+Training: ``pairs.jsonl`` and ``media/``. Evaluation: one ``datasets`` folder and media per task, and ``tasks.json``,
 a table in the schema of ``evaluation/mmeb_v2.json``. Both are read by the same code as the real corpora. Files are
 named by their content or by number, candidates are sorted by file, so neither says which one is right; only the folders
 of clips say "positive", as MMEB-v2 lays them out, and no model reads them.
@@ -89,7 +89,7 @@ def write_training(
         hops: Numbers of look-ups that the chains vary over; the tasks' own where empty.
 
     Returns:
-        The file ``pairs.jsonl``; media lie in ``media/`` beside it.
+        The file ``pairs.jsonl``; media are in ``media/`` next to it.
     """
     media, lines = MediaFolder(folder / "media"), []
     for index in tqdm(range(rows), desc="pairs", disable=not progress):
@@ -211,7 +211,7 @@ def _write_rows(folder: Path, condition: Condition, queries: int, rng: random.Ra
 
 
 def _image_row(example: Example, media: MediaFolder, pool: Sequence[str]) -> dict[str, Any]:
-    """A row in the schema of MMEB's image tasks; the positive stands first, as there."""
+    """A row in the schema of MMEB's image tasks; the positive comes first, as there."""
     if example.target.text:
         texts = [example.target.text, *(text for text in pool if text != example.target.text)]
         paths = [""] * len(texts)

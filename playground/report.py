@@ -42,7 +42,7 @@ def collect(folder: Path, results: Path) -> list[dict[str, Any]]:
     """Result rows of all finished runs: those reported before, and those of a sweep's folder.
 
     Args:
-        folder: Of the sweep. Rows found there get ``explicit``, a hash of the weights that their seed went on from.
+        folder: Of the sweep. Rows found there get ``explicit``, a hash of the weights that their seed continued from.
         results: Folder that :func:`write_report` was given.
 
     Raises:
@@ -58,13 +58,13 @@ def collect(folder: Path, results: Path) -> list[dict[str, Any]]:
     for row in rows:
         if starts.get(row["seed"], row["explicit"]) != row["explicit"]:
             raise ValueError(
-                f"Runs of seed {row['seed']} in {kept / ROWS} go on from other weights than {stages[row['seed']]}, so "
-                f"variants would differ in their start too. {_MEND}"
+                f"Runs of seed {row['seed']} in {kept / ROWS} continue from other weights than {stages[row['seed']]}, "
+                f"so variants would differ in their start too. {_MEND}"
             )
     found = [row for file in folder.glob("*-*.json") for row in json.loads(file.read_text("utf-8"))]
     if lost := sorted({row["seed"] for row in found} - set(starts)):
         raise ValueError(
-            f"{folder} has runs of seeds {lost} but not the explicit stage that they went on from, so nothing tells "
+            f"{folder} has runs of seeds {lost} but not the explicit stage that they continued from, so nothing tells "
             "whether variants started alike. Restore its folder explicit-SEED, or remove these runs."
         )
     rows += [{**row, "explicit": starts[row["seed"]]} for row in found]
@@ -160,7 +160,7 @@ def _page(rows: Rows, names: Sequence[str]) -> str:
         "# Results on the playground",
         "Written by `python -m plume.playground.ablate`; what the tasks are is told in [the playground](playground.md) "
         "and what a variant is in [variants.py](../playground/variants.py). One model per variant and seed for all "
-        f"tasks ({conditions}); all variants of a seed go on from one explicit stage. Hit@1 in percent: mean and "
+        f"tasks ({conditions}); all variants of a seed continue from one explicit stage. Hit@1 in percent: mean and "
         "population standard deviation over seeds, their number in brackets.",
         "![Hit@1 of every variant](results/ablations.png)",
         "## Does the thinking help?",

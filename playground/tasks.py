@@ -296,7 +296,7 @@ def draw_example(task: Task, rng: random.Random, split: str, hops: int | None = 
         task: The task.
         rng: Source of randomness.
         split: ``"train"``, ``"dev"`` or ``"test"``.
-        hops: Look-ups; the task's own where omitted.
+        hops: Look-ups. Defaults to the task's own.
     """
     while True:
         example = task.make(rng, task.hops if hops is None else hops)

@@ -14,7 +14,7 @@ class Variant:
     fields: dict[str, Any] = field(default_factory=dict)
 
     def phases(self, steps: int) -> list[dict[str, Any]]:
-        """Options of the trainer's runs behind the explicit stage, ``steps`` together; learning rates are relative.
+        """Options of the trainer's runs after the explicit stage, ``steps`` together; learning rates are relative.
 
         The stages before the last share one half equally. The last has a run of its own, at a lower rate and with
         rehearsals of the one before: rationale and answer go at once, a shock that the steps do not survive otherwise.

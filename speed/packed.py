@@ -64,7 +64,7 @@ class PackedProduct:
 
 
 class PackedForward:
-    """Stands in for the forward of a linear module or of the experts; leaves its copies behind when copied.
+    """Replaces the forward of a linear module or of the experts; its packed weights are not copied with it.
 
     Args:
         module: Whose forward it is.
@@ -155,7 +155,7 @@ def speed_up(model: Any, enabled: bool) -> None:
 def _why_not(module: nn.Module) -> str | None:
     """What keeps a module from being packed, in words; None if nothing does."""
     if _FORWARD in vars(module):
-        return "something else stands in for their forward"
+        return "something else replaces their forward"
     weights = dict(module.named_parameters(recurse=False))
     if "up_weight" not in weights and type(module) is not nn.Linear:
         return "they are replaced or wrapped"

@@ -53,7 +53,7 @@ def test_quickstart(run):
 def test_own_photos(run):
     _, said = run("own_photos.py", MEDIA, "--like", MEDIA / "boat.png", "--model", TINY)
     assert "boat.png" in said[0]
-    assert len(said) == 4
+    assert len(said) == len(list(MEDIA.glob("*.png")))
 
 
 def test_pdf_pages(run, tmp_path):

@@ -203,7 +203,10 @@ class Int8(torch.nn.Linear):
     ("change", "words"),
     [
         (lambda model: setattr(layer_of(model).mlp.up_proj, "__class__", Int8), "replaced or wrapped"),
-        (lambda model: setattr(layer_of(model).mlp.up_proj, "forward", lambda x: 1.5 * x[..., :1]), "stands in"),
+        (
+            lambda model: setattr(layer_of(model).mlp.up_proj, "forward", lambda x: 1.5 * x[..., :1]),
+            "something else replaces",
+        ),
         (lambda model: layer_of(model).double(), "float32 or bfloat16"),
     ],
     ids=["subclass", "patched", "float64"],

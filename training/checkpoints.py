@@ -4,7 +4,7 @@
    ``checkpoint-N`` never lacks a part because a run was killed.
 2. **Find**: ``resume_from_checkpoint=True`` takes the newest whole one and says which it passes over.
 3. **Refuse**: a checkpoint that lacks a part is refused by the name of the part. Resumed without optimizer, schedule or
-   random state, a run would go on to other losses without a word.
+   random state, a run would continue to other losses without a word.
 """
 
 import json
@@ -30,7 +30,7 @@ _STATE = (_CURRICULUM_FILE, "trainer_state.json", "training_args.bin", "schedule
 
 
 def missing_parts(folder: Path, world_size: int = 1, sharded: bool = False) -> list[str]:
-    """Names of what a run cannot go on without and a checkpoint does not hold.
+    """Names of what a run cannot continue without and a checkpoint does not hold.
 
     Args:
         folder: The checkpoint.
@@ -53,7 +53,7 @@ def missing_parts(folder: Path, world_size: int = 1, sharded: bool = False) -> l
 
 
 def newest_whole(output: Path, world_size: int = 1, sharded: bool = False) -> Path | None:
-    """The newest checkpoint of a run that lacks nothing; those passed over are logged. None where there is none."""
+    """The newest checkpoint of a run that lacks nothing; those passed over are logged. None if there is none."""
     numbered = [
         (found, folder) for folder in output.glob("checkpoint-*") if (found := re.search(r"-(\d+)$", folder.name))
     ]
@@ -79,7 +79,7 @@ class CheckpointedTrainer(SFTTrainer):
 
         Args:
             resume_from_checkpoint: A folder, or True for the newest whole checkpoint of the output folder; a run that
-                has none yet begins at the start and says so.
+                has none yet begins at the start and logs it.
             **kwargs: Of [`~transformers.Trainer.train`].
 
         Raises:
@@ -90,7 +90,7 @@ class CheckpointedTrainer(SFTTrainer):
             resume_from_checkpoint = self._newest() if given.lower() == "true" else None
         elif absent := missing_parts(Path(given), self.args.world_size, self._sharded()):
             raise ValueError(
-                f"The checkpoint {given} lacks {', '.join(absent)}: resumed from it, the run would not go on as the "
+                f"The checkpoint {given} lacks {', '.join(absent)}: resumed from it, the run would not continue as the "
                 "one that saved it. Pass --resume_from_checkpoint true for the newest whole one, or start a new run "
                 "from its weights with --model_name_or_path."
             )

@@ -27,14 +27,14 @@ _KINDS = tuple(MEDIA_KINDS.values())
 
 @dataclass
 class Text:
-    """Token ids of one row's rationale, per segment, and of what stands between it and the embedding token."""
+    """Token ids of one row's rationale, per segment, and of what is between it and the embedding token."""
 
     segments: list[list[int]]
     answer: list[int]
 
 
 class Texts:
-    """What the rows of a batch hold beside tensors. A class, so that device placement does not walk through it."""
+    """What the rows of a batch hold besides tensors. A class, so that device placement does not walk through it."""
 
     def __init__(self, rows: Sequence[Text], places: Sequence[str], num_media: Sequence[tuple[int, int]]) -> None:
         self.rows, self.places, self.num_media = list(rows), list(places), list(num_media)
@@ -71,7 +71,7 @@ class PairCollator:
         processor: Writes the prompts.
         media_root: As in :func:`~plume.training.data.parse_row`.
         max_length: Most prefix tokens; the user's text is shortened to fit.
-        max_suffix_length: Most rationale tokens; later segments are left out. Unlimited where omitted.
+        max_suffix_length: Most rationale tokens; later segments are left out. Unlimited if omitted.
         num_negatives: Hard negatives taken from each row, the first ones; a row may have fewer.
     """
 
@@ -280,7 +280,7 @@ def chunk_sizes(lengths: torch.Tensor, chunk_size: int | None, chunk_tokens: int
 
     Args:
         lengths: Prefix tokens per row, ``(R,)``.
-        chunk_size: Most rows per chunk; all where omitted.
+        chunk_size: Most rows per chunk. Defaults to all.
         chunk_tokens: Most rows times longest prefix; a single row may exceed it.
     """
     sizes, rows, longest = [], 0, 0

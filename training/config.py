@@ -29,7 +29,7 @@ _STATEFUL_SCHEDULES = ("reduce_lr_on_plateau", "greedy")
 
 @dataclass
 class PlumeTrainingConfig(SFTConfig):
-    """Arguments of [`PlumeTrainer`], beside those of [`~transformers.TrainingArguments`].
+    """Arguments of [`PlumeTrainer`], in addition to those of [`~transformers.TrainingArguments`].
 
     Changed defaults: ``learning_rate`` 5e-5 and ``per_device_train_batch_size`` 16 (the paper's per-device batch), no
     activation checkpointing (GradCache bounds the memory already), ``bf16`` only on devices that compute in it,
@@ -41,7 +41,7 @@ class PlumeTrainingConfig(SFTConfig):
 
     # Curriculum
     num_latent_steps: int | None = field(
-        default=None, metadata={"help": "K of the final stage; the checkpoint's where omitted."}
+        default=None, metadata={"help": "K of the final stage. Defaults to the checkpoint's."}
     )
     stage_weights: list[float] = field(
         default_factory=lambda: list(PAPER_WEIGHTS),
@@ -52,14 +52,14 @@ class PlumeTrainingConfig(SFTConfig):
         default=0.0, metadata={"help": "Probability that a step of the final stage leaves the latent steps out."}
     )
     stage_lr_scales: list[float] | None = field(
-        default=None, metadata={"help": "Factor on the learning rate per stage; all 1 where omitted."}
+        default=None, metadata={"help": "Factor on the learning rate per stage. Defaults to 1 for all."}
     )
     rewarm_steps: int = field(
         default=0, metadata={"help": "Steps over which the learning rate rises again after a change of stage."}
     )
     final_schedule: bool = field(
         default=False,
-        metadata={"help": "Run through the learning rate schedule anew in the last stage, not through its tail."},
+        metadata={"help": "Give the last stage the whole learning rate schedule, not the tail of the run's."},
     )
 
     # Objective
@@ -71,10 +71,10 @@ class PlumeTrainingConfig(SFTConfig):
 
     # Memory
     chunk_size: int | None = field(
-        default=None, metadata={"help": "Rows per GradCache chunk; the whole batch at once where omitted."}
+        default=None, metadata={"help": "Rows per GradCache chunk. Defaults to the whole batch at once."}
     )
     chunk_tokens: int | None = field(
-        default=None, metadata={"help": "Padded prefix tokens per GradCache chunk; no such limit where omitted."}
+        default=None, metadata={"help": "Padded prefix tokens per GradCache chunk. No limit by default."}
     )
 
     # Data
@@ -126,7 +126,7 @@ class PlumeTrainingConfig(SFTConfig):
         if self.ddp_find_unused_parameters is None:
             self.ddp_find_unused_parameters = False
         self._choose_precision()
-        self.dataloader_pin_memory &= torch.accelerator.is_available()  # torch warns where there is none
+        self.dataloader_pin_memory &= torch.accelerator.is_available()  # torch warns if there is none
         super().__post_init__()
         accelerator_config: Any = self.accelerator_config
         if accelerator_config.dispatch_batches is None:
@@ -149,7 +149,7 @@ class PlumeTrainingConfig(SFTConfig):
                 raise ValueError(f"{name} must be at least 1, got {size}.")
 
     def _choose_precision(self) -> None:
-        """Take bfloat16 where the device computes in it, and float32 elsewhere; say so where another was asked for."""
+        """Take bfloat16 if the device computes in it, else float32; warn if another dtype was asked for."""
         able = is_torch_bf16_gpu_available()
         if self.bf16 is None:
             self.bf16 = able and not (self.use_cpu or self.fp16)

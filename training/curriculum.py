@@ -56,7 +56,7 @@ class Stage:
         return self.index == self.num_stages
 
     def num_replaced(self, num_segments: int) -> int:
-        """How many of the first segments the latent steps stand for, rounded up."""
+        """How many of the first segments the latent steps replace, rounded up."""
         return -(-num_segments * self.index // self.num_stages)
 
     def rewrite(self, segments: Sequence[list[int]], answer: list[int], suffix: list[int]) -> list[int]:
@@ -111,7 +111,7 @@ class Curriculum:
         object.__setattr__(self, "stages", stages)
 
     def boundaries(self, max_steps: int) -> list[int]:
-        """First step behind each stage; the last one is ``max_steps``."""
+        """First step after each stage; the last one is ``max_steps``."""
         total, passed, ends = sum(self.weights), 0.0, []
         for weight in self.weights:
             passed += weight

@@ -56,7 +56,7 @@ def describe_run(
     row = next(iter(rows))
     batch = PairCollator.from_config(processor, args)([row])
     text, decode = batch["texts"].rows[0], processor.tokenizer.decode
-    lines += ["", f"query of {row['place']}, behind <slt>:"]
+    lines += ["", f"query of {row['place']}, after <slt>:"]
     for stage in args.curriculum(num_latent_steps).stages:
         suffix = stage.rewrite(text.segments, text.answer, config.suffix_token_ids)
         lines += ["", f"[stage {stage.index}] {processor.latent_token * stage.num_latent_steps}{decode(suffix)}"]

@@ -7,7 +7,7 @@
    share of the cross entropy, which *is* a sum over rows, and back through.
 
 Exact: the gradients equal those of the step without chunks, which differentiates its pool loss by the same function: on
-every rank the gathering of the pool is behind it, forward and backward, before gradients of weights are exchanged.
+every rank the gathering of the pool is done, forward and backward, before gradients of weights are exchanged.
 """
 
 from collections.abc import Callable, Sequence

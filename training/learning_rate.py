@@ -1,9 +1,9 @@
 """The learning rate over the stages: the run's schedule, shaped by the curriculum.
 
-1. A last stage with a **schedule of its own** runs through the whole schedule anew, whatever its share of the run. As
+1. A last stage with a **schedule of its own** runs through the whole schedule, whatever its share of the run. As
    the tail of one decay it would be trained at a rate that has all but gone.
 2. A **factor per stage**.
-3. A **rise anew** after each change of stage.
+3. A **new rise** after each change of stage.
 """
 
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ class StageLearningRate:
     """What the curriculum does to the learning rate.
 
     Attributes:
-        scales: Factor per stage; all 1 where None.
+        scales: Factor per stage; all 1 if None.
         rewarm_steps: Steps over which the rate rises again after a change of stage; 0 for none.
         final_schedule: Whether the last stage has a schedule of its own.
     """

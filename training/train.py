@@ -3,7 +3,7 @@
 python -m plume.training.train checkpoints/plume-tiny pairs.csv outputs/mine [--dry_run]
 accelerate launch training/train.py --config recipe.yaml --train_files pairs.jsonl --output_dir outputs/plume
 
-What is not given follows from the data (:mod:`plume.training.plan`); at the end stands a verdict
+What is not given follows from the data (:mod:`plume.training.plan`); it ends with a verdict
 (:mod:`plume.training.report`).
 """
 
@@ -144,7 +144,7 @@ def peft_config(arguments: ModelConfig, model: PlumeModel) -> Any:
 
 
 def expand(arguments: list[str]) -> list[str]:
-    """``MODEL PAIRS... OUTPUT`` in front of the flags, as the flags they stand for.
+    """``MODEL PAIRS... OUTPUT`` before the flags, as the flags they stand for.
 
     Raises:
         ValueError: If there are fewer than three.
@@ -178,7 +178,7 @@ def parse(
 
 
 def read_pairs(script: PlumeScriptArguments, args: PlumeTrainingConfig, processor: PlumeProcessor) -> tuple[Any, Any]:
-    """Training rows, and rows to judge the run on: held-out ones where there are any."""
+    """Training rows, and rows to judge the run on: held-out ones if there are any."""
     columns = parse_columns(script.column)
     rows = load_rows(script.train_files, script.streaming, columns)
     if script.skip_bad_rows:

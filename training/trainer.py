@@ -85,7 +85,7 @@ class PlumeTrainer(CheckpointedTrainer):
         refuse_too_few_rows(train_dataset, args)
         self._spare = spare_row(processing_class)
         if kwargs.get("peft_config") is not None:
-            # Pushed on the way, LoRA weights would lie beside the merged ones of the end and be loaded on top of them.
+            # Pushed during the run, LoRA weights would stay next to the final merged ones and be loaded on top of them.
             args.hub_strategy = HubStrategy.END
         for name, parameter in model.model.visual.named_parameters():
             if args.freeze_merger if "merger" in name else args.freeze_vision:
@@ -152,7 +152,7 @@ class PlumeTrainer(CheckpointedTrainer):
         if self._resumed_steps not in (None, num_training_steps):
             logger.warning(
                 f"The checkpoint was saved by a run of {self._resumed_steps} steps, this one has {num_training_steps}: "
-                "the boundaries of the stages move. Resume with the same number to go on with the same curriculum."
+                "the boundaries of the stages move. Resume with the same number to continue with the same curriculum."
             )
         scheduler = super().create_scheduler(num_training_steps, optimizer)
         shape = self.args.stage_learning_rate()
@@ -243,7 +243,7 @@ class PlumeTrainer(CheckpointedTrainer):
             sizes = even_sizes(len(lengths), largest(len(sizes), lengths.device))
         if len(sizes) == 1:
             whole = super().training_step(model, inputs, num_items_in_batch)
-            # Behind the backward pass, as below: ranks that chunk differently must gather in the same order.
+            # After the backward pass, as below: ranks that chunk differently must gather in the same order.
             self._report(*self._pending)
             return whole
         model.train()

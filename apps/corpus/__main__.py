@@ -1,4 +1,4 @@
-"""Embed a corpus on many cores or GPUs; killed at any time, the same command goes on where it was.
+"""Embed a corpus on many cores or GPUs; after a kill at any time, the same command continues.
 
 python -m plume.apps.corpus CORPUS --output JOB [--model CHECKPOINT] [--actors 2 --cpus 1 --gpus 0] [--address auto]
 python -m plume.apps.corpus CORPUS --output JOB --processes cpu cpu     # sentence-transformers instead of Ray
@@ -28,15 +28,15 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--actors", type=int, default=2, help="models that work side by side")
     parser.add_argument("--cpus", type=float, default=1, help="cores per actor")
     parser.add_argument("--gpus", type=float, default=0, help="GPUs per actor")
-    parser.add_argument("--address", help="address of a running Ray cluster; a local one is started where omitted")
+    parser.add_argument("--address", help="address of a running Ray cluster; a local one is started if omitted")
     parser.add_argument("--processes", nargs="+", metavar="DEVICE", help="one process per device, without Ray")
-    parser.add_argument("--pixel-budget", type=int, help="pixels per batch; what suits the device where omitted")
+    parser.add_argument("--pixel-budget", type=int, help="pixels per batch; what suits the device if omitted")
     parser.add_argument("--chunk", type=int, default=256, help="documents per unit of work and per Parquet file")
     return parser.parse_args(arguments)
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Plan, embed what is left, say what came of it."""
+    """Plan, embed what is left, report the result."""
     options = parse_arguments(arguments)
     output = options.output.resolve()
     model_id = str(Path(options.model).resolve()) if Path(options.model).is_dir() else options.model

@@ -90,7 +90,7 @@ def _load(row: dict[str, Any], encoder: Encoder) -> dict[str, Any] | Exception:
             return {**content, "text": row["text"]} if row["text"] else content
         file = File(row["root"], row["path"], row["kind"], row["stamp"])
         if file.current_stamp() != file.stamp:
-            return ValueError("The file has changed since the job was planned. Plan it anew in another folder.")
+            return ValueError("The file has changed since the job was planned. Plan it again in another folder.")
         return load(Document(file, row["part"]), encoder, Limits())
     except (ValueError, OSError) as error:
         return error

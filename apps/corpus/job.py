@@ -4,7 +4,7 @@ Only names of chunks travel through Ray; documents and vectors are read and writ
 actor, batches are sized by pixels (:func:`plume.apps.shared.encoder.pack`).
 
 Ray Data's own checkpoints (2.60, beta) were tried first: resumed on two cores, their filter and their readers take the
-cores that the actors wait for, and the job stands still.
+cores that the actors wait for, and the job hangs.
 """
 
 import logging
@@ -65,7 +65,7 @@ def run_job(
         pixel_budget: Pixels per batch. Defaults to what suits the device.
         actors: Actors, each with a model of its own.
         resources: ``num_cpus`` and ``num_gpus`` per actor.
-        address: Of a running Ray cluster; a local one is started where omitted and needed.
+        address: Of a running Ray cluster; a local one is started if omitted and needed.
     """
     left = unfinished(output)
     if not left:

@@ -134,7 +134,7 @@ def _check_same(job: dict[str, Any], before: dict[str, Any], output: Path) -> No
         if before[name] != value:
             raise ValueError(
                 f"{output} holds a job whose {name} is {before[name]}, now it is {value}; its vectors would be mixed. "
-                "Go on with the same, or write into another folder."
+                "Continue with the same, or write into another folder."
             )
 
 

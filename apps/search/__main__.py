@@ -30,7 +30,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     common = ArgumentParser(add_help=False)
     common.add_argument("--index", type=Path, default=Path("outputs/search-index"), help="folder of the index")
     common.add_argument("--model", default=DEFAULT_MODEL, help="PLUME checkpoint: folder or Hub id, or tiny")
-    common.add_argument("--device", help="torch device; CUDA where there is one")
+    common.add_argument("--device", help="torch device; CUDA if available")
     common.add_argument("--dtype", default="auto", help="dtype of the weights, e.g. float32")
     parser = ArgumentParser(prog="plume search", description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(dest="command", required=True)
@@ -42,11 +42,11 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     )
     query = commands.add_parser("query", parents=[common], help="search from the command line")
     query.add_argument("text", nargs="?", default="", help="what to look for")
-    query.add_argument("--media", type=Path, help="a picture or clip to look for, beside or instead of the text")
+    query.add_argument("--media", type=Path, help="a picture or clip to look for, with or instead of the text")
     query.add_argument("--top", type=int, default=5, help="how many results")
     query.add_argument("--kinds", nargs="*", default=[], choices=KINDS, help="only documents of these kinds")
     query.add_argument(
-        "--num-latent-steps", dest="k", type=int, help="latent steps of the query; the checkpoint's where omitted"
+        "--num-latent-steps", dest="k", type=int, help="latent steps of the query; the checkpoint's if omitted"
     )
     page = commands.add_parser("page", parents=[common], help="open the page")
     page.add_argument("--host", default="127.0.0.1", help="address to listen on")

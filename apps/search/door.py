@@ -70,7 +70,7 @@ def _is_known(path: Path, uploads: Path, allowed: set[Path]) -> bool:
 
 
 def _paths(value: Any) -> Iterator[Any]:
-    """What stands under ``path`` at any depth."""
+    """What is under ``path`` at any depth."""
     if isinstance(value, dict):
         if value.get("path") is not None:
             yield value["path"]

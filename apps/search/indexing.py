@@ -117,7 +117,7 @@ class _Run:
                 yield {"document": document, "parts": len(documents), "digest": digest}
 
     def _show(self, doing: str) -> None:
-        """Say what takes its time: files differ a thousandfold, so a count alone seems to stand still."""
+        """Show what takes time: files differ a thousandfold, so a count alone seems to hang."""
         self.bar.set_postfix_str(plain(doing[-_SHOWN_CHARACTERS:]))
 
     def _leave(self, unlisted: Unlisted) -> None:

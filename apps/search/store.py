@@ -1,7 +1,7 @@
 """The index: one LanceDB table on disk, no server.
 
 A row is a document: where it lies, what it shows (a small preview), its vector. Every write is one atomic commit keyed
-by the document's id, so a killed run leaves whole rows and the next one goes on from them. What another process has
+by the document's id, so a killed run leaves whole rows and the next one continues from them. What another process has
 committed is seen at once. The table names the checkpoint that made its vectors; those of another are refused.
 """
 

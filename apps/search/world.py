@@ -1,6 +1,6 @@
 """A folder that plume-tiny can search: the answers of a playground task, and questions in pictures to ask.
 
-``documents/`` holds every answer as a text file, ``questions/`` pictures that no model was trained on, each beside the
+``documents/`` holds every answer as a text file, ``questions/`` pictures that no model was trained on, each next to the
 text to type with it. Only the documents are indexed.
 """
 

@@ -15,7 +15,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     """The command line, or the given words."""
     parser = ArgumentParser(prog="plume serve", description=__doc__.splitlines()[0])
     parser.add_argument("--model", default=DEFAULT_MODEL, help="PLUME checkpoint: folder or Hub id")
-    parser.add_argument("--device", help="torch device; CUDA where there is one")
+    parser.add_argument("--device", help="torch device; CUDA if available")
     parser.add_argument("--dtype", default="auto", help="dtype of the weights, e.g. float32")
     parser.add_argument("--name", default="plume", help="name of the model for clients")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on")

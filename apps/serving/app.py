@@ -216,7 +216,7 @@ class _Service:
         return JSONResponse(_render(embedded, request, self.settings.name, width))
 
     def _read(self, body: list[bytes]) -> tuple[EmbeddingRequest, list[Any]]:
-        """The request without its inputs, and its inputs for the processor; the body is let go of on the way."""
+        """The request without its inputs, and its inputs for the processor; the body is released meanwhile."""
         whole = b"".join(body)
         body.clear()
         try:

@@ -151,7 +151,7 @@ class Batcher:
                     job.answer.set_result(answer)
 
     def _take(self) -> list[Job]:
-        """The oldest input and those behind it that can share its batch; those that nobody waits for are dropped."""
+        """The oldest input and later ones that can share its batch; those that nobody waits for are dropped."""
         batch: list[Job] = []
         rest: deque[Job] = deque()
         heaviest = 0

@@ -93,7 +93,7 @@ class EmbeddingRequest(Strict):
         dimensions: Keep only this many, and scale to unit length again.
         user: OpenAI's; means nothing here.
         role: Which instruction of the checkpoint to use. Ours.
-        num_latent_steps: K; the checkpoint's where omitted. Ours.
+        num_latent_steps: K. Defaults to the checkpoint's. Ours.
     """
 
     model: str

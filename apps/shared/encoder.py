@@ -33,7 +33,7 @@ class Encoder:
 
     Args:
         model_id: Folder or Hub id of a PLUME checkpoint, or ``"tiny"``, which comes with the package.
-        device: Torch device; CUDA where there is one.
+        device: Torch device; CUDA if available.
         pixel_budget: Largest weight of a batch, in pixels. Defaults to what suits the device.
         dtype: Of the weights, e.g. ``"float32"``; the checkpoint's with ``"auto"``.
 
@@ -80,7 +80,7 @@ class Encoder:
         Args:
             items: Inputs of the processor.
             role: ``"document"`` or ``"query"``: the instruction in front.
-            num_latent_steps: K; the checkpoint's where omitted.
+            num_latent_steps: K. Defaults to the checkpoint's.
 
         Returns:
             Unit vectors, ``(len(items), D)``, fp32.

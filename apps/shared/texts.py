@@ -17,7 +17,7 @@ PASSAGE = 1000  # characters; a page of print has about 2500
 _SPACE = re.compile(r"\s*")
 _MAX_XML = 128 * 1024 * 1024  # bytes of the text of a Word file, which is compressed
 _WORD = "{http://schemas.openxmlformats.org/wordprocessingml/2006/main}"
-# A comment, a declaration, or a tag: "<" in front of anything else is a character.
+# A comment, a declaration, or a tag: "<" before anything else is a character.
 _TAG = re.compile(r"<!--|<[!?]|</?(?P<name>[a-z][a-z0-9-]*)", re.IGNORECASE)
 _TAG_END, _COMMENT_END = re.compile(">"), re.compile("-->")
 _HIDDEN = {name: re.compile(f"</{name}", re.IGNORECASE) for name in ("script", "style", "template", "noscript")}
@@ -30,7 +30,7 @@ def passages_of(location: Path, stamp: str) -> list[str]:
 
     Args:
         location: The file.
-        stamp: Its size and time: the passages are cut anew when it changes.
+        stamp: Its size and time: the passages are cut again when it changes.
 
     Raises:
         MediaError: If it is not UTF-8, or no Word file.

@@ -5,7 +5,7 @@
    experts; collapse.
 3. **Report** (``summary``, ``plots``, ``report``): one page with pictures, and all numbers as JSON.
 
-A finished task is kept in ``OUT/tasks`` and not measured again, so an interrupted audit goes on where it stopped. One
+A finished task is kept in ``OUT/tasks`` and not measured again, so an interrupted audit continues where it stopped. One
 that fails is recorded in ``OUT/failed`` and the next one runs; the report is written when all are there.
 """
 
@@ -49,11 +49,11 @@ def audit(
         embedder: Model and processor in memory, in evaluation mode, and the K to audit.
         rows: Tasks, from :func:`~plume.evaluation.table.read_table`.
         data_root: As in :func:`~plume.evaluation.tasks.make_task`.
-        out: Folder of the report: ``audit.md``, its pictures, ``audit.json``, and ``tasks/`` to go on from.
+        out: Folder of the report: ``audit.md``, its pictures, ``audit.json``, and ``tasks/`` to continue from.
         media_root: As in :func:`~plume.evaluation.tasks.make_task`.
         prompt_set: As in :func:`~plume.evaluation.runner.evaluate`.
-        max_queries: Queries per task; all where None.
-        sweep: Numbers of latent steps to compare; 0, 1, 2, 4, 6, 8 as far as the model goes where omitted.
+        max_queries: Queries per task; all if None.
+        sweep: Numbers of latent steps to compare. Defaults to 0, 1, 2, 4, 6, 8 as far as the model goes.
         batch_size: Inputs per forward pass.
         seed: Of the draw of queries, of shuffles and noise.
 
@@ -112,21 +112,19 @@ def main(argv: Sequence[str] | None = None) -> str:
     """Run the command line; returns what it has to say."""
     parser = ArgumentParser(prog="plume audit", description="Are the latent steps used?")
     parser.add_argument("--model", required=True, help="checkpoint: a folder or a Hub id")
-    parser.add_argument("--table", type=Path, default=MMEB_V2, help="table of tasks; MMEB-v2 where omitted")
+    parser.add_argument("--table", type=Path, default=MMEB_V2, help="table of tasks; MMEB-v2 if omitted")
     parser.add_argument("--data-root", type=Path, required=True, help="folder of local copies of the data sets")
-    parser.add_argument("--media-root", type=Path, help="folder of images and frames; --data-root where omitted")
-    parser.add_argument("--tasks", nargs="*", help="task ids, groups or modalities; all where omitted")
+    parser.add_argument("--media-root", type=Path, help="folder of images and frames; --data-root if omitted")
+    parser.add_argument("--tasks", nargs="*", help="task ids, groups or modalities; all if omitted")
     parser.add_argument("--output", dest="out", type=Path, required=True, help="folder of the report")
     parser.add_argument("--max-queries", type=int, default=_QUERIES, help="queries per task, drawn by seed; 0 for all")
     parser.add_argument(
-        "--num-latent-steps", dest="latent_steps", type=int, help="K to audit; the checkpoint's where omitted"
+        "--num-latent-steps", dest="latent_steps", type=int, help="K to audit; the checkpoint's if omitted"
     )
-    parser.add_argument(
-        "--sweep", type=int, nargs="*", help=f"numbers of latent steps to compare; {_SWEEP} where omitted"
-    )
-    parser.add_argument("--prompt-set", choices=PROMPT_SETS, help="instructions; the checkpoint's own where omitted")
+    parser.add_argument("--sweep", type=int, nargs="*", help=f"numbers of latent steps to compare; {_SWEEP} if omitted")
+    parser.add_argument("--prompt-set", choices=PROMPT_SETS, help="instructions; the checkpoint's own if omitted")
     parser.add_argument("--batch-size", type=int, default=8, help="inputs per forward pass")
-    parser.add_argument("--device", help="torch device; a GPU where there is one")
+    parser.add_argument("--device", help="torch device; a GPU if available")
     parser.add_argument("--dtype", default="auto", help="dtype of the weights")
     parser.add_argument("--revision", help="of a Hub checkpoint")
     parser.add_argument("--seed", type=int, default=0, help="of queries drawn, shuffles and noise")

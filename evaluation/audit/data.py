@@ -59,7 +59,7 @@ def load_task(
         data_root: As in :func:`~plume.evaluation.tasks.make_task`.
         media_root: As there.
         prompt_set: As there.
-        max_queries: Queries drawn at random by ``seed``; all where omitted. With a local pool only the documents that
+        max_queries: Queries drawn at random by ``seed``. Defaults to all. With a local pool only the documents that
             compete for these are read.
         seed: Of the draw.
 

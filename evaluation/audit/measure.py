@@ -111,7 +111,7 @@ def _cosine(name: str, vectors_ND: torch.Tensor, positives_ND: torch.Tensor) -> 
 
 
 def _experts(task: TaskData, queries: Reading, documents: Reading, num_active: int) -> dict[str, Any]:
-    """Use by modality, of queries and documents apart. Nothing is routed where there is one expert."""
+    """Use by modality, of queries and documents apart. Nothing is routed if there is one expert."""
     if queries.probs.shape[-1] < 2:
         return {"queries": [], "documents": []}
     return {
@@ -131,7 +131,7 @@ def _collapse(queries: Reading, documents: Reading, steps: int) -> dict[str, Any
 
 
 def _alikeness(vectors_ND: torch.Tensor) -> float | None:
-    """Mean cosine between different rows; None where there is one."""
+    """Mean cosine between different rows; None if there is one."""
     count, unit = len(vectors_ND), normalize(vectors_ND, dim=-1)
     if count < 2:
         return None

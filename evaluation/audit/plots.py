@@ -139,7 +139,7 @@ def experts(results: Sequence[Result]) -> Figure:
 
 
 def _rows(results: Sequence[Result]) -> list[tuple[str, list[Result]]]:
-    """Rows of a picture: tasks, multi-hop first; groups where there are many tasks."""
+    """Rows of a picture: tasks, multi-hop first; groups if there are many tasks."""
     if len(results) > _MANY_TASKS:
         groups: dict[str, list[Result]] = {}
         for result in results:

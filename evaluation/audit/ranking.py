@@ -1,6 +1,6 @@
 """Retrieval metrics of one task from its vectors, per query.
 
-Ties count against the model: at equal scores every wrong document stands in front of the right one, so a constant
+Ties count against the model: at equal scores every wrong document ranks before the right one, so a constant
 embedder scores 0 and not 1.
 """
 

@@ -1,4 +1,4 @@
-"""The audit as one Markdown page beside its pictures."""
+"""The audit as one Markdown page, next to its pictures."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any

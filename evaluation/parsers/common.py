@@ -27,7 +27,7 @@ _FRAME_ENDINGS = (".jpg", ".jpeg", ".png")
 
 @dataclass(frozen=True)
 class Item:
-    """One input: ``text`` behind the media, and one ``image`` (a file) or one ``video`` (files of its frames)."""
+    """One input: ``text`` after the media, and one ``image`` (a file) or one ``video`` (files of its frames)."""
 
     text: str
     image: str | None = None
@@ -44,7 +44,7 @@ class Parsed:
         relevant: Per query, candidate key -> grade.
         pools: Per query, the keys that it is ranked against; none where every query ranks all candidates.
         pages: Candidates as a dataset with the columns ``key`` and ``image`` instead, for page corpora.
-        page_text: Text behind every page.
+        page_text: Text after every page.
     """
 
     queries: list[Item] = field(default_factory=list)
@@ -71,7 +71,7 @@ class MediaFiles:
     Args:
         row: The task.
         root: Media root.
-        num_frames: Frames per clip; ``row.num_frames`` where omitted.
+        num_frames: Frames per clip. Defaults to ``row.num_frames``.
     """
 
     def __init__(self, row: Row, root: Path, num_frames: int | None = None) -> None:
@@ -125,7 +125,7 @@ def natural_key(name: str) -> list[Any]:
 
 
 def frame_indices(num_saved: int, num_frames: int | str | None) -> list[int]:
-    """Which of the saved frames are used: evenly spaced, first and last included; all where there are fewer."""
+    """Which of the saved frames are used: evenly spaced, first and last included; all if there are fewer."""
     if not isinstance(num_frames, int) or num_saved < num_frames:
         return list(range(num_saved))
     return np.linspace(0, num_saved - 1, num_frames, dtype=int).tolist()
@@ -197,7 +197,7 @@ def to_dataset(ids: Sequence[str], items: Sequence[Item], modality: str) -> Data
     Args:
         ids: Query or document ids.
         items: The inputs.
-        modality: As in the table. ``"any"`` puts an image into the video column and says so in ``medium``, because
+        modality: As in the table. ``"any"`` puts an image into the video column and records it in ``medium``, because
             mteb has no category for queries of mixed kinds.
 
     Raises:

@@ -20,7 +20,7 @@ def clean_instruction(instruction: str | None) -> str:
 
 
 def _written(instruction: str, text: str = "") -> str:
-    """Instruction and text behind an image, as VLM2Vec writes them: a space before a line break goes."""
+    """Instruction and text after an image, as VLM2Vec writes them: without a space before a line break."""
     string = f" {instruction.replace(_MARK, '')}" + (f" {text}" if text else "")
     return string.replace(" \n", "\n").strip()
 

@@ -15,7 +15,7 @@ def parse_pages(queries: Dataset, corpus: Dataset, qrels: Dataset, instruction: 
         corpus: ``corpus-id``, ``image``.
         qrels: ``query-id``, ``corpus-id``, ``score``.
         instruction: In front of the query; may be empty.
-        target: Text behind every page; may be empty.
+        target: Text after every page; may be empty.
         name: The task, for errors.
 
     Raises:

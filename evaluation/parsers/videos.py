@@ -64,7 +64,7 @@ def parse_retrieval(
         rows: The data, whose columns ``schema`` (a key of :data:`RETRIEVAL`) knows.
         media: Frames.
         instruction: In front of the caption.
-        target: Text behind every clip.
+        target: Text after every clip.
         schema: Which data set.
     """
     clip_of, caption_of = RETRIEVAL[schema]
@@ -77,7 +77,7 @@ def parse_retrieval(
 
 
 def parse_moments(rows: Iterable[Mapping[str, Any]], media: MediaFiles, instruction: str, target: str) -> Parsed:
-    """QVHighlight and Charades-STA: a video and a text against the clips beside it, one of them positive.
+    """QVHighlight and Charades-STA: a video and a text against the clips of its folder, one of them positive.
 
     The frame folder of a video holds ``query`` and one folder per clip; positives start with ``positive``.
 
@@ -112,7 +112,7 @@ def parse_momentseeker(
         rows: The data: ``query``, ``input_frames``, ``positive_frames``, ``negative_frames``.
         media: Frames.
         instructions: Per kind of query (``text``, ``image``, ``video``).
-        target: Text behind every clip.
+        target: Text after every clip.
     """
     parsed = Parsed()
     for row in rows:

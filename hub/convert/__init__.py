@@ -2,7 +2,7 @@
 
 1. **Recognise** the layout from the names of the tensors and the tokenizer, without reading a weight.
 2. **Plan** the configuration: what follows from shapes, what is documented, what the caller must say (K).
-3. **Stream** shard by shard into a folder beside TARGET; the adapter, a few tensors, is put together at the end.
+3. **Stream** shard by shard into a folder next to TARGET; the adapter, a few tensors, is put together at the end.
 4. **Check** that exactly the tensors of the model are there, in its shapes.
 5. **Finish**: configuration, code, processor, card, report; then the folder takes the name TARGET, all at once.
 """
@@ -33,7 +33,7 @@ from plume.hub_files_plume import write_hub_files
 from plume.layouts import EMBEDDER_LAYOUT
 from plume.start import model_class_of, processor_from_backbone
 
-# Plain backbones by their model_type; UME-R1 and the released PLUME stand on the first.
+# Plain backbones by their model_type; UME-R1 and the released PLUME build on the first.
 BACKBONES = {"qwen2_vl": "qwen2-vl", "qwen2_5_vl": "qwen2.5-vl", "qwen3_vl": "qwen3-vl"}
 KINDS = (*BACKBONES.values(), "ume-r1", "plume")
 LAYOUTS = {"paper": PAPER_LAYOUT, "released": RELEASED_LAYOUT, "embedder": EMBEDDER_LAYOUT}
@@ -98,7 +98,7 @@ def convert(
         source: Folder or Hub id of a Qwen2-VL, Qwen2.5-VL, Qwen3-VL, UME-R1 or released PLUME checkpoint.
         target: New folder.
         kind: One of :data:`KINDS`, or ``"auto"``.
-        num_latent_steps: K. A released PLUME checkpoint does not store it; 8 for a fresh adapter where omitted.
+        num_latent_steps: K. A released PLUME checkpoint does not store it. Defaults to 8 for a fresh adapter.
         num_active_experts: K_r; not stored either, 2 in the paper.
         ignore: Regular expression of tensors to leave out.
         seed: Seed of a fresh adapter.
@@ -188,7 +188,7 @@ def _plan(
                 "A released PLUME checkpoint does not store K, and its vectors depend on it. Pass --num-latent-steps "
                 "(8 in the paper)."
             )
-        report.notes.append(f"assumed, because no file says so: {num_active_experts} active experts, anchor context")
+        report.notes.append(f"assumed, because no file states it: {num_active_experts} active experts, anchor context")
         report.notes.append("positions as in the authors' evaluation ('kv_length'); the paper's are 'mrope'")
     fields["num_latent_steps"] = 8 if num_latent_steps is None else num_latent_steps
     report.fields = fields
@@ -349,7 +349,7 @@ def _fresh_adapter(model: PlumeModel, dtype: torch.dtype, seed: int) -> dict[str
 
 
 def _finish(partial: Path, model: PlumeModel, processor: PlumeProcessor, report: Report) -> None:
-    """5. Everything beside the weights."""
+    """5. Everything but the weights."""
     config = model.config
     config.architectures = [type(model).__name__]
     custom_object_save(model, partial, config=config)

@@ -28,7 +28,7 @@ def build_card(folder: Path, repo_id: str, license_id: str | None = None) -> str
     Args:
         folder: Checkpoint folder.
         repo_id: Repository it goes to.
-        license_id: SPDX id of the weights' licence; left open where omitted.
+        license_id: SPDX id of the weights' licence. Left open by default.
     """
     config = json.loads((folder / "config.json").read_text("utf-8"))
     conversion = _read(folder / "conversion.json")

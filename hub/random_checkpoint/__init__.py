@@ -1,6 +1,6 @@
 """Random checkpoints of every backbone in the layouts that exist on the Hub, built offline.
 
-They stand in for weights that cannot be downloaded: real files, real names, real shapes in ratio, no knowledge.
+They replace weights that cannot be downloaded: real files, real names, real shapes in ratio, no knowledge.
 Weights depend on the seed and the tensor's name alone, so every library version builds the same checkpoint.
 ``python -m plume.hub.random_checkpoint FOLDER`` writes one.
 """

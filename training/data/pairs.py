@@ -23,7 +23,7 @@ from plume.layouts import PAPER_LAYOUT, RELEASED_LAYOUT
 
 _MEDIA_MARK = re.compile(r"<(image|video)>")
 _THINK = re.compile(r"<think>(.*?)</think>", re.DOTALL)
-# UME-R1 leaves <answer> open; the embedding token behind it belongs to the prompt, not to the answer.
+# UME-R1 leaves <answer> open; the embedding token after it belongs to the prompt, not to the answer.
 _ANSWER = re.compile(r"<answer>(.*?)(?:</answer>|$)", re.DOTALL)
 _EMBEDDING_MARK = re.compile(rf"\s*(?:{PAPER_LAYOUT.embedding}|{RELEASED_LAYOUT.embedding})")
 _ANCHOR_MARK = re.compile(rf"\s*(?:{PAPER_LAYOUT.anchor}|{RELEASED_LAYOUT.anchor}).*", re.DOTALL)
@@ -55,7 +55,7 @@ class Side:
         images: Files or data URIs of the images.
         videos: Per video its file or data URI, or the files of its frames.
         rationale: What stood between ``<think>`` and ``</think>``; may be empty.
-        answer: What stood behind ``<answer>``; may be empty.
+        answer: What came after ``<answer>``; may be empty.
     """
 
     text: str

@@ -19,7 +19,7 @@ from PIL import Image, UnidentifiedImageError
 from pyarrow import ArrowException
 
 PICTURE, CLIP = "data:image;base64,", "data:video;base64,"
-# How clips begin: Matroska and WebM, AVI, MPEG; MP4 and MOV name themselves behind their length.
+# How clips begin: Matroska and WebM, AVI, MPEG; MP4 and MOV have their name after the length.
 _CLIP_STARTS = (b"\x1aE\xdf\xa3", b"RIFF", b"\x00\x00\x01\xba", b"OggS", b"FLV")
 _UTF16 = (b"\xff\xfe", b"\xfe\xff")
 _UNKNOWN = "unknown value"
