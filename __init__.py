@@ -12,7 +12,7 @@ if __name__ == "plume":
     from pathlib import PurePath
     from typing import TYPE_CHECKING, Any
 
-    __version__ = "0.1.0"
+    __version__ = "0.2.0"
 
     def _is_command_line() -> bool:
         """Whether this process is ``plume ...`` or ``python -m plume ...``, which shall answer before torch is loaded.
