@@ -199,9 +199,19 @@ class Int8(torch.nn.Linear):
     """A quantized layer by its class."""
 
 
+class Int8Tensor(torch.Tensor):
+    """A quantized weight by its class, as torchao has them."""
+
+
+def quantize_weight(model):
+    linear = layer_of(model).mlp.up_proj
+    linear.weight = torch.nn.Parameter(linear.weight.detach().as_subclass(Int8Tensor), requires_grad=False)
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
+        (quantize_weight, "plain form"),
         (lambda model: setattr(layer_of(model).mlp.up_proj, "__class__", Int8), "replaced or wrapped"),
         (
             lambda model: setattr(layer_of(model).mlp.up_proj, "forward", lambda x: 1.5 * x[..., :1]),
@@ -209,7 +219,7 @@ class Int8(torch.nn.Linear):
         ),
         (lambda model: layer_of(model).double(), "float32 or bfloat16"),
     ],
-    ids=["subclass", "patched", "float64"],
+    ids=["weight subclass", "subclass", "patched", "float64"],
 )
 def test_what_cannot_be_packed_is_said_once(model, monkeypatch, change, words):
     messages = []
