@@ -162,7 +162,7 @@ class EndpointWriter:
             ) from error
         self.openai, self.model, self.concurrency, self.max_tokens = openai, model, concurrency, max_tokens
         self.name, self.place = f"{url} {model}", f"{url} (model {model})"
-        hooks = {"request": [_Pace(60 / per_minute)]} if per_minute else {}
+        hooks: Any = {"request": [_Pace(60 / per_minute)]} if per_minute else {}
         try:
             self.client = openai.OpenAI(
                 base_url=url,
