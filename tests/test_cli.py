@@ -2,6 +2,7 @@
 
 import json
 import resource
+import runpy
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -215,3 +216,11 @@ def test_info_says_what_a_checkpoint_is(capsys):
 def test_info_of_a_plain_backbone_is_refused(backbone, capsys):
     assert command_line.main(["info", str(backbone)]) == 2
     assert "'qwen2_vl'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("module", "command"), [("search", "plume search"), ("distributed", "plume corpus"), ("serving", "plume serve")]
+)
+def test_a_former_command_says_what_replaced_it(module, command):
+    with pytest.raises(SystemExit, match=f"use `{command}`"):
+        runpy.run_module(f"examples.{module}", run_name="__main__")
