@@ -92,6 +92,7 @@ def embed_row(model, features, num_latent_steps, config=None, refine=None):
             ]
         return model.model.language_model(
             inputs_embeds=torch.stack(sequence).unsqueeze(0),
+            attention_mask=torch.ones(1, len(sequence)),  # without, Qwen3-VL of transformers 5.0 sees packed rows
             position_ids=torch.tensor(positions).T.unsqueeze(1),
             use_cache=False,
             **deepstack,
