@@ -290,6 +290,8 @@ class PlumeModel(_Mixed):
         self, input_ids: torch.Tensor | None, attention_mask: torch.Tensor | None, media: list[Media], **kwargs: Any
     ) -> Any:
         if input_ids is not None and kwargs.get("position_ids") is None:
+            # Without a mask some versions take positions that do not grow for rows packed into one.
+            attention_mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
             kwargs["position_ids"] = self._plain_positions(input_ids, attention_mask, media)
         images, videos = media
         return super().forward(
