@@ -26,6 +26,10 @@ def describe(model: str, revision: str | None = None) -> dict[str, str]:
         ValueError: If there is no PLUME checkpoint.
     """
     config, processor = _settings(model, "config.json", revision), _settings(model, "processor_config.json", revision)
+    if not config:
+        raise ValueError(
+            f"config.json of {model} could not be read: there is no such folder or repository, or no connection."
+        )
     if not str(config.get("model_type")).startswith("plume"):
         raise ValueError(
             f"{model} is no PLUME checkpoint: its config.json says model_type {config.get('model_type')!r}."
