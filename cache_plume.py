@@ -102,14 +102,15 @@ class CachedContext(Context):
         cache = PieceCache if torch.is_grad_enabled() else PreallocatedCache
         self._cache: PieceCache | PreallocatedCache = cache(attention_mask.shape[1])
         self._shared: tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor]] | None = None
-        if _is_checkpointing(language_model):
+        self._returns_cache = not _is_checkpointing(language_model)  # checkpointed layers refuse to
+        if not self._returns_cache:
             for layer in language_model.layers:
                 setattr(layer, _KEEPS_CACHE, True)  # a piece never changes, however often a layer is replayed
         super().__init__(language_model, inputs_embeds, attention_mask, *rest)
 
     def _read(self, inputs_embeds: torch.Tensor, start: int, stop: int) -> torch.Tensor:
         self._cache = self._cache.for_next_pass(start)
-        arguments = {CACHE_ARGUMENT: self._cache, "use_cache": not _is_checkpointing(self._language_model)}
+        arguments = {CACHE_ARGUMENT: self._cache, "use_cache": self._returns_cache}
         if start > 0 and self._shared is not None:
             return self._step(inputs_embeds, start, stop, arguments)
         if start > 0:
