@@ -104,8 +104,10 @@ SIZES: dict[str, dict[str, Any]] = {
 }
 
 
-def build_tokenizer(corpus: Sequence[str] = _CORPUS, model_type: str = "qwen2_vl") -> Qwen2Tokenizer:
-    """A Qwen2 tokenizer with the added tokens of a backbone and at most 500 pieces learned from a corpus."""
+def build_tokenizer(
+    corpus: Sequence[str] = _CORPUS, model_type: str = "qwen2_vl", num_pieces: int = 500
+) -> Qwen2Tokenizer:
+    """A Qwen2 tokenizer with the added tokens of a backbone and at most so many pieces learned from a corpus."""
     trained = Tokenizer(models.BPE())
     trained.normalizer = normalizers.NFC()
     trained.pre_tokenizer = pre_tokenizers.Sequence(
@@ -118,7 +120,7 @@ def build_tokenizer(corpus: Sequence[str] = _CORPUS, model_type: str = "qwen2_vl
     if model_type == "qwen3_vl":  # its embedder reads a vector after the role, one piece in the real vocabulary
         corpus = [*corpus, *["assistant"] * 16]
     trained.train_from_iterator(
-        corpus, trainers.BpeTrainer(vocab_size=500, show_progress=False, initial_alphabet=alphabet)
+        corpus, trainers.BpeTrainer(vocab_size=num_pieces, show_progress=False, initial_alphabet=alphabet)
     )
     model = json.loads(trained.to_str())["model"]
     tokenizer = Qwen2Tokenizer(
