@@ -158,9 +158,9 @@ def build_backbone_config(
     shape = shape or SIZES[size]
     to_id: Any = tokenizer.convert_tokens_to_ids
     text = {
+        "num_key_value_heads": 2,
         **shape["text"],
         "vocab_size": shape["vocab_size"] or len(tokenizer) + _SPARE_ROWS,
-        "num_key_value_heads": 2,
         "max_position_embeddings": 32768,
         "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": shape["mrope_section"]},
         "bos_token_id": to_id("<|endoftext|>"),

@@ -26,11 +26,11 @@ def augment(pictures_BCHW: torch.Tensor, generator: torch.Generator) -> torch.Te
 
 def _bend(pictures_BCHW, drawn):
     size = len(pictures_BCHW)
-    angle, shear = drawn(size) * 0.25, drawn(size) * 0.15
-    zoom_x, zoom_y = torch.exp(drawn(size) * 0.1 + drawn(size) * 0.2), torch.exp(drawn(size) * 0.1)
+    angle, shear = drawn(size) * 0.15, drawn(size) * 0.1
+    zoom_x, zoom_y = torch.exp(drawn(size) * 0.15), torch.exp(drawn(size) * 0.1)
     zoom_y = zoom_y * zoom_x
     cos, sin = angle.cos(), angle.sin()
-    rows = [cos * zoom_x, (shear - sin) * zoom_x, drawn(size) * 0.15, sin * zoom_y, cos * zoom_y, drawn(size) * 0.15]
+    rows = [cos * zoom_x, (shear - sin) * zoom_x, drawn(size) * 0.1, sin * zoom_y, cos * zoom_y, drawn(size) * 0.1]
     grid = affine_grid(torch.stack(rows, 1).view(size, 2, 3), list(pictures_BCHW.shape), align_corners=False)
     # Zero outside, and white is what lies there.
     return 1 - grid_sample(1 - pictures_BCHW, grid, align_corners=False, padding_mode="zeros")
@@ -47,8 +47,8 @@ def _blur(pictures_BCHW, drawn):
 def _recolor(pictures_BCHW, drawn):
     size = len(pictures_BCHW)
     # Hue: a turn around the gray axis. Most are small, some go all the way round.
-    angle_B = drawn(size) * 0.4 + (drawn(size) > 0.8) * drawn(size) * math.pi
-    gray_B = torch.where(drawn(size) > 0.7, 0.0, 1 + 0.4 * drawn(size))  # saturation; some without any color
+    angle_B = drawn(size) * 0.3 + (drawn(size) > 0.85) * drawn(size) * math.pi
+    gray_B = torch.where(drawn(size) > 0.75, 0.0, 1 + 0.4 * drawn(size))  # saturation; some without any color
     axis = torch.full((3, 3), 1 / 3)
     cross = torch.tensor([[0.0, -1.0, 1.0], [1.0, 0.0, -1.0], [-1.0, 1.0, 0.0]]) / math.sqrt(3)
     cos, sin = (gray_B * angle_B.cos())[:, None, None], (gray_B * angle_B.sin())[:, None, None]

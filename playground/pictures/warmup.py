@@ -2,8 +2,11 @@
 
 ``python -m plume.playground.pictures.warmup WORLD OUTPUT``. A contrast between a few hundred pairs hardly moves a fresh
 model: it stays at the log of the pool for hundreds of steps. Here every picture and every word is classified among *all*
-concepts instead, with one learned vector per concept that both sides share and that is thrown away at the end. The model
-is run as always, with K latent steps, and what is classified is its embedding.
+concepts instead, with one learned vector per concept that both sides share and that is thrown away at the end.
+
+1. **Parts**: the vision tower and the embedding table, without the decoder. A picture is the mean of its visual tokens,
+   a word the mean of its pieces, each at unit size, which is what the decoder's first layer averages at the start.
+2. **Whole**: the model as it is used, with K latent steps. What is classified is its embedding.
 
 The same command resumes after a kill, from the newest state in OUTPUT, with the random numbers of an uninterrupted run.
 """
@@ -12,7 +15,7 @@ import json
 import os
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MethodType
 from typing import Any
@@ -28,6 +31,7 @@ from plume import PlumeForEmbedding, PlumeProcessor
 from plume.arguments import ArgumentParser
 from plume.playground.pictures.augment import augment
 from plume.playground.pictures.world import World, read_world
+from plume.playground.pictures.words import Word
 
 logger = logging.get_logger(__name__)
 _STATE = "state.pt"
@@ -38,15 +42,15 @@ _SMOOTHING = 0.05
 
 @dataclass(frozen=True)
 class Plan:
-    """Sizes and rates of a run."""
+    """Sizes and rates of a run: steps and words per step for the two phases, pictures per step for both."""
 
-    steps: int
+    steps: tuple[int, int]
+    words: tuple[int, int]
     pictures: int
-    words: int
-    learning_rate: float
+    learning_rates: tuple[float, float]
     latent_steps: int
     seed: int = 0
-    save_every: int = 200
+    save_every: int = 100
 
 
 class Pictures:
@@ -102,7 +106,7 @@ class Words:
     """
 
     def __init__(self, world: World, processor: PlumeProcessor) -> None:
-        words = world.words
+        words = _with_capitals(world.words)
         mark = processor.process_documents([{"text": "?"}], prompt="")["input_ids"][0].tolist()
         inner = processor.tokenizer("?", add_special_tokens=False)["input_ids"]
         cut = mark.index(inner[0])
@@ -120,14 +124,28 @@ class Words:
         ]
         self.weights = torch.tensor(weights, dtype=torch.float64)
 
-    def draw(self, count: int, generator: torch.Generator) -> tuple[dict[str, torch.Tensor], list[list[int]]]:
-        """Model inputs of words and the concepts that each may mean."""
-        places = torch.multinomial(self.weights, count, generator=generator).tolist()
-        rows = [self.head + self.ids[place] + self.tail for place in places]
+    def draw(self, count: int, generator: torch.Generator) -> tuple[list[list[int]], list[list[int]]]:
+        """Pieces of words and the concepts that each may mean."""
+        places = torch.multinomial(self.weights, count, replacement=True, generator=generator).tolist()
+        return [self.ids[place] for place in places], [self.targets[place] for place in places]
+
+    def inputs(self, pieces: list[list[int]]) -> dict[str, torch.Tensor]:
+        """Model inputs of words as their prompts."""
+        return self.padded([self.head + ids + self.tail for ids in pieces])
+
+    def padded(self, rows: list[list[int]]) -> dict[str, torch.Tensor]:
+        """Token ids of one width, padded on the left, with their mask."""
         width = max(map(len, rows))
         ids = torch.tensor([[self.pad] * (width - len(row)) + row for row in rows])
         mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
-        return {"input_ids": ids, "attention_mask": mask}, [self.targets[place] for place in places]
+        return {"input_ids": ids, "attention_mask": mask}
+
+
+def _with_capitals(words: Sequence[Word]) -> list[Word]:
+    """Words, and those that people may also write with a first capital letter."""
+    other = (replace(word, text=word.text[:1].upper() + word.text[1:]) for word in words if word.is_name)
+    known = {(word.language, word.text) for word in words}
+    return [*words, *(word for word in other if (word.language, word.text) not in known)]
 
 
 class Warmup:
@@ -154,29 +172,49 @@ class Warmup:
             {"params": [p for p in model.parameters() if p.ndim <= 1], "weight_decay": 0.0},
             {"params": [self.concepts, self.scale], "weight_decay": 0.0},
         ]
-        self.optimizer = torch.optim.AdamW(groups, lr=plan.learning_rate, betas=(0.9, 0.98))
+        self.optimizer = torch.optim.AdamW(groups, lr=1.0, betas=(0.9, 0.98), fused=True)
         self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, self._rate)
         self.step = 0
 
-    def _rate(self, step: int) -> float:
-        rise = max(1, min(300, self.plan.steps // 10))
-        return min((step + 1) / rise, max(0.02, (self.plan.steps - step) / (self.plan.steps - rise)))
+    @property
+    def phase(self) -> int:
+        """0 for the parts, 1 for the whole."""
+        return int(self.step >= self.plan.steps[0])
 
-    def _classify(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+    def _rate(self, step: int) -> float:
+        phase = int(step >= self.plan.steps[0])
+        place, steps = step - phase * self.plan.steps[0], self.plan.steps[phase]
+        rise = max(1, min(150, steps // 10))
+        share = min((place + 1) / rise, max(0.02, (steps - place) / (steps - rise)))
+        return share * self.plan.learning_rates[phase]
+
+    def _see(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
         with torch.autocast("cpu", torch.bfloat16):
-            vectors = self.model(**inputs, num_latent_steps=self.plan.latent_steps).embeddings
-        logits = self.scale.exp() * vectors.float() @ normalize(self.concepts, dim=-1).T
-        return logits.log_softmax(-1)
+            if self.phase:
+                return self.model(**inputs, num_latent_steps=self.plan.latent_steps).embeddings.float()
+            seen = self.model.model.visual(inputs["pixel_values"], inputs["image_grid_thw"]).pooler_output
+        return _average(seen.float().unflatten(0, (len(inputs["input_ids"]), -1)))
+
+    def _read(self, pieces: list[list[int]]) -> torch.Tensor:
+        if self.phase:
+            with torch.autocast("cpu", torch.bfloat16):
+                output = self.model(**self.words.inputs(pieces), num_latent_steps=self.plan.latent_steps)
+            return output.embeddings.float()
+        inputs = self.words.padded(pieces)
+        return _average(self.model.get_input_embeddings()(inputs["input_ids"]), inputs["attention_mask"])
+
+    def _log_probs(self, vectors: torch.Tensor) -> torch.Tensor:
+        return (self.scale.exp() * vectors @ normalize(self.concepts, dim=-1).T).log_softmax(-1)
 
     def train_step(self) -> dict[str, float]:
-        """One step; the losses of both sides."""
+        """One step; the losses of both sides, and how many pictures are named rightly."""
         inputs, labels = self.pictures.draw(self.plan.pictures, self.generator)
-        log_probs = self._classify(inputs)
+        log_probs = self._log_probs(self._see(inputs))
         seen = -log_probs.gather(1, labels[:, None]).mean() * (1 - _SMOOTHING) - log_probs.mean() * _SMOOTHING
         right = (log_probs.argmax(-1) == labels).float().mean()
         seen.backward()
-        inputs, meant = self.words.draw(self.plan.words, self.generator)
-        log_probs = self._classify(inputs)
+        pieces, meant = self.words.draw(self.plan.words[self.phase], self.generator)
+        log_probs = self._log_probs(self._read(pieces))
         rows = torch.tensor([row for row, keys in enumerate(meant) for _ in keys])
         shares = torch.tensor([1 / len(keys) for keys in meant for _ in keys])
         flat = torch.tensor([key for keys in meant for key in keys])
@@ -222,6 +260,14 @@ class Warmup:
         self.generator.set_state(state["generator"])
 
 
+def _average(vectors_BTD: torch.Tensor, mask_BT: torch.Tensor | None = None) -> torch.Tensor:
+    """Mean of vectors at unit size, at unit length ``(B, D)``."""
+    units_BTD = normalize(vectors_BTD, dim=-1)
+    if mask_BT is not None:
+        units_BTD = units_BTD * mask_BT.unsqueeze(-1)
+    return normalize(units_BTD.sum(dim=1), dim=-1)
+
+
 def attend_together(model: PlumeForEmbedding) -> None:
     """Let the vision tower attend to pictures of one size in one product; transformers takes them one by one.
 
@@ -265,7 +311,7 @@ def run(world: World, student: Path, output: Path, plan: Plan) -> Path:
     if (output / _STATE).exists():
         warmup.load(torch.load(output / _STATE, weights_only=False))
     sums: dict[str, float] = {}
-    while warmup.step < plan.steps:
+    while warmup.step < sum(plan.steps):
         for name, value in warmup.train_step().items():
             sums[name] = sums.get(name, 0.0) + value
         if warmup.step % 50 == 0:
@@ -274,7 +320,7 @@ def run(world: World, student: Path, output: Path, plan: Plan) -> Path:
             with (output / "log.jsonl").open("a", encoding="utf-8") as log:
                 log.write(json.dumps(line) + "\n")
             sums = {}
-        if warmup.step % plan.save_every == 0 or warmup.step == plan.steps:
+        if warmup.step % plan.save_every == 0 or warmup.step == sum(plan.steps):
             _save(output / _STATE, warmup.state())
     model.save_pretrained(output / "model")
     processor.save_pretrained(output / "model")
@@ -291,14 +337,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("world", type=Path, help="folder that plume.playground.pictures wrote")
     parser.add_argument("output", type=Path, help="folder of the run")
     parser.add_argument("--student", type=Path, help="fresh checkpoint; WORLD/student if omitted")
-    parser.add_argument("--steps", type=int, default=9000, help="steps")
+    parser.add_argument("--steps", type=int, nargs=2, default=(2400, 900), help="steps of the parts and of the whole")
+    parser.add_argument("--words", type=int, nargs=2, default=(1024, 256), help="words per step, in both")
     parser.add_argument("--pictures", type=int, default=192, help="pictures per step")
-    parser.add_argument("--words", type=int, default=256, help="words per step")
-    parser.add_argument("--learning_rate", type=float, default=1e-3, help="highest learning rate")
-    parser.add_argument("--latent_steps", type=int, default=0, help="K; the trainer's stages add the latent steps")
+    parser.add_argument("--learning_rates", type=float, nargs=2, default=(1e-3, 5e-4), help="highest rates of both")
+    parser.add_argument("--latent_steps", type=int, default=8, help="K of the whole")
     parser.add_argument("--seed", type=int, default=0, help="seed of everything random")
     args = parser.parse_args(arguments)
-    plan = Plan(args.steps, args.pictures, args.words, args.learning_rate, args.latent_steps, args.seed)
+    steps, words, rates = tuple(args.steps), tuple(args.words), tuple(args.learning_rates)
+    plan = Plan(steps, words, args.pictures, rates, args.latent_steps, args.seed)
     print(run(read_world(args.world), args.student or args.world / "student", args.output, plan))
 
 
