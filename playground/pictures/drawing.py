@@ -41,9 +41,7 @@ def draw_all(folder: Path, concepts: list[Concept], archives: Mapping[str, Archi
                 os.replace(part, path)
 
 
-def _drawings(
-    style: str, concepts: list[Concept], archives: Mapping[str, Archive]
-) -> Iterator[tuple[str, Draw]]:
+def _drawings(style: str, concepts: list[Concept], archives: Mapping[str, Archive]) -> Iterator[tuple[str, Draw]]:
     if style in ("noto", "twemoji"):
         folder = f"img/{'google' if style == 'noto' else 'twitter'}/64"
         for name in archives[style].names(folder, ".png"):
@@ -76,7 +74,9 @@ def _icons(archive: Archive, keys: Mapping[str, str]) -> Iterator[tuple[str, Dra
         if key and icon:
             width, height = (icon.get(side, content.get(side, 16)) for side in ("width", "height"))
             box = f"{icon.get('left', 0)} {icon.get('top', 0)} {width} {height}"
-            head = f'<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" viewBox="{box}">'
+            head = (
+                f'<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" viewBox="{box}">'
+            )
             yield key, lambda svg=f"{head}{icon['body']}</svg>": render(svg)  # type: ignore[misc]
 
 

@@ -54,7 +54,9 @@ def build_student(processor: PlumeProcessor, seed: int = 0, **fields: Any) -> Pl
         **fields: Fields of [`PlumeConfig`].
     """
     backbone = build_backbone_config(processor.tokenizer, shape=SHAPE)
-    config = PlumeConfig.from_backbone(backbone, **{**processor.token_fields(), "expert_dropout": 0.0, "expert_expansion": 1, **fields})
+    config = PlumeConfig.from_backbone(
+        backbone, **{**processor.token_fields(), "expert_dropout": 0.0, "expert_expansion": 1, **fields}
+    )
     torch.manual_seed(seed)
     model = PlumeForEmbedding(config)
     with torch.no_grad():  # transformers' scale of 0.02 is that of wide models; this narrow one hardly moves from there

@@ -15,7 +15,7 @@ import json
 import os
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import MethodType
 from typing import Any
@@ -42,11 +42,11 @@ _SMOOTHING = 0.05
 
 @dataclass(frozen=True)
 class Plan:
-    """Sizes and rates of a run: steps and words per step for the two phases, pictures per step for both."""
+    """Sizes and rates of a run: steps, words and pictures per step and highest learning rates of the two phases."""
 
     steps: tuple[int, int]
     words: tuple[int, int]
-    pictures: int
+    pictures: tuple[int, int]
     learning_rates: tuple[float, float]
     latent_steps: int
     seed: int = 0
@@ -127,6 +127,7 @@ class Words:
     def draw(self, count: int, generator: torch.Generator) -> tuple[list[list[int]], list[list[int]]]:
         """Pieces of words and the concepts that each may mean."""
         places = torch.multinomial(self.weights, count, replacement=True, generator=generator).tolist()
+        places.sort(key=lambda place: len(self.ids[place]))  # so that halves of a batch have less padding
         return [self.ids[place] for place in places], [self.targets[place] for place in places]
 
     def inputs(self, pieces: list[list[int]]) -> dict[str, torch.Tensor]:
@@ -161,6 +162,7 @@ class Warmup:
     def __init__(self, world: World, model: PlumeForEmbedding, processor: PlumeProcessor, plan: Plan) -> None:
         self.world, self.model, self.plan = world, model.train(), plan
         attend_together(model)
+        model.set_attn_implementation("eager")  # of CPUs, the fused one is slow in bfloat16
         self.pictures, self.words = Pictures(world, model, processor), Words(world, processor)
         self.generator = torch.Generator().manual_seed(plan.seed)
         width = model.config.text_config.hidden_size
@@ -188,18 +190,21 @@ class Warmup:
         share = min((place + 1) / rise, max(0.02, (steps - place) / (steps - rise)))
         return share * self.plan.learning_rates[phase]
 
-    def _see(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+    def _embed(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
         with torch.autocast("cpu", torch.bfloat16):
-            if self.phase:
-                return self.model(**inputs, num_latent_steps=self.plan.latent_steps).embeddings.float()
+            return self.model(**inputs, num_latent_steps=self.plan.latent_steps).embeddings.float()
+
+    def _see(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+        if self.phase:
+            return self._embed(inputs)
+        with torch.autocast("cpu", torch.bfloat16):
             seen = self.model.model.visual(inputs["pixel_values"], inputs["image_grid_thw"]).pooler_output
         return _average(seen.float().unflatten(0, (len(inputs["input_ids"]), -1)))
 
     def _read(self, pieces: list[list[int]]) -> torch.Tensor:
         if self.phase:
-            with torch.autocast("cpu", torch.bfloat16):
-                output = self.model(**self.words.inputs(pieces), num_latent_steps=self.plan.latent_steps)
-            return output.embeddings.float()
+            half = (len(pieces) + 1) // 2
+            return torch.cat([self._embed(self.words.inputs(some)) for some in (pieces[:half], pieces[half:]) if some])
         inputs = self.words.padded(pieces)
         return _average(self.model.get_input_embeddings()(inputs["input_ids"]), inputs["attention_mask"])
 
@@ -208,7 +213,7 @@ class Warmup:
 
     def train_step(self) -> dict[str, float]:
         """One step; the losses of both sides, and how many pictures are named rightly."""
-        inputs, labels = self.pictures.draw(self.plan.pictures, self.generator)
+        inputs, labels = self.pictures.draw(self.plan.pictures[self.phase], self.generator)
         log_probs = self._log_probs(self._see(inputs))
         seen = -log_probs.gather(1, labels[:, None]).mean() * (1 - _SMOOTHING) - log_probs.mean() * _SMOOTHING
         right = (log_probs.argmax(-1) == labels).float().mean()
@@ -230,7 +235,7 @@ class Warmup:
     def state(self) -> dict[str, Any]:
         """Everything that a resumed run needs."""
         return {
-            "plan": self.plan,
+            "plan": asdict(self.plan),
             "step": self.step,
             "model": self.model.state_dict(),
             "concepts": self.concepts.data,
@@ -246,7 +251,7 @@ class Warmup:
         Raises:
             ValueError: If it is of another plan.
         """
-        if state["plan"] != self.plan:
+        if state["plan"] != asdict(self.plan):
             raise ValueError(
                 f"The state in the output folder is of another run ({state['plan']}), so it cannot be continued as "
                 f"{self.plan}. Use the same options or another folder."
@@ -337,15 +342,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("world", type=Path, help="folder that plume.playground.pictures wrote")
     parser.add_argument("output", type=Path, help="folder of the run")
     parser.add_argument("--student", type=Path, help="fresh checkpoint; WORLD/student if omitted")
-    parser.add_argument("--steps", type=int, nargs=2, default=(2400, 900), help="steps of the parts and of the whole")
-    parser.add_argument("--words", type=int, nargs=2, default=(1024, 256), help="words per step, in both")
-    parser.add_argument("--pictures", type=int, default=192, help="pictures per step")
-    parser.add_argument("--learning_rates", type=float, nargs=2, default=(1e-3, 5e-4), help="highest rates of both")
+    for name, default, of in (
+        ("steps", (4500, 1500), "steps"),
+        ("words", (512, 512), "words per step"),
+        ("pictures", (128, 32), "pictures per step"),
+        ("learning_rates", (1.2e-3, 6e-4), "highest learning rates"),
+    ):
+        parser.add_argument(f"--{name}", type=type(default[0]), nargs=2, default=default, help=f"{of} of both phases")
     parser.add_argument("--latent_steps", type=int, default=8, help="K of the whole")
     parser.add_argument("--seed", type=int, default=0, help="seed of everything random")
     args = parser.parse_args(arguments)
-    steps, words, rates = tuple(args.steps), tuple(args.words), tuple(args.learning_rates)
-    plan = Plan(steps, words, args.pictures, rates, args.latent_steps, args.seed)
+    phases = (tuple(getattr(args, name)) for name in ("steps", "words", "pictures", "learning_rates"))
+    plan = Plan(*phases, args.latent_steps, args.seed)
     print(run(read_world(args.world), args.student or args.world / "student", args.output, plan))
 
 
