@@ -28,6 +28,7 @@ PACKAGES = {
     "plume.hub.random_checkpoint": "hub/random_checkpoint",
     "plume.hub.verify": "hub/verify",
     "plume.playground": "playground",
+    "plume.playground.pictures": "playground/pictures",
     "plume.speed": "speed",
     "plume.training": "training",
     "plume.training.data": "training/data",
@@ -51,7 +52,7 @@ setup(
     package_data={
         "plume": ["py.typed"],
         "plume.apps.search": ["*.css"],
-        "plume.checkpoints": ["plume-tiny/*"],  # links to the code become files here
+        "plume.checkpoints": ["plume-tiny/*", "plume-pictures/*"],  # links to the code become files here
         "plume.evaluation": ["*.json"],
         "plume.evaluation.parsers": ["*.json"],
     },
