@@ -243,7 +243,9 @@ def student(world, tmp_path_factory):
 
 
 def plan(latent_steps=2, second=2):
-    return warmup.Plan((3, second), (8, 8), (4, 4), (1e-3, 1e-3), latent_steps, save_every=2)
+    return warmup.Plan(
+        (warmup.Phase(False, 3, 8, 4, 1e-3), warmup.Phase(True, second, 8, 4, 1e-3, 14.0)), latent_steps, save_every=2
+    )
 
 
 def test_a_killed_warm_up_goes_on_as_if_it_had_not_been(world, student, tmp_path, monkeypatch):

@@ -105,7 +105,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     rows = select(read_table(args.world / "test" / TABLE), args.tasks)
     data = args.world / "test"
     for result in evaluate(Remembering(embedder), rows, data_root=data, out=args.output, batch_size=_BATCH):
-        print(f"{result['task']:<32}{100 * result['score']:7.2f}  n={result['n']}")
+        scores = "".join(f"  {name} {100 * result['scores'][name]:5.1f}" for name in ("hit@1", "hit@10"))
+        print(f"{result['task']:<32}{scores}  n={result['n']}")
 
 
 if __name__ == "__main__":
