@@ -12,7 +12,8 @@ other file with the same schema runs through the same path. ``meta`` names ``ben
 - ``query``, ``candidate``: ``modality``, ``instruction``, ``template`` (for readers and tests);
 - ``official``: instructions of the authors' evaluation where they differ;
 - ``pool`` (local: each query has its own candidates; global: all candidates), ``pool_size``;
-- ``metric`` (``hit@1``, ``hit@10`` or ``ndcg_linear@5``), ``num_frames`` (a number, ``"all"``, or none), ``num_queries``.
+- ``metric`` (``hit@1``, ``hit@10`` or ``ndcg_linear@5``), ``num_frames`` (a number, ``"all"``, or none),
+  ``num_queries``.
 
 Keys that are not listed here are kept in ``extras`` and end up next to the score.
 """

@@ -6,8 +6,9 @@ model: it stays at the log of the pool for hundreds of steps. Here every picture
 
 1. **Parts**: the vision tower and the embedding table, without the decoder. A picture is its visual token, a word the
    mean of its pieces, each at unit size, which is what a fresh decoder starts with.
-2. **Weighed**: the same at a fixed temperature, and pieces have weights. A learned temperature falls until vectors need
-   not be near their concept's to be nearest to it, and then a word and a picture of one concept are far apart.
+2. **Weighed**, then with more words: the same at a fixed temperature, and pieces have weights. A learned temperature
+   falls until vectors need not be near their concept's to be nearest to it, and then a word and a picture of one
+   concept are far apart.
 3. **Whole**: the model as it is used, with K latent steps, and a decoder that starts with these weights. What is
    classified is its embedding.
 
@@ -69,7 +70,8 @@ class Phase:
 PHASES = (
     Phase(False, 4500, 512, 128, 1.2e-3),
     Phase(False, 600, 1024, 64, 1e-3, 14.0),
-    Phase(True, 220, 192, 48, 5e-4, 14.0),
+    Phase(False, 500, 2048, 16, 1.5e-3, 14.0),
+    Phase(True, 200, 192, 48, 5e-4, 14.0),
 )
 
 
