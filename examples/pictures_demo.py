@@ -2,8 +2,8 @@
 
 python examples/pictures_demo.py [--output outputs/pictures-demo.png]
 
-The pictures are of a style that plume-pictures never saw (``examples/pictures``, whose list says whose they are). Green is
-the picture that was asked for, red a wrong first one.
+The pictures are of a style that plume-pictures never saw (``examples/pictures``, whose list says whose they are). Green
+is the picture that was asked for, red a wrong first one.
 """
 
 import argparse

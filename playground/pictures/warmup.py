@@ -6,7 +6,7 @@ model: it stays at the log of the pool for hundreds of steps. Here every picture
 
 1. **Parts**: the vision tower and the embedding table, without the decoder. A picture is its visual token, a word the
    mean of its pieces, each at unit size, which is what a fresh decoder starts with.
-2. **Weighed**, then with more words: the same at a fixed temperature, and pieces have weights. A learned temperature
+2. **Weighed**: the same at a fixed temperature, and pieces have weights. A learned temperature
    falls until vectors need not be near their concept's to be nearest to it, and then a word and a picture of one
    concept are far apart.
 3. **Whole**: the model as it is used, with K latent steps, and a decoder that starts with these weights. What is
@@ -70,8 +70,7 @@ class Phase:
 PHASES = (
     Phase(False, 4500, 512, 128, 1.2e-3),
     Phase(False, 600, 1024, 64, 1e-3, 14.0),
-    Phase(False, 500, 2048, 16, 1.5e-3, 14.0),
-    Phase(True, 200, 192, 48, 5e-4, 14.0),
+    Phase(True, 300, 192, 48, 8e-4, 14.0),
 )
 
 
@@ -263,11 +262,7 @@ class Warmup:
         """One step; the losses of both sides, and how many pictures are named rightly."""
         if self.phase.whole and not self.plan.place(self.step - 1)[0].whole:
             start_weighing(self.model, self.processor, _SHARPNESS * self.direction.detach())
-        inputs, labels = self.pictures.draw(self.phase.pictures, self.generator)
-        log_probs = self._log_probs(self._see(inputs))
-        seen = -log_probs.gather(1, labels[:, None]).mean() * (1 - _SMOOTHING) - log_probs.mean() * _SMOOTHING
-        right = (log_probs.argmax(-1) == labels).float().mean()
-        seen.backward()
+        losses = self._train_pictures()
         pieces, meant = self.words.draw(self.phase.words, self.generator)
         log_probs = self._log_probs(self._read(pieces))
         rows = torch.tensor([row for row, keys in enumerate(meant) for _ in keys])
@@ -280,7 +275,14 @@ class Warmup:
         self.schedule.step()
         self.optimizer.zero_grad()
         self.step += 1
-        return {"pictures": seen.item(), "words": read.item(), "right": right.item()}
+        return {**losses, "words": read.item()}
+
+    def _train_pictures(self) -> dict[str, float]:
+        inputs, labels = self.pictures.draw(self.phase.pictures, self.generator)
+        log_probs = self._log_probs(self._see(inputs))
+        seen = -log_probs.gather(1, labels[:, None]).mean() * (1 - _SMOOTHING) - log_probs.mean() * _SMOOTHING
+        seen.backward()
+        return {"pictures": seen.item(), "right": (log_probs.argmax(-1) == labels).float().mean().item()}
 
     def state(self) -> dict[str, Any]:
         """Everything that a resumed run needs."""
