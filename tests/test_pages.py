@@ -30,8 +30,16 @@ QUICK = ("plume info tiny", "plume embed 'box", "plume evaluate tasks", "plume e
 PACKAGING = "".join((ROOT / name).read_text(encoding="utf-8") for name in ("setup.py", "pyproject.toml"))
 
 
+def fences(page: Path) -> Iterator[tuple[str, str]]:
+    """The fenced blocks of a page: language and text."""
+    for language, text in re.findall(
+        r"^```(\w*)\n(.*?)^```$", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE
+    ):
+        yield language, text
+
+
 def blocks(page: Path, language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+    return [text for found, text in fences(page) if found == language]
 
 
 def commands() -> Iterator[str]:
