@@ -74,22 +74,14 @@ class LatentConfig:
         suffix_token_ids: list[int] | None = None,
         **kwargs: Any,
     ) -> None:
-        self.num_latent_steps = num_latent_steps
-        self.max_latent_steps = max_latent_steps
-        self.num_experts = num_experts
-        self.num_active_experts = num_active_experts
-        self.use_shared_expert = use_shared_expert
-        self.expert_expansion = expert_expansion
-        self.expert_dropout = expert_dropout
-        self.transition_norm_eps = transition_norm_eps
-        self.router_uses_anchor = router_uses_anchor
-        self.router_uses_step = router_uses_step
-        self.position_scheme = position_scheme
-        self.anchor_token_id = anchor_token_id
-        self.latent_start_token_id = latent_start_token_id
-        self.latent_end_token_id = latent_end_token_id
-        self.latent_token_id = latent_token_id
-        self.embedding_token_id = embedding_token_id
+        self.num_latent_steps, self.max_latent_steps = num_latent_steps, max_latent_steps
+        self.num_experts, self.num_active_experts = num_experts, num_active_experts
+        self.use_shared_expert, self.expert_expansion = use_shared_expert, expert_expansion
+        self.expert_dropout, self.transition_norm_eps = expert_dropout, transition_norm_eps
+        self.router_uses_anchor, self.router_uses_step = router_uses_anchor, router_uses_step
+        self.position_scheme, self.anchor_token_id = position_scheme, anchor_token_id
+        self.latent_start_token_id, self.latent_end_token_id = latent_start_token_id, latent_end_token_id
+        self.latent_token_id, self.embedding_token_id = latent_token_id, embedding_token_id
         closing = [latent_end_token_id, embedding_token_id]
         self.suffix_token_ids = closing if suffix_token_ids is None else suffix_token_ids
         self._check_latent_fields()
@@ -131,14 +123,12 @@ class LatentConfig:
                 f"The checkpoint is a {model_type!r} and {cls.__name__} reads {cls.model_type!r}: its weights would "
                 "not fit. Load it with AutoModel.from_pretrained, which picks the class."
             )
-        if config_dict.get("model_type") == cls.model_type:
-            absent = [name for name in _STATED_FIELDS if name not in config_dict and name not in kwargs]
-            if absent:
-                raise ValueError(
-                    f"The PLUME config.json does not state {', '.join(absent)}, so the embeddings it stands for "
-                    "are unknown. Add the values that the checkpoint was trained with, or pass them to "
-                    f"from_pretrained({absent[0]}=...)."
-                )
+        absent = [name for name in _STATED_FIELDS if name not in config_dict and name not in kwargs]
+        if absent and config_dict.get("model_type", cls.model_type) == cls.model_type:
+            raise ValueError(
+                f"The PLUME config.json is missing or does not state {', '.join(absent)}, so embeddings are unknown. "
+                f"Add what the checkpoint was trained with, or pass it to from_pretrained({absent[0]}=...)."
+            )
         loaded = super().from_dict(config_dict, **kwargs)  # type: ignore[misc]
         # Overrides in kwargs are set after construction, so they have not been checked yet.
         config = loaded[0] if isinstance(loaded, tuple) else loaded
@@ -209,9 +199,7 @@ class PlumeConfig(LatentConfig, Qwen2VLConfig):
 
     model_type = "plume"
     backbone_config_class = Qwen2VLConfig
-
-    def __init__(self, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
+    __init__ = LatentConfig.__init__
 
 
 class PlumeQwen2_5_VLConfig(LatentConfig, Qwen2_5_VLConfig):  # noqa: N801 (transformers' spelling)
@@ -219,9 +207,7 @@ class PlumeQwen2_5_VLConfig(LatentConfig, Qwen2_5_VLConfig):  # noqa: N801 (tran
 
     model_type = "plume_qwen2_5_vl"
     backbone_config_class = Qwen2_5_VLConfig
-
-    def __init__(self, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
+    __init__ = LatentConfig.__init__
 
 
 class PlumeQwen3VLConfig(LatentConfig, Qwen3VLConfig):
@@ -229,9 +215,7 @@ class PlumeQwen3VLConfig(LatentConfig, Qwen3VLConfig):
 
     model_type = "plume_qwen3_vl"
     backbone_config_class = Qwen3VLConfig
-
-    def __init__(self, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
+    __init__ = LatentConfig.__init__
 
 
 __all__ = ["LatentConfig", "PlumeConfig", "PlumeQwen2_5_VLConfig", "PlumeQwen3VLConfig"]

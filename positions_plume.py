@@ -43,23 +43,15 @@ def media_of(config: Any, inputs: Mapping[str, Any]) -> list[Media]:
 
 def split_into_frames(media: list[Media]) -> list[Media]:
     """The same media with every temporal patch as an item of its own (Qwen3-VL), for positions."""
-    return [
-        kind
-        if kind.grid_thw is None
-        else kind._replace(
-            grid_thw=torch.nn.functional.pad(
-                kind.grid_thw[:, 1:].repeat_interleave(kind.grid_thw[:, 0], dim=0), (1, 0), value=1
-            )
-        )
-        for kind in media
-    ]
+
+    def split(grid_thw: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.pad(grid_thw[:, 1:].repeat_interleave(grid_thw[:, 0], dim=0), (1, 0), value=1)
+
+    return [kind if kind.grid_thw is None else kind._replace(grid_thw=split(kind.grid_thw)) for kind in media]
 
 
 def mrope_index(
-    input_ids: torch.Tensor,
-    attention_mask: torch.Tensor,
-    media: list[Media],
-    spatial_merge_size: int,
+    input_ids: torch.Tensor, attention_mask: torch.Tensor, media: list[Media], spatial_merge_size: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Positions of every prefix token and the first free position of every row.
 
