@@ -27,13 +27,7 @@ def left_aligned(input_ids: torch.Tensor, attention_mask: torch.Tensor | None) -
 
 
 def check_prefix(input_ids: torch.Tensor, attention_mask: torch.Tensor, media: list[Media], config: Any) -> None:
-    """Check a batch of prefixes; reads from the device once, before any work is queued there.
-
-    Args:
-        input_ids: ``(B, T)``.
-        attention_mask: ``(B, T)``.
-        media: Images and videos of the batch.
-        config: Of the model.
+    """Check a batch of prefixes, ``(B, T)``; reads from the device once, before any work is queued there.
 
     Raises:
         ValueError: If there is padding after a token, a row lacks ``<slt>`` or ``<anchor>``, or media and placeholders

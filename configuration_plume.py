@@ -8,12 +8,20 @@ that changes a vector is a field here and is written to ``config.json``.
 
 from typing import Any, ClassVar
 
+from huggingface_hub.errors import StrictDataclassError
 from transformers import Qwen2_5_VLConfig, Qwen2VLConfig, Qwen3VLConfig
 
 POSITION_SCHEMES = ("mrope", "kv_length")
 
-# A PLUME config.json must state these: a silent default would change every vector of the checkpoint.
-_STATED_FIELDS = ("num_latent_steps", "num_active_experts", "position_scheme", "suffix_token_ids")
+# A PLUME config.json must state these: a silent default would change every vector, or build a model of another size.
+_STATED_FIELDS = (
+    "num_latent_steps", "num_active_experts", "position_scheme", "suffix_token_ids", "anchor_token_id",
+    "router_uses_anchor", "transition_norm_eps", "text_config.vocab_size", "text_config.hidden_size",
+    "text_config.intermediate_size", "text_config.num_attention_heads", "text_config.num_key_value_heads",
+    "text_config.hidden_act", "text_config.rms_norm_eps", "text_config.rope_parameters.rope_theta",
+    "text_config.rope_parameters.mrope_section", "vision_config.depth", "vision_config.hidden_size",
+    "vision_config.num_heads", "vision_config.hidden_act",
+)  # fmt: skip
 _COUNTS = ("max_latent_steps", "num_experts", "num_active_experts", "expert_expansion")
 _SWITCHES = ("use_shared_expert", "router_uses_anchor", "router_uses_step")
 _TOKENS = ("anchor", "latent_start", "latent_end", "latent", "embedding")
@@ -114,8 +122,7 @@ class LatentConfig:
         """Read a configuration, refusing a PLUME one that leaves open what changes its vectors.
 
         Raises:
-            ValueError: If ``config_dict`` is a PLUME configuration without K, K_r, position scheme or suffix, or one of
-                another backbone.
+            ValueError: If ``config_dict`` leaves open what would silently change vectors, or is of another backbone.
         """
         model_type = config_dict.get("model_type", cls.model_type)
         if model_type != cls.model_type and str(model_type).startswith("plume"):
@@ -123,13 +130,19 @@ class LatentConfig:
                 f"The checkpoint is a {model_type!r} and {cls.__name__} reads {cls.model_type!r}: its weights would "
                 "not fit. Load it with AutoModel.from_pretrained, which picks the class."
             )
-        absent = [name for name in _STATED_FIELDS if name not in config_dict and name not in kwargs]
-        if absent and config_dict.get("model_type", cls.model_type) == cls.model_type:
-            raise ValueError(
-                f"The PLUME config.json is missing or does not state {', '.join(absent)}, so embeddings are unknown. "
-                f"Add what the checkpoint was trained with, or pass it to from_pretrained({absent[0]}=...)."
-            )
-        loaded = super().from_dict(config_dict, **kwargs)  # type: ignore[misc]
+        try:
+            given = {**config_dict, **kwargs}
+            for part in ("text_config", "vision_config", "text_config.rope_parameters"):
+                given |= {f"{part}.{name}": value for name, value in (given.get(part) or {}).items()}
+            absent = ", ".join(name for name in _STATED_FIELDS if given.get(name) is None)
+            if absent and model_type == cls.model_type:
+                raise ValueError(
+                    f"The PLUME config.json is missing or does not state {absent}, so vectors are unknown. Add what "
+                    "the checkpoint was trained with, or pass latent fields to from_pretrained."
+                )
+            loaded = super().from_dict(config_dict, **kwargs)  # type: ignore[misc]
+        except (StrictDataclassError, AttributeError, LookupError, TypeError) as error:
+            raise ValueError(f"config.json does not fit a {cls.__name__}: {error}. Take the checkpoint's.") from error
         # Overrides in kwargs are set after construction, so they have not been checked yet.
         config = loaded[0] if isinstance(loaded, tuple) else loaded
         config._check_latent_fields()

@@ -90,19 +90,10 @@ def rollout_positions(
     num_ahead: int,
     position_scheme: str,
 ) -> torch.Tensor:
-    """Positions of the prefix and of the ``num_ahead`` latent steps and suffix tokens after it.
+    """Positions ``(3, B, T + num_ahead)`` of the prefix and of the latent steps and suffix tokens after it, int64.
 
-    Args:
-        input_ids: As in :func:`mrope_index`; every row ends in ``<slt>``.
-        attention_mask: As in :func:`mrope_index`.
-        media: As in :func:`mrope_index`.
-        spatial_merge_size: As in :func:`mrope_index`.
-        num_ahead: K plus the length of the suffix.
-        position_scheme: ``"mrope"`` continues at p_slt + 1 (section 3.3), ``"kv_length"`` at the number of tokens
-            before it, visual tokens counted one by one.
-
-    Returns:
-        Positions ``(3, B, T + num_ahead)``, int64.
+    The prefix is as in :func:`mrope_index`, and every row ends in ``<slt>``. The scheme ``"mrope"`` continues at
+    p_slt + 1 (section 3.3), ``"kv_length"`` at the number of tokens before it, visual tokens counted one by one.
 
     Raises:
         ValueError: If the scheme is unknown.
