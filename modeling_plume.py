@@ -142,6 +142,7 @@ class PlumeModel(_Mixed):
         video_grid_thw: torch.Tensor | None = None,
         second_per_grid_ts: torch.Tensor | None = None,
         num_latent_steps: int | None = None,
+        task: str | None = None,
         readout_steps: Sequence[int] | None = None,
         suffix_input_ids: torch.Tensor | None = None,
         suffix_mask: torch.Tensor | None = None,
@@ -159,7 +160,8 @@ class PlumeModel(_Mixed):
             pixel_values_videos: Video patches, ``(P, C)``.
             video_grid_thw: Patch grids of the videos, ``(M, 3)``.
             second_per_grid_ts: Seconds from one temporal patch of a video to the next, ``(M,)``; Qwen2.5-VL only.
-            num_latent_steps: K; 0 for none. Defaults to ``config.num_latent_steps``.
+            num_latent_steps: K; 0 for none. Defaults to the configuration's for the task.
+            task: ``"query"`` or ``"document"``; changes nothing but the default of K.
             readout_steps: Numbers of steps to return an embedding for, increasing, from 0 to K. One rollout serves them
                 all; each equals the embedding of a call with that K.
             suffix_input_ids: Tokens after the latent block, ``(B, S)``; what follows a row's last ``<gen>`` does not
@@ -193,9 +195,7 @@ class PlumeModel(_Mixed):
             raise ValueError(
                 f"Unknown arguments {unknown}: they would have no effect. Remove them, or fix their names."
             )
-        if num_latent_steps is None:
-            num_latent_steps = self.config.num_latent_steps
-        self.config.check_num_latent_steps(num_latent_steps)
+        num_latent_steps = self.config.check_num_latent_steps(num_latent_steps, task)
         steps = check_readout_steps(readout_steps, num_latent_steps)
         if input_ids is None or input_ids.numel() == 0:
             raise ValueError("The batch is empty: pass input_ids of shape (B, T) with at least one row.")
