@@ -108,10 +108,9 @@ def rollout(
         probs_KBE.append(probs_BE)
         if k in readout_steps:
             readouts.append(states_BSD)
-    if num_latent_steps == 0:
-        nothing = z_BD.new_empty(len(z_BD), 0, z_BD.shape[-1])
+    if not latents_KBD:
         no_probs = torch.empty(len(z_BD), 0, transition.num_experts, device=z_BD.device)
-        return Rollout(nothing, no_probs, torch.stack(readouts, dim=1))
+        return Rollout(z_BD.new_empty(len(z_BD), 0, z_BD.shape[-1]), no_probs, torch.stack(readouts, dim=1))
     return Rollout(torch.stack(latents_KBD, 1), torch.stack(probs_KBE, 1), torch.stack(readouts, 1))
 
 
