@@ -34,6 +34,8 @@ class LatentConfig:
 
     Args:
         num_latent_steps: K, the latent steps of the rollout (Eq. 3); 0 reads the embedding without any.
+        num_latent_steps_query: K of queries. Defaults to ``num_latent_steps``.
+        num_latent_steps_document: K of documents. Defaults to ``num_latent_steps``.
         max_latent_steps: Rows of the step embedding table e(k), the largest K this model can run.
         num_experts: M_e, specialised experts of the transition adapter; 1 has no router.
         num_active_experts: K_r, experts that the router selects per step (top-k, Eq. 5).
@@ -64,6 +66,8 @@ class LatentConfig:
         self,
         *,
         num_latent_steps: int = 8,
+        num_latent_steps_query: int | None = None,
+        num_latent_steps_document: int | None = None,
         max_latent_steps: int = 32,
         num_experts: int = 4,
         num_active_experts: int = 2,
@@ -83,6 +87,8 @@ class LatentConfig:
         **kwargs: Any,
     ) -> None:
         self.num_latent_steps, self.max_latent_steps = num_latent_steps, max_latent_steps
+        self.num_latent_steps_query = num_latent_steps_query
+        self.num_latent_steps_document = num_latent_steps_document
         self.num_experts, self.num_active_experts = num_experts, num_active_experts
         self.use_shared_expert, self.expert_expansion = use_shared_expert, expert_expansion
         self.expert_dropout, self.transition_norm_eps = expert_dropout, transition_norm_eps
@@ -148,20 +154,28 @@ class LatentConfig:
         config._check_latent_fields()
         return loaded
 
-    def check_num_latent_steps(self, num_latent_steps: int) -> int:
-        """Return K if this model can run it.
+    def check_num_latent_steps(self, num_latent_steps: int | None = None, task: str | None = None) -> int:
+        """Return K of a call if this model can run it.
+
+        Args:
+            num_latent_steps: K. Defaults to that of the task.
+            task: ``"query"`` or ``"document"``, of which the configuration may have a K of its own.
 
         Raises:
-            ValueError: If K is no integer, negative, or above the step embedding table.
+            ValueError: If the task is unknown, or K is no integer, negative, or above the step embedding table.
         """
-        if isinstance(num_latent_steps, bool) or not isinstance(num_latent_steps, int):
-            raise ValueError(f"num_latent_steps must be an integer, got {num_latent_steps!r}.")
-        if not 0 <= num_latent_steps <= self.max_latent_steps:
+        if task not in (None, "query", "document"):
+            raise ValueError(f"task must be 'query' or 'document', got {task!r}.")
+        own = f"num_latent_steps_{task}"
+        name = own if num_latent_steps is None and vars(self).get(own) is not None else "num_latent_steps"
+        steps = vars(self)[name] if num_latent_steps is None else num_latent_steps
+        _check_integer(name, steps, 0)
+        if steps > self.max_latent_steps:
             raise ValueError(
-                f"num_latent_steps={num_latent_steps} is outside 0..{self.max_latent_steps}: the step embedding "
-                "e(k) has no row for it. Choose a K in that range, or train with a larger max_latent_steps."
+                f"{name}={steps} is outside 0..{self.max_latent_steps}: the step embedding e(k) has no row for it. "
+                "Choose a K in that range, or train with a larger max_latent_steps."
             )
-        return num_latent_steps
+        return steps
 
     def _check_latent_fields(self) -> None:
         least = {name: 1 for name in _COUNTS} | {f"{name}_token_id": 0 for name in _TOKENS}
@@ -174,7 +188,8 @@ class LatentConfig:
             value = vars(self)[name]
             if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < 1:
                 raise ValueError(f"{name} must be a number in [0, 1), got {value!r}.")
-        self.check_num_latent_steps(self.num_latent_steps)
+        for task in (None, "query", "document"):
+            self.check_num_latent_steps(task=task)
         if self.num_active_experts > self.num_experts:
             raise ValueError(
                 f"num_active_experts={self.num_active_experts} exceeds num_experts={self.num_experts}: the router "

@@ -34,7 +34,7 @@ _MODULES = [
         "name": "0",
         "path": "",
         "type": "sentence_transformers.base.modules.transformer.Transformer",
-        "kwargs": ["num_latent_steps"],
+        "kwargs": ["num_latent_steps", "task"],
     }
 ]
 

@@ -41,7 +41,7 @@ def describe(model: str, revision: str | None = None) -> dict[str, str]:
         "type": f"{config['model_type']} ({', '.join(config['architectures'])})",
         "weights": _weights(model, revision),
         "backbone": f"{text['num_hidden_layers']} layers, width {text['hidden_size']}, which is the length of a vector",
-        "latent steps": f"{config['num_latent_steps']}, at most {config['max_latent_steps']}",
+        "latent steps": _steps(config),
         "experts": f"{config['num_active_experts']} of {config['num_experts']} per step{shared}",
         "positions": config["position_scheme"],
         "query prompt": repr(processor.get("query_prompt")),
@@ -51,6 +51,13 @@ def describe(model: str, revision: str | None = None) -> dict[str, str]:
         f"{processor.get('video_max_pixels')} pixels",
         "loads": "anywhere, with trust_remote_code=True" if is_repository else "after `import plume` only",
     }
+
+
+def _steps(config: dict[str, Any]) -> str:
+    """K, that of one side where it has its own, and the largest."""
+    own = {side: config.get(f"num_latent_steps_{side}") for side in ("query", "document")}
+    told = [f"{steps} for a {side}" for side, steps in own.items() if steps is not None]
+    return ", ".join([str(config["num_latent_steps"]), *told, f"at most {config['max_latent_steps']}"])
 
 
 def _settings(model: str, name: str, revision: str | None) -> Any:

@@ -14,7 +14,7 @@ from pathlib import Path
 from plume.apps.search.importing import import_vectors
 from plume.apps.search.indexing import index_folders
 from plume.apps.search.searching import Search
-from plume.apps.search.store import Index
+from plume.apps.search.store import Index, steps_of
 from plume.apps.search.world import read_questions, write_world
 from plume.apps.shared.documents import KINDS
 from plume.apps.shared.encoder import DEFAULT_MODEL, Encoder
@@ -40,6 +40,12 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     index.add_argument(
         "--forget-empty", action="store_true", help="forget documents of folders that are empty now, as unmounted disks"
     )
+    index.add_argument(
+        "--num-latent-steps",
+        dest="k",
+        type=int,
+        help="latent steps of the documents; those of the index, in a new one the checkpoint's, if omitted",
+    )
     query = commands.add_parser("query", parents=[common], help="search from the command line")
     query.add_argument("text", nargs="?", default="", help="what to look for")
     query.add_argument("--media", type=Path, help="a picture or clip to look for, with or instead of the text")
@@ -59,13 +65,30 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     return parser.parse_args(arguments)
 
 
+def open_index(folder: Path, encoder: Encoder, given: int | None = None) -> Index:
+    """The index of a folder.
+
+    Args:
+        folder: Where it lies; created where it does not exist.
+        encoder: The checkpoint.
+        given: K of the documents. Defaults to that of the index, in a new one to the checkpoint's for documents.
+
+    Raises:
+        ValueError: If the index holds vectors of another checkpoint or K, or the checkpoint cannot run this K.
+    """
+    steps = steps_of(folder) if given is None else given
+    if steps is None or given is not None:
+        steps = encoder.model.config.check_num_latent_steps(given, "document")
+    return Index(folder, encoder.identity, encoder.dimension, steps)
+
+
 def run(options: argparse.Namespace) -> None:
     """Carry out one command."""
     if options.command == "world":
         print(f"{len(write_world(options.folder))} questions and their answers in {options.folder}")
         return
     encoder = Encoder(options.model, options.device, dtype=options.dtype)
-    index = Index(options.index, encoder.identity, encoder.dimension, encoder.model.config.num_latent_steps)
+    index = open_index(options.index, encoder, options.k if options.command == "index" else None)
     if options.command == "index":
         report = index_folders(options.folders, index, encoder, batch=options.batch, forget_empty=options.forget_empty)
         for skipped in report.skipped:

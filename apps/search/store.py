@@ -68,6 +68,15 @@ def _usable(method: Callable[Concatenate["Index", P], T]) -> Callable[Concatenat
     return call
 
 
+def steps_of(folder: Path) -> int | None:
+    """K of the documents of an index; None if there is no index in the folder yet."""
+    try:
+        table = lancedb.connect(folder).open_table(TABLE)
+    except ValueError:
+        return None
+    return int((table.schema.metadata or {})[_STEPS])
+
+
 class Index:
     """Documents and their vectors.
 
@@ -84,7 +93,7 @@ class Index:
     """
 
     def __init__(self, folder: Path, model: str, dimension: int, num_latent_steps: int) -> None:
-        self.folder = folder
+        self.folder, self.num_latent_steps = folder, num_latent_steps
         metadata = {_MODEL: model.encode(), _STEPS: str(num_latent_steps).encode()}
         self.schema = row_schema(dimension, metadata)
         self.table = self._open()

@@ -64,7 +64,8 @@ def audit(
         ValueError: If options are unusable, or ``out`` holds an audit of another condition.
         FailedTasksError: After the last task, if some failed, e.g. by unusable data.
     """
-    steps, config = int(embedder.condition["latent_steps"]), embedder.model.config
+    config = embedder.model.config
+    steps = config.check_num_latent_steps(embedder.latent_steps, "query")  # documents are audited at this K too
     reader = Reader(embedder.model, embedder.processor, steps, batch_size)
     if sweep is None:
         sweep = [k for k in _SWEEP if k <= config.max_latent_steps]
@@ -73,6 +74,7 @@ def audit(
     prompt_set = prompt_set or default_prompt_set(embedder)
     condition = {
         **embedder.condition,
+        "latent_steps": steps,
         "dtype": str(embedder.model.dtype).removeprefix("torch."),
         "prompt_set": prompt_set,
         "max_queries": max_queries,
