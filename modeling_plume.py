@@ -88,13 +88,13 @@ class PlumeModel(_Mixed):
         self.latent_transition = LatentTransition(config)
         self.post_init()
 
-    def speed_up(self, enabled: bool = True) -> "PlumeModel":
-        """Opt in to faster latent steps without gradient; vectors change by rounding only (``docs/performance.md``).
+    def speed_up(self, enabled: bool = True, **options: bool) -> "PlumeModel":
+        """Opt in to faster passes without gradient; ``options`` are those of ``plume.speed.speed_up``.
 
         Lives in the installed package: a model that runs a checkpoint's own code logs a message and runs unchanged.
         """
         try:
-            importlib.import_module("plume.speed").speed_up(self, enabled)
+            importlib.import_module("plume.speed").speed_up(self, enabled, **options)
         except ImportError:
             logger.warning(
                 "speed_up() changes nothing: its code is in the package, which is not installed here. Install it with "
