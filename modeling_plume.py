@@ -180,15 +180,9 @@ class PlumeModel(_Mixed):
                 media than placeholders, K or a read-out is out of range, a suffix lacks ``<gen>`` or an argument is
                 unknown; in evaluation also if an embedding is not finite.
         """
-        media = self.media_of(
-            dict(
-                pixel_values=pixel_values,
-                image_grid_thw=image_grid_thw,
-                pixel_values_videos=pixel_values_videos,
-                video_grid_thw=video_grid_thw,
-                second_per_grid_ts=second_per_grid_ts,
-            )
-        )
+        given = dict(pixel_values=pixel_values, image_grid_thw=image_grid_thw, second_per_grid_ts=second_per_grid_ts)
+        given |= dict(pixel_values_videos=pixel_values_videos, video_grid_thw=video_grid_thw)
+        media = self.media_of(given)
         if causal_lm:
             return self._next_tokens(input_ids, attention_mask, media, logits_to_keep=logits_to_keep, **kwargs)
         if unknown := sorted(name for name, value in kwargs.items() if value is not None and name not in _SENT_ALONG):
