@@ -88,13 +88,13 @@ class PlumeModel(_Mixed):
         self.latent_transition = LatentTransition(config)
         self.post_init()
 
-    def speed_up(self, enabled: bool = True) -> "PlumeModel":
-        """Opt in to faster latent steps without gradient; vectors change by rounding only (``docs/performance.md``).
+    def speed_up(self, enabled: bool = True, **options: bool) -> "PlumeModel":
+        """Opt in to faster passes without gradient; ``options`` are those of ``plume.speed.speed_up``.
 
         Lives in the installed package: a model that runs a checkpoint's own code logs a message and runs unchanged.
         """
         try:
-            importlib.import_module("plume.speed").speed_up(self, enabled)
+            importlib.import_module("plume.speed").speed_up(self, enabled, **options)
         except ImportError:
             logger.warning(
                 "speed_up() changes nothing: its code is in the package, which is not installed here. Install it with "
@@ -180,15 +180,9 @@ class PlumeModel(_Mixed):
                 media than placeholders, K or a read-out is out of range, a suffix lacks ``<gen>`` or an argument is
                 unknown; in evaluation also if an embedding is not finite.
         """
-        media = self.media_of(
-            dict(
-                pixel_values=pixel_values,
-                image_grid_thw=image_grid_thw,
-                pixel_values_videos=pixel_values_videos,
-                video_grid_thw=video_grid_thw,
-                second_per_grid_ts=second_per_grid_ts,
-            )
-        )
+        given = dict(pixel_values=pixel_values, image_grid_thw=image_grid_thw, second_per_grid_ts=second_per_grid_ts)
+        given |= dict(pixel_values_videos=pixel_values_videos, video_grid_thw=video_grid_thw)
+        media = self.media_of(given)
         if causal_lm:
             return self._next_tokens(input_ids, attention_mask, media, logits_to_keep=logits_to_keep, **kwargs)
         if unknown := sorted(name for name, value in kwargs.items() if value is not None and name not in _SENT_ALONG):

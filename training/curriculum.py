@@ -93,8 +93,7 @@ class Curriculum:
             in short and in long rationales. Equal shares of segments and steps if None.
 
     Raises:
-        ValueError: If there are fewer than two weights, a negative one or none above 0, or another
-            field is out of range.
+        ValueError: If the weights are no schedule, or another field is out of range.
     """
 
     num_latent_steps: int
