@@ -8,12 +8,20 @@ that changes a vector is a field here and is written to ``config.json``.
 
 from typing import Any, ClassVar
 
+from huggingface_hub.errors import StrictDataclassError
 from transformers import Qwen2_5_VLConfig, Qwen2VLConfig, Qwen3VLConfig
 
 POSITION_SCHEMES = ("mrope", "kv_length")
 
-# A PLUME config.json must state these: a silent default would change every vector of the checkpoint.
-_STATED_FIELDS = ("num_latent_steps", "num_active_experts", "position_scheme", "suffix_token_ids")
+# A PLUME config.json must state these: a silent default would change every vector, or build a model of another size.
+_STATED_FIELDS = (
+    "num_latent_steps", "num_active_experts", "position_scheme", "suffix_token_ids", "anchor_token_id",
+    "router_uses_anchor", "transition_norm_eps", "text_config.vocab_size", "text_config.hidden_size",
+    "text_config.intermediate_size", "text_config.num_attention_heads", "text_config.num_key_value_heads",
+    "text_config.hidden_act", "text_config.rms_norm_eps", "text_config.rope_parameters.rope_theta",
+    "text_config.rope_parameters.mrope_section", "vision_config.depth", "vision_config.hidden_size",
+    "vision_config.num_heads", "vision_config.hidden_act",
+)  # fmt: skip
 _COUNTS = ("max_latent_steps", "num_experts", "num_active_experts", "expert_expansion")
 _SWITCHES = ("use_shared_expert", "router_uses_anchor", "router_uses_step")
 _TOKENS = ("anchor", "latent_start", "latent_end", "latent", "embedding")
@@ -85,12 +93,9 @@ class LatentConfig:
         self.use_shared_expert, self.expert_expansion = use_shared_expert, expert_expansion
         self.expert_dropout, self.transition_norm_eps = expert_dropout, transition_norm_eps
         self.router_uses_anchor, self.router_uses_step = router_uses_anchor, router_uses_step
-        self.position_scheme = position_scheme
-        self.anchor_token_id = anchor_token_id
-        self.latent_start_token_id = latent_start_token_id
-        self.latent_end_token_id = latent_end_token_id
-        self.latent_token_id = latent_token_id
-        self.embedding_token_id = embedding_token_id
+        self.position_scheme, self.anchor_token_id = position_scheme, anchor_token_id
+        self.latent_start_token_id, self.latent_end_token_id = latent_start_token_id, latent_end_token_id
+        self.latent_token_id, self.embedding_token_id = latent_token_id, embedding_token_id
         closing = [latent_end_token_id, embedding_token_id]
         self.suffix_token_ids = closing if suffix_token_ids is None else suffix_token_ids
         self._check_latent_fields()
@@ -123,8 +128,7 @@ class LatentConfig:
         """Read a configuration, refusing a PLUME one that leaves open what changes its vectors.
 
         Raises:
-            ValueError: If ``config_dict`` is a PLUME configuration without K, K_r, position scheme or suffix, or one of
-                another backbone.
+            ValueError: If ``config_dict`` leaves open what would silently change vectors, or is of another backbone.
         """
         model_type = config_dict.get("model_type", cls.model_type)
         if model_type != cls.model_type and str(model_type).startswith("plume"):
@@ -132,15 +136,19 @@ class LatentConfig:
                 f"The checkpoint is a {model_type!r} and {cls.__name__} reads {cls.model_type!r}: its weights would "
                 "not fit. Load it with AutoModel.from_pretrained, which picks the class."
             )
-        if config_dict.get("model_type") == cls.model_type:
-            absent = [name for name in _STATED_FIELDS if name not in config_dict and name not in kwargs]
-            if absent:
+        try:
+            given = {**config_dict, **kwargs}
+            for part in ("text_config", "vision_config", "text_config.rope_parameters"):
+                given |= {f"{part}.{name}": value for name, value in (given.get(part) or {}).items()}
+            absent = ", ".join(name for name in _STATED_FIELDS if given.get(name) is None)
+            if absent and model_type == cls.model_type:
                 raise ValueError(
-                    f"The PLUME config.json does not state {', '.join(absent)}, so the embeddings it stands for "
-                    "are unknown. Add the values that the checkpoint was trained with, or pass them to "
-                    f"from_pretrained({absent[0]}=...)."
+                    f"The PLUME config.json is missing or does not state {absent}, so vectors are unknown. Add what "
+                    "the checkpoint was trained with, or pass latent fields to from_pretrained."
                 )
-        loaded = super().from_dict(config_dict, **kwargs)  # type: ignore[misc]
+            loaded = super().from_dict(config_dict, **kwargs)  # type: ignore[misc]
+        except (StrictDataclassError, AttributeError, LookupError, TypeError) as error:
+            raise ValueError(f"config.json does not fit a {cls.__name__}: {error}. Take the checkpoint's.") from error
         # Overrides in kwargs are set after construction, so they have not been checked yet.
         config = loaded[0] if isinstance(loaded, tuple) else loaded
         config._check_latent_fields()
@@ -219,9 +227,7 @@ class PlumeConfig(LatentConfig, Qwen2VLConfig):
 
     model_type = "plume"
     backbone_config_class = Qwen2VLConfig
-
-    def __init__(self, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
+    __init__ = LatentConfig.__init__
 
 
 class PlumeQwen2_5_VLConfig(LatentConfig, Qwen2_5_VLConfig):  # noqa: N801 (transformers' spelling)
@@ -229,9 +235,7 @@ class PlumeQwen2_5_VLConfig(LatentConfig, Qwen2_5_VLConfig):  # noqa: N801 (tran
 
     model_type = "plume_qwen2_5_vl"
     backbone_config_class = Qwen2_5_VLConfig
-
-    def __init__(self, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
+    __init__ = LatentConfig.__init__
 
 
 class PlumeQwen3VLConfig(LatentConfig, Qwen3VLConfig):
@@ -239,9 +243,7 @@ class PlumeQwen3VLConfig(LatentConfig, Qwen3VLConfig):
 
     model_type = "plume_qwen3_vl"
     backbone_config_class = Qwen3VLConfig
-
-    def __init__(self, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
+    __init__ = LatentConfig.__init__
 
 
 __all__ = ["LatentConfig", "PlumeConfig", "PlumeQwen2_5_VLConfig", "PlumeQwen3VLConfig"]

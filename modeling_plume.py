@@ -33,7 +33,7 @@ from transformers.utils import logging
 from .cache_plume import Context, context_class
 from .checks_plume import check_finite, check_prefix, check_readout_steps, check_suffix, left_aligned, warn_of_emulation
 from .configuration_plume import PlumeConfig
-from .hub_files_plume import PUSH_OPTIONS, push_saved, replacing_weights, write_hub_files
+from .hub_files_plume import PUSH_OPTIONS, check_weights, push_saved, replacing_weights, write_hub_files
 from .latent_plume import LatentExperts, LatentRouter, LatentTransition
 from .positions_plume import Media, media_of, mrope_index, rollout_positions
 from .rollout_plume import PlumeOutput, rollout, state_at
@@ -88,13 +88,13 @@ class PlumeModel(_Mixed):
         self.latent_transition = LatentTransition(config)
         self.post_init()
 
-    def speed_up(self, enabled: bool = True) -> "PlumeModel":
-        """Opt in to faster latent steps without gradient; vectors change by rounding only (``docs/performance.md``).
+    def speed_up(self, enabled: bool = True, **options: bool) -> "PlumeModel":
+        """Opt in to faster passes without gradient; ``options`` are those of ``plume.speed.speed_up``.
 
         Lives in the installed package: a model that runs a checkpoint's own code logs a message and runs unchanged.
         """
         try:
-            importlib.import_module("plume.speed").speed_up(self, enabled)
+            importlib.import_module("plume.speed").speed_up(self, enabled, **options)
         except ImportError:
             logger.warning(
                 "speed_up() changes nothing: its code is in the package, which is not installed here. Install it with "
@@ -320,12 +320,12 @@ class PlumeModel(_Mixed):
         """Load a PLUME checkpoint; ``plume.from_backbone`` starts from one of a plain backbone.
 
         Raises:
-            ValueError: If the checkpoint lacks weights, which would otherwise be random.
+            ValueError: If the checkpoint lacks weights, which would otherwise be random, or has damaged or other ones.
         """
-        if __name__.startswith("plume."):  # code that travels with weights works alone
-            importlib.import_module("plume.weights").check_folder(pretrained_model_name_or_path, kwargs)
-        wants_info = kwargs.pop("output_loading_info", False)
-        loaded: Any = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
+        check_weights(pretrained_model_name_or_path, kwargs, loaded=False)
+        options = {**kwargs, "output_loading_info": True}
+        loaded: Any = super().from_pretrained(pretrained_model_name_or_path, *args, **options)
+        check_weights(pretrained_model_name_or_path, kwargs, loaded=True)
         model, info = loaded
         if missing := info["missing_keys"]:
             raise ValueError(
@@ -333,7 +333,7 @@ class PlumeModel(_Mixed):
                 "random and so would the embeddings. If this is a checkpoint of a plain backbone, start from it with "
                 "plume.from_backbone."
             )
-        return loaded if wants_info else model
+        return loaded if kwargs.get("output_loading_info") else model
 
     def save_pretrained(
         self,

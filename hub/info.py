@@ -9,8 +9,7 @@ from typing import Any
 from huggingface_hub import HfApi, hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError
 
-from plume.hub_files_plume import ST_FILES
-from plume.weights import check_weights
+from plume.hub_files_plume import ST_FILES, weight_headers
 
 _BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
 
@@ -75,9 +74,9 @@ def _settings(model: str, name: str, revision: str | None) -> Any:
 def _weights(model: str, revision: str | None) -> str:
     counts: Counter[str] = Counter()
     if Path(model).is_dir():
-        for header in check_weights(model).values():
-            for entry in header.values():
-                counts[entry["dtype"]] += math.prod(entry["shape"])
+        for header in weight_headers(Path(model)).values():
+            for kind, shape in header.values():
+                counts[kind] += math.prod(shape)
     else:
         counts.update(HfApi().get_safetensors_metadata(model, revision=revision).parameter_count)
     size = sum(count * _BYTES.get(dtype, 1) for dtype, count in counts.items())

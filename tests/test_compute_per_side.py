@@ -164,9 +164,9 @@ def folder(tmp_path):
 
 @pytest.mark.parametrize("given", [None, 1])
 def test_an_index_remembers_the_k_of_its_documents_and_queries_have_their_own(app, folder, given):
-    from plume.apps.search.__main__ import open_index
     from plume.apps.search.indexing import index_folders
     from plume.apps.search.searching import Search
+    from plume.apps.search.store import open_index
     from plume.apps.shared.limits import Limits
 
     index_folders([folder / "texts"], open_index(folder / "index", app, given), app)
@@ -179,7 +179,7 @@ def test_an_index_remembers_the_k_of_its_documents_and_queries_have_their_own(ap
 
 
 def test_an_index_is_refused_at_another_k_and_with_a_checkpoint_that_cannot_run_it(app, folder, tmp_path):
-    from plume.apps.search.__main__ import open_index
+    from plume.apps.search.store import open_index
     from plume.apps.shared.encoder import Encoder
 
     open_index(folder / "index", app, 4)
