@@ -112,21 +112,14 @@ def run_compare(options: argparse.Namespace) -> None:
     def systems_of(cell: "Cell") -> list[str]:
         return [system for system in systems if not needed or system in needed[cell]]
 
+    save = partial(compare.write_result, path, header, rows)
     left_out: list[Cell] = []
     try:
-        left_out = compare.run(
-            cells,
-            systems_of,
-            options.device,
-            effort,
-            rows,
-            lambda: compare.write_result(path, header, rows),
-            open_model,
-        )
+        left_out = compare.run(cells, systems_of, options.device, effort, rows, save, open_model)
     except KeyboardInterrupt:
         print(f"\nStopped. {len(rows)} rows are in {path}; --resume continues from them.")
     header["left_out"] = [" ".join(map(str, cell)) for cell in left_out]
-    compare.write_result(path, header, rows)
+    save()
     print(report.format_table(rows))
     for name, value, target in report.claims(rows):
         print(f"{name:<52}{value:>9.3f}   target {target}")
