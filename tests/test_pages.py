@@ -32,10 +32,7 @@ PACKAGING = "".join((ROOT / name).read_text(encoding="utf-8") for name in ("setu
 
 def fences(page: Path) -> Iterator[tuple[str, str]]:
     """The fenced blocks of a page: language and text."""
-    for language, text in re.findall(
-        r"^```(\w*)\n(.*?)^```$", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE
-    ):
-        yield language, text
+    yield from re.findall(r"^```(\w*)\n(.*?)^```$", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
 
 
 def blocks(page: Path, language: str) -> list[str]:
