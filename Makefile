@@ -76,7 +76,7 @@ fix: $(VENV)/.installed ## Format and fix what can be fixed
 	$(RUN) -m ruff check --fix $(SOURCES)
 	$(RUN) -m ruff format $(SOURCES)
 
-bench: $(VENV)/.installed ## Print what each part of an embedding costs (BENCH="compare --quick": beside other systems)
+bench: $(VENV)/.installed ## Print what each part of an embedding costs (BENCH="compare --quick": next to other systems)
 	$(RUN) -m plume.benchmarks $(BENCH)
 
 .PHONY: docs

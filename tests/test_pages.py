@@ -160,7 +160,7 @@ def test_every_app_has_a_page_that_fits_on_two_screens(app):
 
 @pytest.fixture
 def run_notebook(tmp_path, monkeypatch):
-    """Runs the cells of a notebook in its folder; what they leave behind."""
+    """Runs the cells of a notebook in its folder; returns their variables."""
     folder = tmp_path / "examples" / "notebooks"
     folder.mkdir(parents=True)
     (tmp_path / "examples" / "media").symlink_to(ROOT / "examples" / "media")
