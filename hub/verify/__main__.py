@@ -18,7 +18,10 @@ def main(arguments: list[str] | None = None) -> int:
     """
     parser = ArgumentParser(prog="plume verify", description=__doc__)
     parser.add_argument("folder", help="checkpoint folder")
-    findings = verify(Path(locate(parser.parse_args(arguments).folder)))
+    parser.add_argument("--int8", action="store_true", help="compare speed_up(int8=True) with it, per K")
+    parser.add_argument("--quantized", type=Path, help="folder of the same checkpoint, quantized: compare it too, per K")
+    options = parser.parse_args(arguments)
+    findings = verify(Path(locate(options.folder)), options.int8, options.quantized)
     for finding in findings:
         print(f"{'ok  ' if finding.passed else 'FAIL'}  {finding.name:<22} {finding.detail}")
     return 0 if all(finding.passed for finding in findings) else 1
