@@ -111,10 +111,9 @@ class CachedContext(Context):
     def _read(self, inputs_embeds: torch.Tensor, start: int, stop: int) -> torch.Tensor:
         self._cache = self._cache.for_next_pass(start)
         arguments = {CACHE_ARGUMENT: self._cache, "use_cache": self._returns_cache}
-        if start > 0 and self._shared is not None:
-            return self._step(inputs_embeds, start, stop, arguments)
         if start > 0:
-            return self._run(inputs_embeds, start, stop, **arguments)
+            step = self._step if self._shared else self._run
+            return step(inputs_embeds, start, stop, **arguments)
         states = self._run(inputs_embeds, start, stop, **arguments, **self._prefix_arguments)
         if _takes_plain_masks(self._language_model.config):
             self._shared = self._share(states)
@@ -129,7 +128,7 @@ class CachedContext(Context):
         mask = mask.masked_fill(~visible_BRL, -torch.inf)
         return mask.unsqueeze(1), self._language_model.rotary_emb(hidden, self._position_ids[..., prefix:])
 
-    def _step(self, x_BSD: torch.Tensor, start: int, stop: int, arguments: dict[str, Any]) -> torch.Tensor:
+    def _step(self, x_BSD: torch.Tensor, start: int, stop: int, **arguments: Any) -> torch.Tensor:
         """The decoder's layers, one after the other, over what all passes share."""
         assert self._shared is not None
         mask, (cos, sin) = self._shared

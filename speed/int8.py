@@ -8,7 +8,6 @@ rounded to 16 bits, relative to the largest m of its row, and multiplied as two 
 Both are rows of one product, so the weight is read once. Sums are exact integers: a row does not depend on others.
 """
 
-from collections.abc import Callable
 from functools import cache
 from typing import Any, NamedTuple
 

@@ -119,9 +119,7 @@ def _split(output: Any) -> list[Picture]:
         level.split(sizes) if isinstance(level, torch.Tensor) else level  # older transformers do not split them
         for level in vars(output).get("deepstack_features") or []
     ]
-    return [
-        Picture(part.clone(), [level[place].clone() for level in levels]) for place, part in enumerate(tokens)
-    ]
+    return [Picture(part.clone(), [level[place].clone() for level in levels]) for place, part in enumerate(tokens)]
 
 
 def reuse_pictures(model: Any, enabled: bool) -> None:
@@ -132,9 +130,7 @@ def reuse_pictures(model: Any, enabled: bool) -> None:
     if not enabled:
         return
     if _METHOD in vars(backbone):
-        logger.warning(
-            f"speed_up(): something else replaces {_METHOD}, so a picture that comes again is read again."
-        )
+        logger.warning(f"speed_up(): something else replaces {_METHOD}, so a picture that comes again is read again.")
         return
     backbone.get_image_features = PictureFeatures(backbone)
 

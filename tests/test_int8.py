@@ -9,9 +9,9 @@ from transformers import AutoModel
 
 from inputs import embed, mixed_inputs, noise_image
 from inputs import every_backbone as model_type  # noqa: F401 (the fixture of this module)
+from plume.hub import __main__ as command
 from plume.hub import verify as verification
 from plume.hub.random_checkpoint import fill_weights, save_random_plume
-from plume.hub.verify import __main__ as command
 from plume.hub.verify import verify
 from plume.speed import packed
 from plume.speed.int8 import Int8Product, computes_exactly, quantize, read_quantized
@@ -189,7 +189,11 @@ def quantize_decoder(model, **changes):
     for module in model.model.language_model.layers.modules():
         if isinstance(module, torch.nn.Linear):
             weight = quantize(module.weight)
-            settings = {"block_size": [1, module.in_features], "zero_point": torch.zeros(len(weight.scale), 1), **changes}
+            settings = {
+                "block_size": [1, module.in_features],
+                "zero_point": torch.zeros(len(weight.scale), 1),
+                **changes,
+            }
             quantized = QuantizedTensor(weight.values, weight.scale.unsqueeze(1), **settings)
             module.weight = torch.nn.Parameter(quantized, requires_grad=False)
 
@@ -275,7 +279,7 @@ def only_bits(monkeypatch):
 
 
 def test_eight_bits_are_blessed_per_number_of_steps(tiny, only_bits, capsys):
-    assert command.main([str(tiny), "--int8"]) == 0
+    assert command.main(["verify", str(tiny), "--int8"]) == 0
     line = next(line for line in capsys.readouterr().out.splitlines() if "int8=True" in line)
     assert all(f" {k}: 0.999" in line or f" {k}: 1.000" in line for k in range(4))
 
