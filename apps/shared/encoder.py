@@ -55,7 +55,7 @@ class Encoder:
         self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         self.pixel_budget = pixel_budget or (CPU_PIXEL_BUDGET if self.device == "cpu" else PIXEL_BUDGET)
         self.model = AutoModel.from_pretrained(self.model_id, dtype=dtype).to(self.device).eval()
-        self.int8 = int8
+        self.int8 = int8 and self.device == "cpu"
         self.model.speed_up(pack=int8, int8=int8, reuse=reuse)
         self.processor = AutoProcessor.from_pretrained(self.model_id)
 
