@@ -232,6 +232,3 @@ class PlumeQwen3VLConfig(LatentConfig, Qwen3VLConfig):
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-
-
-__all__ = ["LatentConfig", "PlumeConfig", "PlumeQwen2_5_VLConfig", "PlumeQwen3VLConfig"]

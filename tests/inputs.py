@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 
 from plume.hub.random_checkpoint import MODEL_TYPES
+from plume.vision_plume import load_clip
 
 ROOT = Path(__file__).resolve().parents[1]
 MEDIA = ROOT / "examples" / "media"
@@ -33,6 +34,10 @@ def noise_image(seed: int, width: int = 84, height: int = 56) -> Image.Image:
 
 def noise_video(seed: int, frames: int = 5) -> list[Image.Image]:
     return [noise_image(100 * seed + index) for index in range(frames)]
+
+
+def load_video(source, num_frames: int) -> list[Image.Image]:
+    return load_clip(source, num_frames).frames
 
 
 def mixed_inputs() -> list:

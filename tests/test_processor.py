@@ -18,13 +18,13 @@ from PIL import Image
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoProcessor
 
-from inputs import MEDIA, embed, mixed_inputs, noise_image, noise_video
+from inputs import MEDIA, embed, load_video, mixed_inputs, noise_image, noise_video
 from plume import PlumeProcessor, vision_plume
 from plume.hub.random_checkpoint import build_tokenizer
 from plume.layouts import EMBEDDER_LAYOUT
 from plume.pixels_plume import patchify, smart_resize
 from plume.start import BACKBONE_SETTINGS, processor_from_backbone
-from plume.vision_plume import load_clip, load_image, load_video
+from plume.vision_plume import load_clip, load_image
 
 PATCHES = {"patch_size": 14, "merge_size": 2, "temporal_patch_size": 2}
 
