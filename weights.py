@@ -4,11 +4,16 @@ What is damaged, or would silently give another model, is named with its file, i
 not travel with the weights: without the package the libraries' own errors remain.
 """
 
+import hashlib
 import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from huggingface_hub import snapshot_download
+
+from .hub_files_plume import SETTINGS_FILES
 
 _WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
 _FLOATS = ("F64", "F32", "F16", "BF16")
@@ -92,6 +97,26 @@ def read_header(path: Path) -> dict[str, dict[str, Any]]:
     if size != 8 + length + end:
         raise ValueError(f"The shard {path} is truncated or damaged: it has {size} bytes. Download it again.")
     return header
+
+
+def identity_of(model: str | os.PathLike, dtype: str) -> str:
+    """What tells vectors of two checkpoints apart: a hash of weights, settings and prompt.
+
+    Args:
+        model: Folder, or Hub id of a checkpoint that was downloaded.
+        dtype: Of the weights as they are loaded, e.g. ``torch.float32``.
+    """
+    folder = Path(model)
+    if not folder.is_dir():
+        folder = Path(snapshot_download(str(model), local_files_only=True))
+    digest = hashlib.blake2b(dtype.encode(), digest_size=12)
+    for path in sorted([*folder.glob("*.safetensors"), *(folder / name for name in SETTINGS_FILES)]):
+        if path.is_file():
+            digest.update(path.name.encode())
+            with path.open("rb") as file:
+                while block := file.read(1 << 22):
+                    digest.update(block)
+    return digest.hexdigest()
 
 
 def _read_index(root: Path) -> dict[str, str]:
