@@ -2,16 +2,14 @@
 
 1. **Load** the checkpoint in float32 and note its vectors of fixed inputs: the golden vectors.
 2. **Graphs** (``graphs``): token embeddings and positions, the decoder with the adapter, the vision tower.
-3. **Eight bits**, on request: the weights of decoder and adapter.
+3. **Eight bits** (``eight_bits``), on request: the weights of decoder and adapter.
 4. **Prompt**: tokenizer, template and settings of the processor.
 5. **Manifest**, then the check: the folder, run, gives the golden vectors, or nothing is written.
 """
 
 import json
 import os
-import shutil
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +19,11 @@ import onnxruntime
 import onnxscript
 import torch
 import transformers
-from onnxruntime.quantization.matmul_nbits_quantizer import DefaultWeightOnlyQuantConfig, MatMulNBitsQuantizer
 from onnxscript import opset18 as op
 
 from plume.checkpoints import locate
 from plume.embedding import load
+from plume.hub.export.eight_bits import quantize
 from plume.hub.export.graphs import Decoder, Tokens, Vision
 from plume.modeling_plume import PlumeForEmbedding, PlumeModel
 from plume.processing_plume import PlumeProcessor
@@ -48,7 +46,6 @@ from plume.weights import identity_of
 
 OPSET = 20
 _DYNAMIC = torch.export.Dim.DYNAMIC
-_BLOCK = 32  # weights that share a scale
 
 
 def export(
@@ -86,15 +83,14 @@ def export(
             "the vision towers of the others are written in another way. Serve it with torch."
         )
     target.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
-    try:
+    with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as place:
+        scratch = Path(place, target.name)
+        scratch.mkdir()
         checkpoint = identity_of(locate(model), "torch.float32")
         save_golden(scratch, _golden_vectors(loaded, processor))
         settings = _settings_of(loaded, processor)
-        write_graphs(loaded, scratch, checkpoint, opset)
+        write_graphs(loaded, scratch, checkpoint, opset, int8=int8)
         del loaded
-        if int8:
-            quantize(scratch / DECODER)
         _write_prompt(processor, scratch)
         write_manifest(scratch, Manifest(checkpoint, int8, settings, {}, _versions(opset)))
         worst = check_golden(Runtime(scratch))
@@ -102,8 +98,6 @@ def export(
             target.rmdir()
         scratch.rename(target)
         return worst
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def _golden_vectors(model: PlumeModel, processor: PlumeProcessor) -> dict[int, np.ndarray]:
@@ -134,14 +128,15 @@ def _settings_of(model: PlumeModel, processor: PlumeProcessor) -> Settings:
     )
 
 
-def write_graphs(model: PlumeModel, folder: Path, checkpoint: str, opset: int) -> None:
-    """2. The three graphs of a model in float32, with their weights beside them; the model is used up.
+def write_graphs(model: PlumeModel, folder: Path, checkpoint: str, opset: int, *, int8: bool) -> None:
+    """2. The three graphs of a model, with their weights beside them; the model is used up.
 
     Args:
         model: In evaluation mode.
         folder: Where to.
         checkpoint: Name that the graphs carry.
         opset: Of ONNX.
+        int8: Whether decoder and adapter get weights of eight bits.
     """
     config = model.config
     width, text, vision = config.text_config.hidden_size, config.text_config, config.vision_config
@@ -177,7 +172,7 @@ def write_graphs(model: PlumeModel, folder: Path, checkpoint: str, opset: int) -
     write(TOKENS, Tokens(model), first, ["vectors", "position_ids"], list(first))
     write(VISION, Vision(model), second, ["features"], list(second))
     inputs = [*list(third)[:-1], *cache_names("past", text.num_hidden_layers)]
-    write(DECODER, Decoder(model), third, ["states", *cache_names("present", text.num_hidden_layers)], inputs)
+    write(DECODER, Decoder(model), third, ["states", *cache_names("present", text.num_hidden_layers)], inputs, int8)
 
 
 class _Writer:
@@ -193,6 +188,7 @@ class _Writer:
         arguments: dict[str, tuple[Any, Any]],
         outputs: list[str],
         inputs: list[str],
+        int8: bool = False,
     ) -> None:
         """Write one graph; an argument is an example and which of its sizes are free."""
         examples, shapes = zip(*arguments.values(), strict=True)
@@ -209,6 +205,8 @@ class _Writer:
                 verbose=False,
             )
         assert program is not None
+        if int8:
+            quantize(program.model)
         program.model.metadata_props[CHECKPOINT_KEY] = self.checkpoint
         program.save(self.folder / name, external_data=True)
 
@@ -228,17 +226,6 @@ def _searchsorted(
     return op.ReduceSum(op.Cast(reached, to=onnx.TensorProto.INT64), [1], keepdims=0)
 
 
-def quantize(path: Path) -> None:
-    """3. Give the products of a graph weights of eight bits, in place: blocks of weights share a scale."""
-    config = DefaultWeightOnlyQuantConfig(block_size=_BLOCK, is_symmetric=True, bits=8)
-    model = onnx.load(path)
-    for leftover in path.parent.glob(f"{path.name}*"):
-        leftover.unlink()
-    quantizer = MatMulNBitsQuantizer(model, algo_config=config)
-    quantizer.process()
-    quantizer.model.save_model_to_file(str(path), use_external_data_format=True)
-
-
 def _write_prompt(processor: PlumeProcessor, folder: Path) -> None:
     """4. What :func:`~plume.runtime.prompt.read_prompt` reads."""
     tokenizer: Any = processor.tokenizer
@@ -253,4 +240,4 @@ def _versions(opset: int) -> dict[str, str]:
     return {"opset": str(opset), **{library.__name__: library.__version__ for library in libraries}}
 
 
-__all__ = ["OPSET", "export", "quantize", "write_graphs"]
+__all__ = ["OPSET", "export", "write_graphs"]
