@@ -1,9 +1,17 @@
-"""Command lines of this package: every flag in one spelling, every default in the help."""
+"""Command lines of this package: every flag in one spelling, every default in the help, every ending of a file."""
 
 import argparse
 import sys
 from collections.abc import Sequence
 from typing import Any
+
+# Kinds of files by their endings, wherever a command line takes files or folders.
+KINDS = {
+    "picture": (".png", ".jpg", ".jpeg", ".webp", ".avif", ".bmp", ".tif", ".tiff"),
+    "clip": (".mp4", ".m4v", ".mkv", ".webm", ".mov", ".avi", ".mpg", ".mpeg", ".gif"),
+    "page": (".pdf",),
+    "text": (".txt", ".md", ".rst", ".csv", ".tsv", ".html", ".htm", ".docx"),
+}
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):

@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from plume.hub.random_checkpoint import MODEL_TYPES
+from plume.hub import MODEL_TYPES
 from plume.vision_plume import load_clip
 
 ROOT = Path(__file__).resolve().parents[1]

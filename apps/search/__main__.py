@@ -11,16 +11,9 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from plume.apps.search.importing import import_vectors
-from plume.apps.search.indexing import index_folders
-from plume.apps.search.searching import Search
-from plume.apps.search.store import Index
-from plume.apps.search.world import read_questions, write_world
-from plume.apps.shared.documents import KINDS
-from plume.apps.shared.encoder import DEFAULT_MODEL, Encoder
-from plume.apps.shared.limits import Limits
 from plume.apps.shared.terminal import plain
-from plume.arguments import ArgumentParser
+from plume.arguments import KINDS, ArgumentParser
+from plume.checkpoints import DEFAULT_MODEL
 
 _OFFERED = 4  # questions that the page offers
 
@@ -61,6 +54,14 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
 
 def run(options: argparse.Namespace) -> None:
     """Carry out one command."""
+    from plume.apps.search.importing import import_vectors  # here and below: a help does not wait for libraries
+    from plume.apps.search.indexing import index_folders
+    from plume.apps.search.searching import Search
+    from plume.apps.search.store import Index
+    from plume.apps.search.world import read_questions, write_world
+    from plume.apps.shared.encoder import Encoder
+    from plume.apps.shared.limits import Limits, MediaError
+
     if options.command == "world":
         print(f"{len(write_world(options.folder))} questions and their answers in {options.folder}")
         return
@@ -75,16 +76,19 @@ def run(options: argparse.Namespace) -> None:
             f"{len(report.skipped)} skipped; {len(index)} documents in {options.index}"
         )
     elif options.command == "query":
-        answer = Search(index, encoder, Limits()).run(
-            options.text, options.media, options.k, options.top, options.kinds
-        )
+        try:
+            answer = Search(index, encoder, Limits()).run(
+                options.text, options.media, options.k, options.top, options.kinds
+            )
+        except (MediaError, OSError) as error:
+            raise ValueError(f"The query cannot be read (--media {options.media}): {error}") from error
         for rank, hit in enumerate(answer.hits, start=1):
             place = f" ({hit.part} of {hit.parts})" if hit.parts > 1 else ""
             print(f"{rank:>3}  {hit.score:.3f}  {plain(hit.kind):<8} {plain(str(Path(hit.root, hit.path)))}{place}")
     elif options.command == "import":
         print(f"{import_vectors(options.vectors, index)} documents imported; {len(index)} in {options.index}")
     else:
-        import uvicorn  # the page's libraries take seconds to import
+        import uvicorn
 
         from plume.apps.search.page import build_app
 

@@ -3,7 +3,7 @@
 Trust ends at the browser:
 
 1. A dropped file is bounded in bytes by the server while it is uploaded, then in pixels, frames and seconds.
-2. An event may name what was uploaded, no other path and no address (:mod:`plume.apps.search.door`).
+2. An event may name what was uploaded, no other path and no address (:mod:`plume.apps.search.events`).
 3. Files are asked for by the id of an indexed document, never by a path; a file that has changed since is not served.
 4. Whatever comes from outside is escaped: results in :mod:`plume.apps.search.drawing`, errors in ``answer``.
 """
@@ -17,11 +17,12 @@ import gradio as gr
 from fastapi import FastAPI, HTTPException
 from fastapi.responses import FileResponse, Response
 
-from plume.apps.search.door import guard_events
 from plume.apps.search.drawing import draw_hits, draw_thinking
+from plume.apps.search.events import guard_events
 from plume.apps.search.searching import MAX_RESULTS, Search
 from plume.apps.search.store import Index
-from plume.apps.shared.documents import KINDS, File
+from plume.apps.shared.documents import File
+from plume.arguments import KINDS
 
 _MAX_WAITING = 32
 _MAX_ID = 1000  # characters; ids of tables can be anything

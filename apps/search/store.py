@@ -16,8 +16,8 @@ import lancedb
 import numpy as np
 import pyarrow as pa
 
-from plume.apps.shared.documents import KINDS
-from plume.apps.shared.rows import SHOWN, row_schema
+from plume.apps.shared.rows import SHOWN, row_schema, same_checkpoint
+from plume.arguments import KINDS
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -35,7 +35,7 @@ class Hit:
         path: File below it.
         part: Page or passage, from 1.
         parts: Pages or passages of the file.
-        kind: A key of :data:`~plume.apps.shared.documents.KINDS`.
+        kind: A key of :data:`~plume.arguments.KINDS`.
         text: Beginning of the text, where it is one.
         score: Cosine similarity to the query.
     """
@@ -106,11 +106,12 @@ class Index:
             ValueError: If they are of another checkpoint or of another K.
         """
         made_by = self.table.schema.metadata or {}
-        if (made_by.get(_MODEL), made_by.get(_STEPS)) != (model.encode(), str(num_latent_steps).encode()):
+        maker, steps = (made_by.get(key, b"?").decode() for key in (_MODEL, _STEPS))
+        if not same_checkpoint(maker, model) or steps != str(num_latent_steps):
             raise ValueError(
-                f"The index {self.folder} holds vectors of {made_by.get(_MODEL, b'?').decode()} with K = "
-                f"{made_by.get(_STEPS, b'?').decode()}, which cannot be compared with others. {whose} is {model} with "
-                f"K = {num_latent_steps}. Use another folder for the index, or the checkpoint that made it."
+                f"The index {self.folder} holds vectors of {maker} with K = {steps}, which cannot be compared with "
+                f"others. {whose} is {model} with K = {num_latent_steps}. Use another folder for the index, or the "
+                "checkpoint that made it."
             )
 
     @_usable

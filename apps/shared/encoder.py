@@ -17,11 +17,10 @@ from huggingface_hub import snapshot_download
 from transformers import AutoModel, AutoProcessor, BatchFeature
 
 from plume import PlumeOutput
-from plume.checkpoints import locate
+from plume.checkpoints import DEFAULT_MODEL, locate
 from plume.hub_files_plume import SETTINGS_FILES
 from plume.vision_plume import Clip
 
-DEFAULT_MODEL = "tiny"
 # Pixels per batch, about 21000 visual tokens of 28 x 28. A CPU gains nothing from large batches, and what comes next
 # waits for a batch to end.
 PIXEL_BUDGET, CPU_PIXEL_BUDGET = 16 * 1024 * 1024, 1024 * 1024
@@ -61,8 +60,12 @@ class Encoder:
 
     @cached_property
     def identity(self) -> str:
-        """What tells vectors of two checkpoints apart: a hash of weights, their dtype, settings and prompt."""
+        """What tells vectors of two checkpoints apart: the checkpoint's name, for people, and a hash after it.
+
+        The hash covers weights, their dtype, settings and prompt; see :func:`~plume.apps.shared.rows.same_checkpoint`.
+        """
         folder = Path(self.model_id)
+        name = folder.resolve().name if folder.is_dir() else self.model_id
         if not folder.is_dir():
             folder = Path(snapshot_download(self.model_id, local_files_only=True))
         digest = hashlib.blake2b(str(self.model.dtype).encode(), digest_size=12)
@@ -72,7 +75,7 @@ class Encoder:
                 with path.open("rb") as file:
                     while block := file.read(1 << 22):
                         digest.update(block)
-        return digest.hexdigest()
+        return f"{name} {digest.hexdigest()}"
 
     def encode(self, items: Sequence[Any], role: str = "document", num_latent_steps: int | None = None) -> np.ndarray:
         """Embed inputs of any number and mixture.
