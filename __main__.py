@@ -150,7 +150,8 @@ def run(name: str, arguments: list[str]) -> int:
     if name in OWN:
         return OWN[name][0](arguments)
     command = COMMANDS[name]
-    if not {"-h", "--help"} & {*arguments}:  # a help needs no model, and imports take seconds
+    # A help needs no model, an exported one no torch, and imports take seconds.
+    if not {"-h", "--help", "--runtime"} & {argument.partition("=")[0] for argument in arguments}:
         import_module("plume.public")  # registers the model with transformers, as `import plume` does elsewhere
     try:
         return import_module(command.module).main([*command.first, *with_shipped_model(arguments)]) or 0

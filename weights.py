@@ -100,13 +100,16 @@ def read_header(path: Path) -> dict[str, dict[str, Any]]:
 
 
 def identity_of(model: str | os.PathLike, dtype: str) -> str:
-    """What tells vectors of two checkpoints apart: a hash of weights, settings and prompt.
+    """What tells vectors of two checkpoints apart: the checkpoint's name, for people, and a hash after it.
+
+    The hash covers weights, their dtype, settings and prompt; see :func:`~plume.apps.shared.rows.same_checkpoint`.
 
     Args:
         model: Folder, or Hub id of a checkpoint that was downloaded.
         dtype: Of the weights as they are loaded, e.g. ``torch.float32``.
     """
     folder = Path(model)
+    name = folder.resolve().name if folder.is_dir() else str(model)
     if not folder.is_dir():
         folder = Path(snapshot_download(str(model), local_files_only=True))
     digest = hashlib.blake2b(dtype.encode(), digest_size=12)
@@ -116,7 +119,7 @@ def identity_of(model: str | os.PathLike, dtype: str) -> str:
             with path.open("rb") as file:
                 while block := file.read(1 << 22):
                     digest.update(block)
-    return digest.hexdigest()
+    return f"{name} {digest.hexdigest()}"
 
 
 def _read_index(root: Path) -> dict[str, str]:

@@ -10,6 +10,7 @@
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,6 +26,21 @@ _SCORES = 1 << 24  # pairs of patches per head that the vision tower compares at
 _EPSILON = 1e-12  # torch's, under a norm
 
 Inputs = Mapping[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class RuntimeOutput:
+    """What one pass gives; all arrays are fp32.
+
+    Attributes:
+        embeddings: Unit vectors, ``(B, D)`` (Eq. 7).
+        latent_states: z(1)..z(K), ``(B, K, D)``.
+        router_probs: pi(1)..pi(K) over all experts, ``(B, K, E)`` (Eq. 4).
+    """
+
+    embeddings: np.ndarray
+    latent_states: np.ndarray
+    router_probs: np.ndarray
 
 
 class Runtime:
@@ -83,8 +99,8 @@ class Runtime:
         """
         if task not in ("document", "query") or batch_tokens < 1:
             raise ValueError(
-                f"task={task!r}, batch_tokens={batch_tokens}: use the task 'document' or 'query', and a positive number "
-                "of tokens."
+                f"task={task!r}, batch_tokens={batch_tokens}: use the task 'document' or 'query', and a positive "
+                "number of tokens."
             )
         if isinstance(items, str) or not isinstance(items, Sequence):
             raise ValueError(f"Pass a list of inputs, not a single {type(items).__name__}: [input].")
@@ -92,7 +108,8 @@ class Runtime:
         vectors = np.empty((len(items), self.settings.hidden_size), dtype=np.float32)
         for window in self._windows(items, task, batch_tokens, {"prompt": prompt, **options}):
             for places in _batches({place: row["input_ids"].shape[1] for place, row in window.items()}, batch_tokens):
-                vectors[places] = self.run(self.prompt.join([window[place] for place in places]), steps)
+                batch = self.prompt.join([window[place] for place in places])
+                vectors[places] = self.run(batch, steps).embeddings
         return vectors
 
     def check_steps(self, num_latent_steps: int | None) -> int:
@@ -119,26 +136,35 @@ class Runtime:
         if window:
             yield window
 
-    def run(self, inputs: Inputs, num_latent_steps: int) -> np.ndarray:
-        """The vectors of one batch, ``(B, D)``.
+    def run(self, inputs: Inputs, num_latent_steps: int) -> RuntimeOutput:
+        """One batch, as the model's forward pass.
 
         Args:
             inputs: What the prompt builder returns: ids and mask ``(B, T)``, patches and grids of media.
             num_latent_steps: K.
 
         Raises:
-            ValueError: If a vector is not finite.
+            ValueError: If K is out of range, or a vector is not finite.
         """
-        input_ids, mask = inputs["input_ids"], inputs["attention_mask"]
+        self.check_steps(num_latent_steps)
+        anchors = _last(inputs["input_ids"] == self.settings.anchor_token_id)
         vectors, positions = self._lay_in(inputs)
-        states = self._think(vectors, mask, positions, _last(input_ids == self.settings.anchor_token_id), num_latent_steps)
-        embedding = states[:, _last(np.array(self.settings.suffix_token_ids) == self.settings.embedding_token_id)]
+        passes = list(self._think(vectors, inputs["attention_mask"], positions, anchors, num_latent_steps))
+        last = _last(np.array(self.settings.suffix_token_ids) == self.settings.embedding_token_id)
+        embedding = passes[-1][0][:, last - len(self.settings.suffix_token_ids)]
         if not np.isfinite(embedding).all():
             raise ValueError(
                 "The embeddings are not finite (NaN or infinity), so no similarity computed from them would mean "
                 "anything. Check the checkpoint for NaN weights."
             )
-        return embedding / np.maximum(np.linalg.norm(embedding, axis=-1, keepdims=True), _EPSILON)
+        length = np.maximum(np.linalg.norm(embedding, axis=-1, keepdims=True), _EPSILON)
+        # At K = 0 the one pass reads the suffix alone, and its probabilities are of no rows.
+        experts = passes[0][1].shape[-1]
+        latent_states = np.empty((len(vectors), num_latent_steps, vectors.shape[-1]), np.float32)
+        router_probs = np.empty((len(vectors), num_latent_steps, experts), np.float32)
+        for place, (states, probs) in enumerate(passes[:num_latent_steps]):
+            latent_states[:, place], router_probs[:, place] = states[:, 0], probs
+        return RuntimeOutput(embedding / length, latent_states, router_probs)
 
     # 3. See
 
@@ -187,31 +213,32 @@ class Runtime:
     # 4. Think
 
     def _think(
-        self, vectors: np.ndarray, mask: np.ndarray, positions: np.ndarray, anchor: np.ndarray, num_latent_steps: int
-    ) -> np.ndarray:
-        """The states of the suffix after K latent steps, ``(B, S, D)``; the rollout of ``rollout_plume`` on the host.
+        self, vectors: np.ndarray, mask: np.ndarray, positions: np.ndarray, anchors: np.ndarray, num_latent_steps: int
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """The rollout of ``rollout_plume`` on the host: states and routing probabilities of every pass over the cache.
 
         Args:
             vectors: Of the prefix, ``(B, T, D)``.
             mask: ``(B, T)``.
             positions: Of the prefix and what follows it, ``(3, B, T + 1)``.
-            anchor: Column of ``<anchor>``, ``(B,)``.
-            num_latent_steps: K.
+            anchors: Column of ``<anchor>``, ``(B,)``.
+            num_latent_steps: K. The suffix is read in the pass of the last step; at K = 0 it is the only pass.
         """
         none, suffix = vectors[:, :0], np.broadcast_to(self._suffix, (len(vectors), *self._suffix.shape[1:]))
-        states, past = self._extend(none, none, 1, vectors, mask, positions[..., :-1], self._empty_cache(len(vectors)))
-        z = states[:, -1:]
-        c = states[np.arange(len(states)), anchor][:, None]
-        next_position = positions[..., -1:]
+        states, _, *past = self._extend(
+            none, none, 1, vectors, mask, positions[..., :-1], self._empty_cache(len(vectors))
+        )
+        z, c = states[:, -1:], states[np.arange(len(states)), anchors][:, None]  # z(0), Eq. 2, and c(x)
         if num_latent_steps == 0:
-            z = c = none  # the suffix alone, right after <slt>
+            z = c = none
         for k in range(1, max(1, num_latent_steps) + 1):
             tail = suffix if k >= num_latent_steps else none
             width = z.shape[1] + tail.shape[1]
             mask = np.pad(mask, ((0, 0), (0, width)), constant_values=1)
-            states, past = self._extend(z, c, k, tail, mask, next_position + np.arange(width), past)
-            z, next_position = states[:, :1], next_position + 1
-        return states[:, -suffix.shape[1] :]
+            places = positions[..., -1:] + np.arange(k - 1, k - 1 + width)  # p_slt + k, Eq. 3
+            states, probs, *past = self._extend(z, c, k, tail, mask, places, past)
+            yield states, probs
+            z = states[:, :1]
 
     def _extend(
         self,
@@ -222,9 +249,9 @@ class Runtime:
         mask: np.ndarray,
         position_ids: np.ndarray,
         past: Sequence[Any],
-    ) -> tuple[np.ndarray, Sequence[Any]]:
-        """One pass of the decoder: states of the new columns, and the cache with them."""
-        states, *grown = self._decoder(
+    ) -> list[Any]:
+        """One pass of the decoder: states of the new columns, routing probabilities, and the cache with them."""
+        states, probs, *present = self._decoder(
             latents=latents,
             anchors=anchors,
             step=np.array(step),
@@ -233,7 +260,7 @@ class Runtime:
             position_ids=position_ids,
             **dict(zip(cache_names("past", self.settings.num_layers), past, strict=True)),
         )
-        return states.numpy(), grown
+        return [states.numpy(), probs.numpy(), *present]
 
     def _empty_cache(self, batch: int) -> list[np.ndarray]:
         shape = (batch, self.settings.num_key_value_heads, 0, self.settings.head_dim)

@@ -28,6 +28,7 @@ class Settings:
         num_latent_steps: K of a call that names none.
         max_latent_steps: The largest K.
         hidden_size: D, length of a vector.
+        num_active_experts: K_r, experts that the router selects per step.
         num_layers: Layers of the decoder.
         num_key_value_heads: Heads of keys and values.
         head_dim: Width of a head.
@@ -44,6 +45,7 @@ class Settings:
     num_latent_steps: int
     max_latent_steps: int
     hidden_size: int
+    num_active_experts: int
     num_layers: int
     num_key_value_heads: int
     head_dim: int
@@ -113,7 +115,7 @@ def read_manifest(folder: Path) -> Manifest:
     """Read and check the manifest of a folder, and every file that it names.
 
     Raises:
-        ValueError: If the folder is no export, its manifest or a file differs from what was written, or a file is missing.
+        ValueError: If the folder is no export, its manifest or a file differs from what was written, or one is missing.
     """
     path = folder / MANIFEST
     if not path.is_file():

@@ -21,6 +21,9 @@ class _Held:
 class RuntimePrompt(PromptBuilder, _Held):
     """Model inputs as arrays of numpy."""
 
+    def _process(self, items: Sequence[Any], prompt: str, **kwargs: Any) -> dict[str, np.ndarray]:
+        return super()._process(items, prompt, **{**kwargs, "return_tensors": None})
+
     def read(self, item: Any, task: str, index: int, **options: Any) -> dict[str, np.ndarray]:
         """Model inputs of one item, a batch of one row.
 
@@ -32,7 +35,7 @@ class RuntimePrompt(PromptBuilder, _Held):
         """
         process = self.process_queries if task == "query" else self.process_documents
         try:
-            return process([item], return_tensors=None, **options)
+            return process([item], **options)
         except ValueError as error:
             raise ValueError(f"Input {index}: {str(error).removeprefix('Input 0: ')}") from error
 

@@ -55,7 +55,8 @@ class PromptTokenizer:
         return_tensors: str | None = None,
     ) -> dict[str, np.ndarray]:
         """Rows of ids as a rectangle, and a mask of what is a token."""
-        assert padding and padding_side == "left", "a prefix ends in the last column"
+        assert padding
+        assert padding_side == "left", "a prefix ends in the last column"
         rows = features["input_ids"]
         ids = np.full((len(rows), max(map(len, rows))), self.pad_token_id, dtype=np.int64)
         mask = np.zeros_like(ids)

@@ -114,6 +114,7 @@ def _settings_of(model: PlumeModel, processor: PlumeProcessor) -> Settings:
         num_latent_steps=config.num_latent_steps,
         max_latent_steps=config.max_latent_steps,
         hidden_size=text.hidden_size,
+        num_active_experts=config.num_active_experts,
         num_layers=text.num_hidden_layers,
         num_key_value_heads=text.num_key_value_heads,
         head_dim=text.hidden_size // text.num_attention_heads,
@@ -172,7 +173,14 @@ def write_graphs(model: PlumeModel, folder: Path, checkpoint: str, opset: int, *
     write(TOKENS, Tokens(model), first, ["vectors", "position_ids"], list(first))
     write(VISION, Vision(model), second, ["features"], list(second))
     inputs = [*list(third)[:-1], *cache_names("past", text.num_hidden_layers)]
-    write(DECODER, Decoder(model), third, ["states", *cache_names("present", text.num_hidden_layers)], inputs, int8)
+    write(
+        DECODER,
+        Decoder(model),
+        third,
+        ["states", "router_probs", *cache_names("present", text.num_hidden_layers)],
+        inputs,
+        int8,
+    )
 
 
 class _Writer:

@@ -1,7 +1,7 @@
 """Weights of eight bits: the products of a graph become onnxruntime's ``MatMulNBits``.
 
-A block of weights of one column shares a scale, its largest magnitude over 127; a weight is stored as its multiple of the
-scale plus 128. Products are computed in float32: only weights are rounded, never states.
+A block of weights of one column shares a scale, its largest magnitude over 127; a weight is stored as its multiple of
+the scale plus 128. Products are computed in float32: only weights are rounded, never states.
 """
 
 import numpy as np

@@ -3,8 +3,8 @@
 Legend: B batch, T tokens, P columns of the cache, S new columns, L = P + S, D width, F visual tokens, N media.
 
 - :class:`Tokens`: token ids, grids and visual features become input vectors and positions.
-- :class:`Decoder`: one pass of the decoder over its cache. Its input vectors are refined latent states, if there are any,
-  and vectors as given; so the same graph, with one copy of the weights, reads the prefix, thinks a step, and reads
+- :class:`Decoder`: one pass of the decoder over its cache. Its input vectors are refined latent states, if there are
+  any, and vectors as given; so the same graph, with one copy of the weights, reads the prefix, thinks a step, and reads
   the suffix in the same pass as the last step.
 - :class:`Vision`: pictures of one size, or the frames of a clip, become visual features.
 
@@ -99,9 +99,10 @@ class Decoder(nn.Module):
             past: Keys and values of the columns before, layer by layer, ``(B, heads, P, head width)``.
 
         Returns:
-            States ``(B, S, D)``, post-norm, and the keys and values of all columns, in the order of ``past``.
+            States ``(B, S, D)``, post-norm, routing probabilities of the latent states ``(B or 0, E)``, and the keys
+            and values of all columns, in the order of ``past``.
         """
-        refined, _ = self.transition(latents.flatten(0, 1), step, anchors.flatten(0, 1))
+        refined, router_probs = self.transition(latents.flatten(0, 1), step, anchors.flatten(0, 1))
         x_BSD = torch.cat([refined.view(latents.shape), vectors], dim=1)
         columns = torch.arange(attention_mask.shape[1])
         visible = columns <= columns[attention_mask.shape[1] - x_BSD.shape[1] :, None]
@@ -112,7 +113,7 @@ class Decoder(nn.Module):
         shared = {"attention_mask": mask, "position_embeddings": self.decoder.rotary_emb(x_BSD, position_ids)}
         for layer in self.decoder.layers:
             x_BSD = layer(x_BSD, **shared, **{CACHE_ARGUMENT: cache, "use_cache": True})
-        return (self.decoder.norm(x_BSD), *cache.present)
+        return (self.decoder.norm(x_BSD), router_probs, *cache.present)
 
 
 class _GrowingCache(Cache):
