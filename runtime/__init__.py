@@ -86,7 +86,7 @@ class Runtime:
         Args:
             items: Texts, pictures, clips and mixtures, as in :func:`~plume.content_plume.to_conversation`.
             task: The instruction in front: ``"document"`` or ``"query"``.
-            num_latent_steps: K; the model's if omitted.
+            num_latent_steps: K; the model's for the task if omitted.
             prompt: Instruction instead of the model's.
             batch_tokens: Tokens per batch, padding included.
             **options: Of the prompt builder, e.g. ``max_pixels`` and ``truncation``.
@@ -104,22 +104,13 @@ class Runtime:
             )
         if isinstance(items, str) or not isinstance(items, Sequence):
             raise ValueError(f"Pass a list of inputs, not a single {type(items).__name__}: [input].")
-        steps = self.check_steps(num_latent_steps)
+        steps = self.settings.check_num_latent_steps(num_latent_steps, task)
         vectors = np.empty((len(items), self.settings.hidden_size), dtype=np.float32)
         for window in self._windows(items, task, batch_tokens, {"prompt": prompt, **options}):
             for places in _batches({place: row["input_ids"].shape[1] for place, row in window.items()}, batch_tokens):
                 batch = self.prompt.join([window[place] for place in places])
                 vectors[places] = self.run(batch, steps).embeddings
         return vectors
-
-    def check_steps(self, num_latent_steps: int | None) -> int:
-        """K, the model's if omitted.
-
-        Raises:
-            ValueError: If the model cannot run it.
-        """
-        steps = self.settings.num_latent_steps if num_latent_steps is None else num_latent_steps
-        return self.settings.check_num_latent_steps(steps)
 
     def _windows(
         self, items: Sequence[Any], task: str, batch_tokens: int, options: dict[str, Any]
@@ -146,7 +137,7 @@ class Runtime:
         Raises:
             ValueError: If K is out of range, or a vector is not finite.
         """
-        self.check_steps(num_latent_steps)
+        self.settings.check_num_latent_steps(num_latent_steps)
         anchors = _last(inputs["input_ids"] == self.settings.anchor_token_id)
         vectors, positions = self._lay_in(inputs)
         passes = list(self._think(vectors, inputs["attention_mask"], positions, anchors, num_latent_steps))

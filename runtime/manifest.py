@@ -26,6 +26,8 @@ class Settings:
 
     Attributes:
         num_latent_steps: K of a call that names none.
+        num_latent_steps_query: K of queries, if they have one of their own.
+        num_latent_steps_document: K of documents, likewise.
         max_latent_steps: The largest K.
         hidden_size: D, length of a vector.
         num_active_experts: K_r, experts that the router selects per step.
@@ -43,6 +45,8 @@ class Settings:
     """
 
     num_latent_steps: int
+    num_latent_steps_query: int | None
+    num_latent_steps_document: int | None
     max_latent_steps: int
     hidden_size: int
     num_active_experts: int
@@ -58,20 +62,24 @@ class Settings:
     model_max_length: int
     pad_token_id: int
 
-    def check_num_latent_steps(self, num_latent_steps: int) -> int:
-        """Return K if the model can run it.
+    def check_num_latent_steps(self, num_latent_steps: int | None = None, task: str | None = None) -> int:
+        """Return K of a call if the model can run it; as in [`PlumeConfig`].
+
+        Args:
+            num_latent_steps: K. Defaults to that of the task.
+            task: ``"query"`` or ``"document"``.
 
         Raises:
             ValueError: If K is no integer, negative, or above the step embedding table.
         """
-        if isinstance(num_latent_steps, bool) or not isinstance(num_latent_steps, int):
-            raise ValueError(f"num_latent_steps must be an integer, got {num_latent_steps!r}.")
-        if not 0 <= num_latent_steps <= self.max_latent_steps:
+        own = {"query": self.num_latent_steps_query, "document": self.num_latent_steps_document}.get(task or "")
+        steps = next(k for k in (num_latent_steps, own, self.num_latent_steps) if k is not None)
+        if isinstance(steps, bool) or not isinstance(steps, int) or not 0 <= steps <= self.max_latent_steps:
             raise ValueError(
-                f"num_latent_steps={num_latent_steps} is outside 0..{self.max_latent_steps}: the step embedding e(k) "
-                "of the exported model has no row for it. Choose a K in that range."
+                f"num_latent_steps={steps!r} is no integer in 0..{self.max_latent_steps}: the step embedding e(k) of "
+                "the exported model has no row for it. Choose a K in that range."
             )
-        return num_latent_steps
+        return steps
 
 
 @dataclass(frozen=True)

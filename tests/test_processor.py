@@ -450,6 +450,25 @@ def test_a_changed_settings_file_is_used_as_it_is_or_refused(processor, saved, d
     assert {name: settings[name] for name in changed} == changed
 
 
+@settings(max_examples=100, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
+@given(data=st.data())
+def test_a_damaged_settings_file_is_settings_or_an_error(saved, data):
+    """What is no JSON is refused by transformers, before it knows whose the file is: with an OSError that names it."""
+    file = saved() / "processor_config.json"
+    content = bytearray(file.read_bytes())
+    for _ in range(data.draw(st.integers(1, 4))):
+        content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
+    file.write_bytes(bytes(content[: data.draw(st.one_of(st.none(), st.integers(0, len(content))))]))
+    try:
+        loaded = PlumeProcessor.from_pretrained(file.parent)
+    except OSError as error:
+        assert "processor_config.json" in str(error)  # noqa: PT017
+    except ValueError:
+        return
+    else:
+        assert loaded.max_pixels == json.loads(file.read_text("utf-8"))["max_pixels"]
+
+
 def test_padding_to_a_fixed_length(processor):
     assert processor.process_documents(["a"], padding="max_length", max_length=64)["input_ids"].shape == (1, 64)
     assert processor.process_documents(["a"], pad_to_multiple_of=50)["input_ids"].shape == (1, 50)

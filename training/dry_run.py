@@ -21,7 +21,10 @@ def stage_table(args: PlumeTrainingConfig, num_latent_steps: int, max_steps: int
     first = 0
     for stage, last in zip(curriculum.stages, curriculum.boundaries(max_steps), strict=True):
         left = stage.num_stages - stage.index
-        explicit = "nothing" if stage.is_final else f"last {left}/{stage.num_stages} of the rationale, answer"
+        kept = f"last {left}/{stage.num_stages} of the rationale"
+        if stage.replaced is not None:
+            kept = f"the rationale after {stage.replaced} sentences"
+        explicit = "nothing" if stage.is_final else f"{kept}, answer"
         steps = f"{first}..{last - 1}" if last > first else "none"
         lines.append(f"{stage.index:>5}  {steps:>13}  {stage.num_latent_steps:>12}  {explicit}")
         first = last

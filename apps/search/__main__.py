@@ -34,6 +34,12 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     index.add_argument(
         "--forget-empty", action="store_true", help="forget documents of folders that are empty now, as unmounted disks"
     )
+    index.add_argument(
+        "--num-latent-steps",
+        dest="k",
+        type=int,
+        help="latent steps of the documents; those of the index, in a new one the checkpoint's, if omitted",
+    )
     query = commands.add_parser("query", parents=[common], help="search from the command line")
     query.add_argument("text", nargs="?", default="", help="what to look for")
     query.add_argument("--media", type=Path, help="a picture or clip to look for, with or instead of the text")
@@ -58,7 +64,7 @@ def run(options: argparse.Namespace) -> None:
     from plume.apps.search.importing import import_vectors  # here and below: a help does not wait for libraries
     from plume.apps.search.indexing import index_folders
     from plume.apps.search.searching import Search
-    from plume.apps.search.store import Index
+    from plume.apps.search.store import open_index
     from plume.apps.search.world import read_questions, write_world
     from plume.apps.shared.batches import open_encoder
     from plume.apps.shared.limits import Limits, MediaError
@@ -67,7 +73,7 @@ def run(options: argparse.Namespace) -> None:
         print(f"{len(write_world(options.folder))} questions and their answers in {options.folder}")
         return
     encoder = open_encoder(options.model, options.device, options.dtype, options.runtime)
-    index = Index(options.index, encoder.identity, encoder.dimension, encoder.config.num_latent_steps)
+    index = open_index(options.index, encoder, options.k if options.command == "index" else None)
     if options.command == "index":
         report = index_folders(options.folders, index, encoder, batch=options.batch, forget_empty=options.forget_empty)
         for skipped in report.skipped:

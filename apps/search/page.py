@@ -104,7 +104,7 @@ def _build_blocks(search: Search, questions: Sequence[tuple[str, Path]]) -> gr.B
         """Counted whenever the page is opened: another process may have indexed more."""
         return (
             f"<header><h1>PLUME search</h1><p>{len(search.index)} pictures, clips, pages and passages, in one space. "
-            f"The documents were embedded with K = {config.num_latent_steps}.</p></header>"
+            f"The documents were embedded with K = {search.index.num_latent_steps}.</p></header>"
         )
 
     with gr.Blocks(title="PLUME search", analytics_enabled=False, fill_width=True, delete_cache=_CLEAN_UP) as blocks:
@@ -125,9 +125,8 @@ def _build_blocks(search: Search, questions: Sequence[tuple[str, Path]]) -> gr.B
                 offered, [query], label="Questions to try, then Enter", cache_examples=False, elem_id="questions"
             )
         with gr.Row(elem_id="controls"):
-            k = gr.Slider(
-                0, config.max_latent_steps, config.num_latent_steps, step=1, label="K, latent steps of the query"
-            )
+            steps = config.check_num_latent_steps(task="query")
+            k = gr.Slider(0, config.max_latent_steps, steps, step=1, label="K, latent steps of the query")
             limit = gr.Slider(1, MAX_RESULTS, 10, step=1, label="Results")
             kinds = gr.CheckboxGroup(list(KINDS), label="Only", elem_id="kinds")
         results = gr.HTML(elem_id="results")

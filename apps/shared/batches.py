@@ -48,7 +48,7 @@ class BatchEncoder(ABC):
         """What tells vectors of two models apart."""
 
     @abstractmethod
-    def run(self, inputs: Any, num_latent_steps: int | None = None) -> Any:
+    def run(self, inputs: Any, role: str = "query", num_latent_steps: int | None = None) -> Any:
         """The forward pass of one batch: ``embeddings``, ``latent_states`` and ``router_probs``."""
 
     def encode(self, items: Sequence[Any], role: str = "document", num_latent_steps: int | None = None) -> np.ndarray:
@@ -56,8 +56,8 @@ class BatchEncoder(ABC):
 
         Args:
             items: Inputs of the processor.
-            role: ``"document"`` or ``"query"``: the instruction in front.
-            num_latent_steps: K. Defaults to the checkpoint's.
+            role: ``"document"`` or ``"query"``: the instruction in front, and whose K is the default.
+            num_latent_steps: K. Defaults to the checkpoint's for the role.
 
         Returns:
             Unit vectors, ``(len(items), D)``, fp32.
@@ -69,20 +69,22 @@ class BatchEncoder(ABC):
             vectors[chosen] = as_array(output.embeddings)
         return vectors
 
-    def try_encode(self, items: Sequence[Any], role: str = "document") -> list[np.ndarray | ValueError]:
+    def try_encode(
+        self, items: Sequence[Any], role: str = "document", num_latent_steps: int | None = None
+    ) -> list[np.ndarray | ValueError]:
         """Embed inputs of which some may be unusable: per input its vector ``(D,)``, or why there is none."""
         try:
-            return list(self.encode(items, role))
+            return list(self.encode(items, role, num_latent_steps))
         except ValueError as error:
             if len(items) == 1:
                 return [error]
-            return [self.try_encode([item], role)[0] for item in items]
+            return [self.try_encode([item], role, num_latent_steps)[0] for item in items]
 
     def think(
         self, items: Sequence[Any], role: str = "query", num_latent_steps: int | None = None, **options: Any
     ) -> Any:
         """Embed one batch and keep the latent states and the routing; arguments as in :meth:`encode`."""
-        return self.run(self.process(items, role, **options), num_latent_steps)
+        return self.run(self.process(items, role, **options), role, num_latent_steps)
 
     def process(self, items: Sequence[Any], role: str = "query", **options: Any) -> Any:
         """Model inputs of one batch, on the CPU; ``options`` are the processor's."""

@@ -9,7 +9,7 @@ from transformers import AutoModel, AutoProcessor, BatchFeature
 from plume import PlumeOutput
 from plume.apps.shared.batches import CPU_PIXEL_BUDGET, BatchEncoder
 from plume.checkpoints import DEFAULT_MODEL, locate
-from plume.weights import identity_of
+from plume.hub.identity import identity_of
 
 PIXEL_BUDGET = 16 * 1024 * 1024  # pixels per batch, about 21000 visual tokens of 28 x 28
 
@@ -52,10 +52,10 @@ class Encoder(BatchEncoder):
 
     @cached_property
     def identity(self) -> str:
-        """See :func:`~plume.weights.identity_of`."""
+        """See :func:`~plume.hub.identity.identity_of`."""
         return identity_of(self.model_id, str(self.model.dtype))
 
-    def run(self, inputs: BatchFeature, num_latent_steps: int | None = None) -> PlumeOutput:
+    def run(self, inputs: BatchFeature, role: str = "query", num_latent_steps: int | None = None) -> PlumeOutput:
         """The forward pass of one batch."""
         with torch.inference_mode():
-            return self.model(**inputs.to(self.device), num_latent_steps=num_latent_steps)
+            return self.model(**inputs.to(self.device), task=role, num_latent_steps=num_latent_steps)

@@ -32,6 +32,6 @@ class ExportedEncoder(BatchEncoder):
         """That of the checkpoint in float32, whose vectors these are; with weights of eight bits one of its own."""
         return self.runtime.manifest.checkpoint + ("-int8" if self.runtime.manifest.int8 else "")
 
-    def run(self, inputs: Any, num_latent_steps: int | None = None) -> RuntimeOutput:
+    def run(self, inputs: Any, role: str = "query", num_latent_steps: int | None = None) -> RuntimeOutput:
         """The pass of one batch."""
-        return self.runtime.run(inputs, self.runtime.check_steps(num_latent_steps))
+        return self.runtime.run(inputs, self.config.check_num_latent_steps(num_latent_steps, role))

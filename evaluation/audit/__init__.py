@@ -61,7 +61,8 @@ def audit(
         ConnectionError: At the first task whose data must come from the Hub, if it cannot be reached.
         FailedTasksError: After the last task, if some failed, e.g. by unusable data.
     """
-    steps, config = int(embedder.condition["latent_steps"]), embedder.model.config
+    config = embedder.model.config
+    steps = config.check_num_latent_steps(embedder.latent_steps, "query")  # documents are audited at this K too
     reader = Reader(embedder.model, embedder.processor, steps, batch_size)
     if sweep is None:
         sweep = [k for k in AUDIT_SWEEP if k <= config.max_latent_steps]
@@ -70,6 +71,7 @@ def audit(
     prompt_set = prompt_set or default_prompt_set(embedder)
     condition = {
         **embedder.condition,
+        "latent_steps": steps,
         "dtype": str(embedder.model.dtype).removeprefix("torch."),
         "prompt_set": prompt_set,
         "max_queries": max_queries,

@@ -25,6 +25,7 @@ from plume.checkpoints import locate
 from plume.embedding import load
 from plume.hub.export.eight_bits import quantize
 from plume.hub.export.graphs import Decoder, Tokens, Vision
+from plume.hub.identity import identity_of
 from plume.modeling_plume import PlumeForEmbedding, PlumeModel
 from plume.processing_plume import PlumeProcessor
 from plume.runtime import Runtime
@@ -42,7 +43,6 @@ from plume.runtime.manifest import (
     cache_names,
     write_manifest,
 )
-from plume.weights import identity_of
 
 OPSET = 20
 _DYNAMIC = torch.export.Dim.DYNAMIC
@@ -112,6 +112,8 @@ def _settings_of(model: PlumeModel, processor: PlumeProcessor) -> Settings:
     config, text = model.config, model.config.text_config
     return Settings(
         num_latent_steps=config.num_latent_steps,
+        num_latent_steps_query=config.num_latent_steps_query,
+        num_latent_steps_document=config.num_latent_steps_document,
         max_latent_steps=config.max_latent_steps,
         hidden_size=text.hidden_size,
         num_active_experts=config.num_active_experts,
