@@ -4,7 +4,7 @@
    prompt and the writer, so equal sides are asked once.
 2. **Ask** (:func:`ask`) a writer (:mod:`.writers`) for the sides whose rationale is not in the journal
    (:mod:`.journal`); each is stored when it arrives, and asked again if the reply has no rationale (:mod:`.prompts`).
-3. **Write** (:func:`write_rows`) all rows in their order beside the output, then rename it.
+3. **Write** (:func:`write_rows`) all rows in their order to a file next to the output, then rename it.
 
 After a kill at any moment the same call goes on, and ends with the file of an uninterrupted one.
 """
