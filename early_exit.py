@@ -41,8 +41,8 @@ class _ShrinkingContext(CachedContext):
             mask, rotary = self._shared
             cos, sin = (part.index_select(-3, rows) for part in rotary)
             self._shared = mask[rows], (cos, sin)
-        for layer, (keys, values) in self._cache._buffers.items():
-            self._cache._buffers[layer] = keys[rows], values[rows]
+        for layer, (keys, values) in self._cache.buffers.items():
+            self._cache.buffers[layer] = keys[rows], values[rows]
 
 
 def embed_early(
