@@ -70,13 +70,14 @@ def measure_all(
     data_root: Path,
     exit_threshold: float | None,
     exit_steps: Sequence[int],
+    max_queries: int | None = None,
     **named: Any,
 ) -> list[dict[str, Any]]:
     """Rows of all tasks of a playground's table, with what names the run (``variant``, ``seed``)."""
     steps = [k for k in STEPS if k <= reader.steps]
     found = []
     for row in tqdm(rows, desc="anytime", unit="task"):
-        task = load_task(row, data_root)
+        task = load_task(row, data_root, max_queries=max_queries)
         facts = {**named, "task": row.extras["playground_task"], "split": row.extras["split"], "hops": task.hops}
         found += [{**facts, **measured} for measured in measure(reader, task, steps, exit_threshold, exit_steps)]
     return found
@@ -88,6 +89,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--model", required=True, help="checkpoint")
     parser.add_argument("--table", type=Path, required=True, help="table of a playground, e.g. WORLD/test/tasks.json")
     parser.add_argument("--tasks", nargs="*", default=[], help="playground tasks; all if omitted")
+    parser.add_argument("--max-queries", type=int, help="queries per task; all if omitted")
     parser.add_argument("--variant", default="anytime", help="name of the run in the rows")
     parser.add_argument("--seed", type=int, default=0, help="seed of the run in the rows")
     parser.add_argument("--exit-threshold", type=float, help="1 - cosine of two read-outs below which a query stops")
@@ -100,7 +102,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         r for r in read_table(options.table).rows if not options.tasks or r.extras["playground_task"] in options.tasks
     ]
     named = {"variant": options.variant, "seed": options.seed}
-    found = measure_all(reader, rows, options.table.parent, options.exit_threshold, options.exit_steps, **named)
+    chosen = (options.exit_threshold, options.exit_steps, options.max_queries)
+    found = measure_all(reader, rows, options.table.parent, *chosen, **named)
     before = json.loads(options.output.read_text("utf-8")) if options.output.exists() else []
     kept = [row for row in before if {name: row[name] for name in named} != named]
     options.output.parent.mkdir(parents=True, exist_ok=True)
