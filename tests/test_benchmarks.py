@@ -290,6 +290,7 @@ def test_the_parts_command_prints_and_writes_what_it_found(tmp_path, capsys):
     )  # fmt: skip
     (row,) = json.loads((tmp_path / "p.json").read_text())["rows"]
     assert row["ms"]["PLUME K=8"] > row["ms"]["single pass"] > 0
+    assert row["ms"]["all read-outs of K=0, 1, 2, 4, 8"] > row["ms"]["single pass"]
     assert "| one latent step " in capsys.readouterr().out
 
 
