@@ -40,10 +40,6 @@ def noise_video(seed: int, frames: int = 5) -> list[Image.Image]:
     return [noise_image(100 * seed + index) for index in range(frames)]
 
 
-def load_video(source, num_frames: int) -> list[Image.Image]:
-    return load_clip(source, num_frames).frames
-
-
 def mixed_inputs() -> list:
     """24 inputs: text, image, two images, video, image with text, video with text; no two alike."""
     inputs = []

@@ -350,7 +350,9 @@ def long_corpus(tmp_path_factory) -> Path:
     return folder
 
 
-def test_a_whole_run_follows_the_committed_trajectory_and_loads_through_every_entry_point(long_corpus, tmp_path, remote):
+def test_a_whole_run_follows_the_committed_trajectory_and_loads_through_every_entry_point(
+    long_corpus, tmp_path, remote
+):
     """All five stages over 200 pairs through the script in a process of its own; the result loads everywhere."""
     flags = ["--max_steps", "20", "--stage_weights", "8", "2", "2", "2", "6", "--chunk_size", "8"]
     done = subprocess.run(
