@@ -49,6 +49,7 @@ def write_corpus(folder: Path, rows: int = 200, negatives: int = 0, seed: int = 
         row = {"dataset_name": name, "qry": query, "pos": target}
         if negatives:
             row["neg"] = [_side(f"a {outer} box inside a {inner} one", reply) for _ in range(negatives)]
+            row["teacher_scores"] = [1.0 + index % 3, *[0.5] * negatives]
         lines.append(json.dumps(row))
     file = folder / "pairs.jsonl"
     file.write_text("\n".join(lines) + "\n")

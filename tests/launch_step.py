@@ -13,11 +13,12 @@ from plume.training.data import load_rows
 from plume.training.trainer import PlumeTrainer
 
 
-def step(folder: Path, out: Path, world: int, chunk: int) -> None:
+def step(folder: Path, out: Path, world: int, chunk: int, teacher: str | None) -> None:
     args = PlumeTrainingConfig(
         output_dir=str(out), media_root=str(folder / "media"), per_device_train_batch_size=8 // world,
         sub_batch_size=4, max_steps=1, stage_weights=[0, 1, 0], chunk_size=chunk or None, num_negatives=1, use_cpu=True, bf16=False,
         report_to="none", learning_rate=0.0, max_grad_norm=0.0, optim="sgd", save_strategy="no", disable_tqdm=True,
+        teacher=teacher,
     )  # fmt: skip
     assert args.world_size == world
     model = PlumeForEmbedding.from_pretrained(folder / "model", expert_dropout=0.0)
@@ -37,13 +38,16 @@ def step(folder: Path, out: Path, world: int, chunk: int) -> None:
     trainer.predict(trainer.train_dataset.select(range(2)))  # what is evaluated first is trained in step all the same
     trainer.train()
     if trainer.is_world_process_zero():
-        torch.save({"gradients": gradients, "log": trainer.state.log_history}, out / f"step-{world}-{chunk}.pt")
+        torch.save(
+            {"gradients": gradients, "log": trainer.state.log_history}, out / f"step-{world}-{chunk}-{teacher}.pt"
+        )
 
 
 def main(folder: Path, out: Path, world: int) -> None:
     torch.set_num_threads(1)
     for chunk in (0, 3):
-        step(folder, out, world, chunk)
+        for teacher in (None, "explicit", "scores"):
+            step(folder, out, world, chunk, teacher)
     if distributed.is_initialized():
         distributed.barrier()
         # Gloo can wait for ever for a rank that has left while the interpreter takes the group apart.

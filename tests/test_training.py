@@ -66,11 +66,14 @@ def prepare(trainer, stage_index: int):
     return trainer.data_collator(rows)
 
 
-@pytest.mark.parametrize("stage", [0, 2, 4])
+@pytest.mark.parametrize(
+    ("stage", "teacher"), [(0, None), (2, None), (4, None), (0, "scores"), (2, "explicit"), (4, "explicit")]
+)
 @pytest.mark.parametrize("chunk_size", [1, 2, 7])
-def test_chunked_gradients_equal_the_whole_step_s(corpus, tmp_path, stage, chunk_size):
-    """CE, both InfoNCE, balance, duplicates, hard negatives; 6 pairs and 6 negatives are 18 rows."""
-    trainer = make_trainer(corpus, tmp_path, expert_dropout=0.0, balance_weight=10.0, temperature=0.05)
+def test_chunked_gradients_equal_the_whole_step_s(corpus, tmp_path, stage, teacher, chunk_size):
+    """CE, both InfoNCE, balance, ranking, duplicates, hard negatives; 6 pairs and 6 negatives are 18 rows."""
+    options = {"balance_weight": 10.0, "temperature": 0.05, "teacher": teacher, "ranking_weight": 3.0}
+    trainer = make_trainer(corpus, tmp_path, expert_dropout=0.0, **options)
     batch = prepare(trainer, stage)
     trainer.current_gradient_accumulation_steps = 2
     whole_loss = trainer.training_step(trainer.model, batch)
@@ -79,6 +82,7 @@ def test_chunked_gradients_equal_the_whole_step_s(corpus, tmp_path, stage, chunk
     chunked_loss = trainer.training_step(trainer.model, batch)
     assert chunked_loss.item() == pytest.approx(whole_loss.item(), rel=1e-5)
     assert difference(whole, gradients(trainer.model)) <= 1e-5
+    assert ("loss_ranking" in trainer._metrics["train"]) == (teacher is not None)
     for name, (in_one, in_chunks) in trainer._metrics["train"].items():  # health is that of the batch, not of a chunk
         assert in_one == pytest.approx(in_chunks, rel=1e-4, abs=1e-6), name
 
@@ -162,7 +166,7 @@ def test_chunked_gradients_are_exact_with_dropout(corpus, tmp_path, chunk_size):
     outputs = [trainer.forward_rows(trainer.model, chunk) for chunk in chunks]
     pool = [torch.cat(column) for column in zip(*(trainer.represent(o).tensors() for o in outputs), strict=True)]
     loss, _ = trainer._pool_loss(type(trainer.represent(outputs[0]))(*pool), batch)
-    own = sum(trainer._own_loss(output, chunk, batch) for output, chunk in zip(outputs, chunks, strict=True))
+    own = sum(trainer._own_loss(output, chunk, batch)[0] for output, chunk in zip(outputs, chunks, strict=True))
     (loss + own).backward()
     uncached = gradients(trainer.model)
     trainer.args.chunk_size = chunk_size if chunk_size < 18 else 17  # two chunks at least, or there is no cache
@@ -220,12 +224,13 @@ def steps_of_ranks(corpus, tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.mark.parametrize("teacher", [None, "explicit", "scores"])
 @pytest.mark.parametrize("chunk", [0, 3], ids=["whole", "chunked"])
-def test_two_ranks_equal_one_through_accelerate(steps_of_ranks, chunk):
-    results = [torch.load(steps_of_ranks / f"step-{world}-{chunk}.pt") for world in (1, 2)]
+def test_two_ranks_equal_one_through_accelerate(steps_of_ranks, chunk, teacher):
+    results = [torch.load(steps_of_ranks / f"step-{world}-{chunk}-{teacher}.pt") for world in (1, 2)]
     assert results[0]["gradients"].keys() == results[1]["gradients"].keys()
     assert difference(results[0]["gradients"], results[1]["gradients"]) <= 1e-5
-    for name in ("loss_embedding", "loss_anchor", "loss_balance", "loss_ce"):
+    for name in ("loss_embedding", "loss_anchor", "loss_balance", "loss_ce", *["loss_ranking"] * bool(teacher)):
         assert results[0]["log"][0][name] == pytest.approx(results[1]["log"][0][name], rel=1e-4), name
 
 
@@ -633,16 +638,18 @@ def test_the_card_of_a_run_tells_how_it_was_trained(corpus, tmp_path):
     assert "contrastive pool of 8 pairs" in card
 
 
+@pytest.mark.parametrize("teacher", [None, "explicit", "scores"])
 @pytest.mark.parametrize("chunk_size", [None, 5], ids=["whole", "chunked"])
-def test_a_step_has_the_gradients_of_the_summed_objective(corpus, tmp_path, chunk_size):
+def test_a_step_has_the_gradients_of_the_summed_objective(corpus, tmp_path, chunk_size, teacher):
     """Against one plain graph over Eq. 8, where the balance term counts as much as the others."""
-    trainer = make_trainer(corpus, tmp_path, expert_dropout=0.0, balance_weight=1e4, temperature=0.2)
+    options = {"balance_weight": 1e4, "temperature": 0.2, "teacher": teacher}
+    trainer = make_trainer(corpus, tmp_path, expert_dropout=0.0, **options)
     batch = prepare(trainer, 4)
     trainer.model.train()
     rows = rewrite(batch, trainer.stage(), trainer._suffix)
     output = trainer.forward_rows(trainer.model, rows)
     pool, _ = trainer._pool_loss(trainer.represent(output), batch)
-    (pool + trainer._own_loss(output, rows, batch)).backward()
+    (pool + trainer._own_loss(output, rows, batch)[0]).backward()
     plain = gradients(trainer.model)
     trainer.args.chunk_size = chunk_size
     trainer.training_step(trainer.model, batch)

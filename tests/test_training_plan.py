@@ -17,16 +17,17 @@ pytest.importorskip("trl", reason="training needs the extra `train`")
 
 from plume.training.config import PlumeTrainingConfig
 from plume.training.curriculum import Curriculum
-from plume.training.data import load_rows
-from plume.training.plan import AGAIN, FINAL_ONLY, Facts, decide, look
+from plume.training.data import Contents, load_rows, look
+from plume.training.plan import AGAIN, FINAL_ONLY, Facts, decide
 from plume.training.report import Scores, find_alarms, measure
 from plume.training.train import expand, main, parse
 
 
 def planned(tmp_path, given=(), options=None, **changes) -> dict:
     args = PlumeTrainingConfig(output_dir=str(tmp_path), use_cpu=True, **(options or {}))
-    facts = Facts(**{"num_rows": 1000, "width": 1536, "is_trained": True, "uses_lora": False, "num_rationales": 0,
-                     "num_negatives": 0, **changes})  # fmt: skip
+    held = Contents(*(changes.pop(name, 0) for name in Contents._fields))
+    known = {"num_rows": 1000, "width": 1536, "is_trained": True, "uses_lora": False, "contents": held, **changes}
+    facts = Facts(**known)
     return {decision.name: decision.value for decision in decide(args, set(given), facts)}
 
 
@@ -50,16 +51,18 @@ def test_the_learning_rate_follows_from_the_width(tmp_path, width, lora, rate):
     [(True, 0, FINAL_ONLY, None), (False, 0, FINAL_ONLY, None), (True, 9, AGAIN, True), (False, 9, None, True)],
 )
 def test_the_stages_follow_from_rationales_and_checkpoint(tmp_path, trained, rationales, stages, own_schedule):
-    plan = planned(tmp_path, is_trained=trained, num_rationales=rationales)
+    plan = planned(tmp_path, is_trained=trained, rationales=rationales)
     assert (plan.get("stage_weights"), plan.get("final_schedule")) == (stages, own_schedule)
 
 
 def test_what_is_given_stays(tmp_path):
     given = {"per_device_train_batch_size", "max_steps", "learning_rate", "stage_weights", "num_negatives"}
-    assert planned(tmp_path, given, num_negatives=3, num_rationales=9) == {}
+    assert planned(tmp_path, given, negatives=3, scores=3, rationales=9) == {}
     assert planned(tmp_path)["chunk_tokens"] > 0
     assert "chunk_tokens" not in planned(tmp_path, {"chunk_size"})
-    assert planned(tmp_path, num_negatives=9)["num_negatives"] == 4
+    assert planned(tmp_path, negatives=9)["num_negatives"] == 4
+    assert "teacher" not in planned(tmp_path, negatives=9)
+    assert planned(tmp_path, negatives=9, scores=1)["teacher"] == "scores"
 
 
 def test_a_batch_is_never_above_the_rows(tmp_path):
@@ -74,8 +77,8 @@ def test_rationales_and_negatives_are_counted_in_both_formats(tmp_path):
     flat = [{"query": "a", "positive": "b", "rationale_query": "c", "rationale_positive": "d", "negative": ["e"]},
             {"query": "a", "positive": "b", "rationale_query": "c"}]  # fmt: skip
     (tmp_path / "flat.jsonl").write_text("\n".join(map(json.dumps, flat)) + "\nno row")
-    assert look(load_rows([str(tmp_path / "pairs.jsonl")])) == (3, 2)
-    assert look(load_rows([str(tmp_path / "flat.jsonl")])) == (1, 1)
+    assert look(load_rows([str(tmp_path / "pairs.jsonl")])) == (3, 2, 3)
+    assert look(load_rows([str(tmp_path / "flat.jsonl")])) == (1, 1, 0)
 
 
 def test_three_names_in_front_are_model_pairs_and_output():

@@ -5,6 +5,7 @@ The suffix is *not* built here: it depends on the stage, which only the trainer 
 """
 
 import hashlib
+import math
 from base64 import b64decode
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -97,7 +98,8 @@ class PairCollator:
 
         Returns:
             ``prefix``: model inputs of the 2N + H rows; ``texts``: their :class:`Texts`; ``candidate_ids``
-            ``(N + N num_negatives,)``, -1 where a row has no further negative; ``num_pairs``.
+            ``(N + N num_negatives,)``, -1 where a row has no further negative; ``teacher_scores`` ``(N, 1 +
+            num_negatives)``, NaN where there is none; ``num_pairs``.
 
         Raises:
             ValueError: If a row is unusable; the message names file and line.
@@ -114,6 +116,7 @@ class PairCollator:
             "prefix": self._encode(sides, places),
             "texts": Texts([self._tokenize(side) for side in sides], places, [self._num_media(side) for side in sides]),
             "candidate_ids": torch.tensor(ids),
+            "teacher_scores": torch.tensor([self._scores(pair) for pair in pairs]),
             "num_pairs": len(pairs),
         }
 
@@ -123,6 +126,10 @@ class PairCollator:
 
     def _negatives(self, pair: Pair) -> tuple[Side, ...]:
         return pair.negatives[: self.num_negatives]
+
+    def _scores(self, pair: Pair) -> list[float]:
+        width = 1 + self.num_negatives
+        return [*pair.scores, *[math.nan] * width][:width]
 
     def _parse(self, row: dict[str, str]) -> Pair:
         try:

@@ -23,6 +23,7 @@ _WITHOUT_EFFECT = (
 )  # fmt: skip
 # What retrieval over the whole evaluation set cannot take.
 _UNSUPPORTED = ("batch_eval_metrics", "eval_do_concat_batches", "include_for_metrics")
+TEACHERS = ("explicit", "scores")  # see plume.training.teacher
 # Schedules that are no function of the step, so that no factor per stage can be laid over them.
 _STATEFUL_SCHEDULES = ("reduce_lr_on_plateau", "greedy")
 
@@ -68,6 +69,15 @@ class PlumeTrainingConfig(SFTConfig):
     anchor_weight: float = field(default=1.0, metadata={"help": "Coefficient of InfoNCE of the anchor embeddings."})
     balance_weight: float = field(default=0.1, metadata={"help": "Coefficient of the routing balance."})
     temperature: float = field(default=0.02, metadata={"help": "Temperature of InfoNCE."})
+    teacher: str | None = field(
+        default=None,
+        metadata={
+            "help": "Whose ranking of the candidates the embeddings also learn: 'explicit', a frozen copy of the model "
+            "that reads the rationales, or 'scores', the data's teacher_scores."
+        },
+    )
+    ranking_weight: float = field(default=1.0, metadata={"help": "Coefficient of the teacher's ranking."})
+    teacher_temperature: float = field(default=1.0, metadata={"help": "Temperature of the data's teacher_scores."})
 
     # Memory
     chunk_size: int | None = field(
@@ -131,8 +141,11 @@ class PlumeTrainingConfig(SFTConfig):
         accelerator_config: Any = self.accelerator_config
         if accelerator_config.dispatch_batches is None:
             accelerator_config.dispatch_batches = False  # of a stream too, every rank reads its own batches
-        if self.temperature <= 0:
-            raise ValueError(f"temperature must be above 0, got {self.temperature}.")
+        if self.teacher not in (None, *TEACHERS):
+            raise ValueError(f"teacher={self.teacher!r} is unknown. Use one of {TEACHERS}, or leave it out.")
+        for name, value in (("temperature", self.temperature), ("teacher_temperature", self.teacher_temperature)):
+            if value <= 0:
+                raise ValueError(f"{name} must be above 0, got {value}.")
         if self.stage_lr_scales is not None and len(self.stage_lr_scales) != len(self.stage_weights):
             raise ValueError(
                 f"stage_lr_scales has {len(self.stage_lr_scales)} entries but there are {len(self.stage_weights)} "
@@ -169,7 +182,14 @@ class PlumeTrainingConfig(SFTConfig):
 
     def weights(self) -> Weights:
         """Coefficients of the objective."""
-        return Weights(self.ce_weight, self.embedding_weight, self.anchor_weight, self.balance_weight, self.temperature)
+        return Weights(
+            self.ce_weight,
+            self.embedding_weight,
+            self.anchor_weight,
+            self.balance_weight,
+            self.temperature,
+            self.ranking_weight,
+        )
 
 
 def refuse_too_few_rows(rows: Any, args: PlumeTrainingConfig) -> None:

@@ -21,7 +21,7 @@ from plume.training.diagnostics import retrieval_metrics
 from plume.training.trainer import PlumeTrainer
 
 Logs = Sequence[Mapping[str, Any]]
-_TERMS = ("loss_ce", "loss_embedding", "loss_anchor", "loss_balance")
+_TERMS = ("loss_ce", "loss_embedding", "loss_anchor", "loss_balance", "loss_ranking")
 _HEALTH = ("latent_cosine", "latent_rank", "expert_mass")
 _COLLAPSED, _FALLING, _DECAYED, _SAME = 0.95, 0.9, 0.4, 0.01
 

@@ -26,9 +26,9 @@ from plume.arguments import show_dashes
 from plume.start import processor_from_backbone
 from plume.training.collator import PairCollator
 from plume.training.config import PlumeTrainingConfig
-from plume.training.data import check, load_rows, parse_columns
+from plume.training.data import check, load_rows, look, parse_columns
 from plume.training.dry_run import describe_run, time_steps
-from plume.training.plan import MOST_NEGATIVES, Decision, Facts, decide, look
+from plume.training.plan import MOST_NEGATIVES, Decision, Facts, decide
 from plume.training.report import Scores, describe_verdict, find_alarms, measure, write_report
 from plume.training.trainer import PlumeTrainer
 
@@ -203,14 +203,12 @@ def make_plan(
     args: PlumeTrainingConfig, given: set[str], rows: Any, model: PlumeModel, start: ModelConfig
 ) -> list[Decision]:
     """Settle the settings that were not given."""
-    num_rationales, num_negatives = look(rows)
     facts = Facts(
         num_rows=None if isinstance(rows, IterableDataset) else len(rows),
         width=model.config.text_config.hidden_size,
         is_trained=_is_plume(str(start.model_name_or_path), revision=start.model_revision),
         uses_lora=start.use_peft,
-        num_rationales=num_rationales,
-        num_negatives=num_negatives,
+        contents=look(rows),
     )
     decisions = decide(args, given, facts)
     for decision in decisions:

@@ -8,9 +8,10 @@
 
 import json
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from itertools import islice
+from typing import Any, NamedTuple, TypeAlias
 
 from datasets import Dataset, IterableDataset
 from tqdm import tqdm
@@ -21,13 +22,14 @@ from .sources import CLIP, Unreadable, read_source, refuse_absent
 
 __all__ = [
     "CLIP",
+    "Contents",
     "Pair",
     "Report",
     "RowError",
     "Side",
     "check",
-    "describe_fields",
     "load_rows",
+    "look",
     "parse_columns",
     "parse_row",
     "read_pair",
@@ -35,6 +37,7 @@ __all__ = [
 logger = logging.get_logger(__name__)
 
 Source: TypeAlias = str | Dataset | IterableDataset
+_LOOKED_AT = 10_000  # rows
 
 
 def parse_columns(renamed: Sequence[str]) -> dict[str, str]:
@@ -113,6 +116,24 @@ def read_pair(row: Mapping[str, str], media_root: str | None = None) -> Pair:
     if problem := row.get("problem"):
         raise RowError("unreadable row", problem)
     return parse_row(row["row"], media_root)
+
+
+class Contents(NamedTuple):
+    """What rows hold: how many have rationales on both sides, the most hard negatives, how many a teacher's scores."""
+
+    rationales: int
+    negatives: int
+    scores: int
+
+
+def look(rows: Iterable[Mapping[str, str]]) -> Contents:
+    """What the first rows of :func:`load_rows` hold."""
+    found = [describe_fields(json.loads(row["row"] or "null")) for row in islice(rows, _LOOKED_AT)]
+    return Contents(
+        sum(held.rationales for held in found),
+        max((held.negatives for held in found), default=0),
+        sum(held.scores for held in found),
+    )
 
 
 @dataclass
