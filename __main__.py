@@ -46,6 +46,7 @@ COMMANDS = {
     "serve": Command("plume.apps.serving.__main__", "serve embeddings to OpenAI clients", "serving"),
     "corpus": Command("plume.apps.corpus.__main__", "embed a corpus on many cores or GPUs", "corpus"),
     "train": Command("plume.training.train", "train on pairs, stage by stage", "train"),
+    "mine": Command("plume.training.mine", "mine hard negatives for pairs to train on", "train"),
     "rationales": Command("plume.training.rationales.__main__", "write rationales for pairs to train on", "rationales"),
     "evaluate": Command("plume.evaluation.__main__", "score a checkpoint on MMEB-v2 or other tasks", "eval"),
     "audit": Command("plume.evaluation.__main__", "are the latent steps used?", "eval", ("audit",)),

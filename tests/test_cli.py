@@ -19,6 +19,7 @@ from plume.checkpoints import SHIPPED
 # What the command line of a room imports first, and tests may lack.
 NEEDS = {
     "train": "trl",
+    "mine": "datasets",
     "rationales": "datasets",
     "evaluate": "mteb",
     "audit": "mteb",

@@ -4,9 +4,7 @@ Rows are queries, then targets, then hard negatives, in one left-padded batch: b
 The suffix is *not* built here: it depends on the stage, which only the trainer knows (late rewriting).
 """
 
-import hashlib
 import math
-from base64 import b64decode
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,7 +19,7 @@ from plume import PlumeProcessor
 from plume.content_plume import MEDIA_KINDS, MediaKind
 from plume.training.config import PlumeTrainingConfig
 from plume.training.curriculum import Stage, split_segments
-from plume.training.data import CLIP, Pair, RowError, Side, read_pair
+from plume.training.data import Pair, RowError, Side, read_pair, with_files
 
 _KINDS = tuple(MEDIA_KINDS.values())
 
@@ -143,7 +141,7 @@ class PairCollator:
     def _encode(self, sides: list[Side], places: list[str]) -> dict[str, torch.Tensor]:
         try:
             with TemporaryDirectory() as folder:
-                contents = [_with_files(side.content(), Path(folder)) for side in sides]
+                contents = [with_files(side.content(), Path(folder)) for side in sides]
                 return dict(self.processor.process_documents(contents, prompt="", max_length=self.max_length))
         except ValueError as error:
             if len(sides) == 1:
@@ -169,17 +167,6 @@ class PairCollator:
                 kept.append(segment)
             segments = kept
         return Text(segments, encode(tag + answer + newline))
-
-
-def _with_files(content: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """A side whose embedded clips are files in ``folder``: they are decoded from files only."""
-    videos = content.get("video", [])
-    for index, video in enumerate(videos):
-        if isinstance(video, str) and video.startswith(CLIP):
-            file = folder / f"{hashlib.sha256(video.encode()).hexdigest()}.mp4"
-            file.write_bytes(b64decode(video.removeprefix(CLIP)))
-            videos[index] = str(file)
-    return content
 
 
 def rewrite(batch: dict[str, Any], stage: Stage, suffix: list[int]) -> Rows:

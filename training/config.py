@@ -141,11 +141,7 @@ class PlumeTrainingConfig(SFTConfig):
         accelerator_config: Any = self.accelerator_config
         if accelerator_config.dispatch_batches is None:
             accelerator_config.dispatch_batches = False  # of a stream too, every rank reads its own batches
-        if self.teacher not in (None, *TEACHERS):
-            raise ValueError(f"teacher={self.teacher!r} is unknown. Use one of {TEACHERS}, or leave it out.")
-        for name, value in (("temperature", self.temperature), ("teacher_temperature", self.teacher_temperature)):
-            if value <= 0:
-                raise ValueError(f"{name} must be above 0, got {value}.")
+        self._check_objective()
         if self.stage_lr_scales is not None and len(self.stage_lr_scales) != len(self.stage_weights):
             raise ValueError(
                 f"stage_lr_scales has {len(self.stage_lr_scales)} entries but there are {len(self.stage_weights)} "
@@ -160,6 +156,13 @@ class PlumeTrainingConfig(SFTConfig):
         for name, size in (("chunk_size", self.chunk_size), ("chunk_tokens", self.chunk_tokens)):
             if size is not None and size < 1:
                 raise ValueError(f"{name} must be at least 1, got {size}.")
+
+    def _check_objective(self) -> None:
+        if self.teacher not in (None, *TEACHERS):
+            raise ValueError(f"teacher={self.teacher!r} is unknown. Use one of {TEACHERS}, or leave it out.")
+        for name, value in (("temperature", self.temperature), ("teacher_temperature", self.teacher_temperature)):
+            if value <= 0:
+                raise ValueError(f"{name} must be above 0, got {value}.")
 
     def _choose_precision(self) -> None:
         """Take bfloat16 if the device computes in it, else float32; warn if another dtype was asked for."""

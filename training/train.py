@@ -26,7 +26,7 @@ from plume.arguments import show_dashes
 from plume.start import processor_from_backbone
 from plume.training.collator import PairCollator
 from plume.training.config import PlumeTrainingConfig
-from plume.training.data import check, load_rows, look, parse_columns
+from plume.training.data import check, folder_of, load_rows, look, parse_columns
 from plume.training.dry_run import describe_run, time_steps
 from plume.training.plan import MOST_NEGATIVES, Decision, Facts, decide
 from plume.training.report import Scores, describe_verdict, find_alarms, measure, write_report
@@ -218,8 +218,8 @@ def make_plan(
 
 def media_folder(files: list[str]) -> Decision | None:
     """The folder of the first file that lies here, as the one that media paths are relative to."""
-    folder = next((Path(name).parent for name in files if Path(name).exists()), None)
-    return folder and Decision("media_root", str(folder), "the folder of the pairs")
+    folder = folder_of(files)
+    return None if folder is None else Decision("media_root", folder, "the folder of the pairs")
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -16,7 +16,7 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -131,7 +131,7 @@ def parse_row(row: str | Mapping[str, Any], media_root: str | Path | None = None
 def _parse_columns(fields: Mapping[str, Any], root: Path) -> Pair:
     sides = []
     for names, column in zip((QUERY, POSITIVE), _RATIONALES, strict=True):
-        value = next((fields[name] for name in names if fields.get(name) not in (None, "")), None)
+        value = _value_of(fields, names)
         if value is None:
             raise RowError(
                 "missing side",
@@ -143,6 +143,11 @@ def _parse_columns(fields: Mapping[str, Any], root: Path) -> Pair:
         _side_of_value(value, root, *_read_rationale(fields, f"rationale_{name}")) for name, value in _negatives(fields)
     )
     return Pair(name_dataset(fields), sides[0], sides[1], negatives, _read_scores(fields, len(negatives)))
+
+
+def _value_of(fields: Mapping[str, Any], names: Sequence[str]) -> Any:
+    """The value of a side, under the first of its names that has one; None if none has."""
+    return next((fields[name] for name in names if fields.get(name) not in (None, "")), None)
 
 
 def _read_rationale(fields: Mapping[str, Any], column: str) -> tuple[str, str]:
@@ -309,6 +314,33 @@ class Held(NamedTuple):
     rationales: bool
     negatives: int
     scores: bool
+
+
+def add_negatives(fields: Any, sources: Sequence[Any], place: str) -> Any:
+    """An unparsed row with the positives of other rows, and their rationales, as further hard negatives.
+
+    Args:
+        fields: The row.
+        sources: The other rows.
+        place: Where the row comes from, for the message.
+
+    Raises:
+        ValueError: If it has a teacher's scores, which new negatives lack, or one of the others has another format.
+    """
+    if any(_is_list(fields.get(name)) for name in _SCORES):
+        raise ValueError(f"{place} holds a teacher's scores, which mined negatives have not: mine first, then score.")
+    is_column = "qry" not in fields
+    if any(("qry" not in source) != is_column for source in sources):
+        raise ValueError(f"{place} and its negatives have two formats, columns and UME-R1's: mine each file by itself.")
+    if not is_column:
+        return {**fields, "neg": [*(fields.get("neg") or ()), *(source["pos"] for source in sources)]}
+    taken = [int(name.rpartition("_")[2]) for name in map(str, fields) if re.fullmatch(r"negative_\d+", name)]
+    added = {}
+    for number, source in enumerate(sources, start=max(taken, default=0) + 1):
+        added[f"negative_{number}"] = _value_of(source, POSITIVE)
+        if source.get(_RATIONALES[1]):
+            added[f"rationale_negative_{number}"] = source[_RATIONALES[1]]
+    return {**fields, **added}
 
 
 def describe_fields(row: Any) -> Held:

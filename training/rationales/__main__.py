@@ -13,7 +13,7 @@ from typing import Any
 from datasets import Dataset
 
 from plume.arguments import ArgumentParser
-from plume.training.data import load_rows, parse_columns
+from plume.training.data import describe_root, folder_of, load_rows, parse_columns, refuse_output, write_rows
 from plume.training.rationales import (
     EndpointWriter,
     Journal,
@@ -23,7 +23,7 @@ from plume.training.rationales import (
     Writer,
     ask,
     make_plan,
-    write_rows,
+    with_rationales,
 )
 from plume.training.rationales.prompts import NUM_FRAMES
 
@@ -56,8 +56,7 @@ def main(arguments: list[str] | None = None) -> int:
     _check(options)
     rows: Any = load_rows(options.pairs, columns=parse_columns(options.column))
     rows = rows if options.limit is None else rows.select(range(min(options.limit, len(rows))))
-    here = next((str(Path(name).parent) for name in options.pairs if Path(name).exists()), None)
-    root = options.media_root or here
+    root = options.media_root or folder_of(options.pairs)
     writer = _make_writer(options)
     with Journal(_beside(options.output, "replies")).opened() as journal:
         plan = make_plan(rows, root, writer.name, journal.found)
@@ -66,21 +65,18 @@ def main(arguments: list[str] | None = None) -> int:
         if options.sample:
             return _show_sample(options.sample, plan, rows, root, writer, journal)
         outcome = ask(plan.asks, rows, root, writer, journal)
-        write_rows(options.output, rows, plan, journal.found)
+        write_rows(options.output, with_rationales(rows, plan, journal.found))
         failures = _list_failures(plan, outcome, rows, journal)
     _report(options.output, plan, outcome, failures)
-    if plan.has_media and root and Path(root).resolve() != options.output.parent.resolve():
-        print(f"Paths of media are still relative to {root}: train with --media-root {root}.")
+    if plan.has_media:
+        print(describe_root(root, options.output), end="")
     return 1 if failures else 0
 
 
 def _check(options: argparse.Namespace) -> None:
     if bool(options.endpoint) != bool(options.model):
         raise ValueError("--endpoint URL and --model NAME go together: a server is asked for one of its models.")
-    if options.output.suffix.lower() not in (".jsonl", ".ndjson"):
-        raise ValueError(f"--output {options.output} is written as JSON lines: let its name end in .jsonl.")
-    if any(Path(name).resolve() == options.output.resolve() for name in options.pairs):
-        raise ValueError(f"--output {options.output} is one of the inputs, which would be lost. Choose another name.")
+    refuse_output(options.output, options.pairs)
     for name in ("limit", "concurrency", "batch_size", "max_tokens", "requests_per_minute", "timeout"):
         value = vars(options)[name]
         if value is not None and value <= 0:
