@@ -33,12 +33,14 @@ class Command(NamedTuple):
         help: One line.
         extra: Extra of the package that it needs.
         first: Arguments before the caller's.
+        takes_plume: Whether ``--model`` is a PLUME checkpoint, so that one that comes with the package has a name.
     """
 
     module: str
     help: str
     extra: str = ""
     first: tuple[str, ...] = ()
+    takes_plume: bool = True
 
 
 COMMANDS = {
@@ -47,7 +49,9 @@ COMMANDS = {
     "corpus": Command("plume.apps.corpus.__main__", "embed a corpus on many cores or GPUs", "corpus"),
     "train": Command("plume.training.train", "train on pairs, stage by stage", "train"),
     "mine": Command("plume.training.mine", "mine hard negatives for pairs to train on", "train"),
-    "rationales": Command("plume.training.rationales.__main__", "write rationales for pairs to train on", "rationales"),
+    "rationales": Command(
+        "plume.training.rationales.__main__", "write rationales for pairs to train on", "rationales", takes_plume=False
+    ),
     "evaluate": Command("plume.evaluation.__main__", "score a checkpoint on MMEB-v2 or other tasks", "eval"),
     "audit": Command("plume.evaluation.__main__", "are the latent steps used?", "eval", ("audit",)),
     "convert": Command("plume.hub.convert.__main__", "bring a published checkpoint into this layout"),
@@ -162,7 +166,7 @@ def run(name: str, arguments: list[str]) -> int:
             f"`plume {name}` needs {error.name}, which is not installed: pip install "
             f"'plume-embedding[{command.extra}]'."
         ) from error
-    return room.main([*command.first, *with_shipped_model(arguments)]) or 0
+    return room.main([*command.first, *(with_shipped_model(arguments) if command.takes_plume else arguments)]) or 0
 
 
 def with_shipped_model(arguments: list[str]) -> list[str]:

@@ -418,6 +418,9 @@ def test_dry_run_prints_stages_and_rewritten_samples_and_trains_nothing(train, t
     assert "[stage 4] <ct><ct><ct><ct><elt><gen>\n" in said
     assert said.rstrip().endswith(" s per step, measured on two of the last stage")
     assert not (tmp_path / "out").exists()
+    said = train(tmp_path / "out", "--dry_run", "--max_steps", "8", "--stage_weights", *"10001")
+    assert [line[:9] for line in said.splitlines() if line.startswith("[stage ")] == ["[stage 0]", "[stage 4]"]
+    assert "last 3/4" not in said
 
 
 @pytest.mark.parametrize(
@@ -429,6 +432,11 @@ def test_dry_run_prints_stages_and_rewritten_samples_and_trains_nothing(train, t
         (["--num_latent_steps", "99"], "outside 0..8"),
         (["--layout", "other"], "layout 'other' is unknown"),
         (["--temperature", "0"], "temperature must be above 0"),
+        (["--teacher_temperature", "0"], "teacher_temperature must be above 0"),
+        (["--teacher", "other"], "teacher='other' is unknown"),
+        (["--teacher", "scores"], "no row has them"),
+        (["--max_pixels", "0"], "min_pixels=.* exceeds max_pixels=0"),
+        (["--media_root", "."], "Name the folder that paths are relative to with --media_root"),
         (["--column", "query"], "--column query renames nothing"),
         (["--streaming", "--skip_bad_rows"], "Drop one of the two"),
     ],
@@ -463,6 +471,45 @@ def test_a_pair_without_a_rationale_is_trained_on_its_answer(corpus):
         for stage in Curriculum(4).stages
     ]
     assert texts == ["<elt><answer>red</answer><gen>"] * 4 + ["<elt><gen>"]
+
+
+def test_control_tokens_in_a_rationale_are_plain_text(corpus):
+    """<gen> in a rationale would be the place of the embedding, <elt> the end of thinking."""
+    processor = PlumeProcessor.from_pretrained(corpus / "model")
+    thought = f"{processor.embedding_token} is written here. So is {processor.latent_end_token}."
+    fields = {
+        "query": "a",
+        "positive": "b",
+        "rationale_query": f"<think>{thought}</think><answer>c{processor.anchor_token}</answer>",
+    }
+    batch = PairCollator(processor)([{"row": json.dumps(fields), "place": "x:1"}])
+    found = batch["texts"].rows[0]
+    ids = [token for segment in found.segments for token in segment]
+    control = {token for token in processor.token_fields().values() if isinstance(token, int)}
+    assert not control & {*ids, *found.answer}
+    assert processor.tokenizer.decode(ids).replace(" ", "").endswith("Sois<elt>.")
+    assert len(found.segments) == 2
+
+
+def test_a_second_loss_that_is_a_sum_over_rows_has_a_name_of_its_own(corpus, tmp_path):
+    """Whole and in chunks: it is not added to the cross entropy, and counts in the loss."""
+    logged = []
+    for weight, chunk_size in ((0.0, None), (2.0, None), (2.0, 5)):
+        trainer = make_trainer(corpus, tmp_path, expert_dropout=0.0, chunk_size=chunk_size)
+        batch, own_loss = prepare(trainer, 2), trainer._own_loss
+
+        def with_norm(output, rows, batch, own_loss=own_loss, weight=weight):
+            own, terms = own_loss(output, rows, batch)
+            norm = output.latent_states.abs().sum() / batch["num_pairs"]
+            return own + weight * norm, {**terms, "norm": norm}
+
+        trainer._own_loss = with_norm
+        loss = trainer.training_step(trainer.model, batch).item()
+        logged.append((loss, *(trainer._metrics["train"][f"loss_{name}"][-1] for name in ("ce", "norm"))))
+    (plain, ce, norm), whole, chunked = logged
+    assert whole == pytest.approx((plain + 2 * norm, ce, norm), rel=1e-5)
+    assert chunked == pytest.approx(whole, rel=1e-5)
+    assert norm > 1
 
 
 def test_stages_are_rewritten_late(corpus):
@@ -514,7 +561,7 @@ def test_the_revision_of_the_model_reaches_every_file(start, long_corpus, backbo
     opened = {
         "plume": [(train.AutoConfig, "from_pretrained"), (train.AutoModel, "from_pretrained"),
                   (train.AutoProcessor, "from_pretrained")],
-        "backbone": [(train.AutoConfig, "from_pretrained"), (train, "from_backbone"), (train, "processor_from_backbone")],
+        "backbone": [(train.AutoConfig, "from_pretrained"), (train, "from_backbone")],
     }[start]  # fmt: skip
     asked: dict[str, str] = {}
     for owner, method in opened:
@@ -529,6 +576,46 @@ def test_the_revision_of_the_model_reaches_every_file(start, long_corpus, backbo
     name = long_corpus / "model" if start == "plume" else backbone
     train.load_model(ModelConfig(model_name_or_path=str(name), model_revision="v2", dtype="float32"), "paper")
     assert asked == {f"{owner.__name__}.{method}": "v2" for owner, method in opened}
+
+
+def test_the_processor_of_a_backbone_is_built_once(backbone, monkeypatch):
+    from plume import start
+    from plume.training import train
+
+    built, build = [], start.build_processor
+    monkeypatch.setattr(start, "build_processor", lambda *args, **kwargs: built.append(args) or build(*args, **kwargs))
+    _, processor = train.load_model(ModelConfig(model_name_or_path=str(backbone), dtype="float32"), "released")
+    assert len(built) == 1
+    assert (processor.query_prompt, processor.blank_image_size) == ("", 28)
+
+
+def test_the_largest_area_of_a_picture_holds_in_the_run_and_is_saved(train, tmp_path, monkeypatch):
+    from plume.training.trainer import PlumeTrainer
+
+    areas, step = [], PlumeTrainer.training_step
+
+    def record(self, model, inputs, *args):
+        areas.extend(inputs["prefix"]["image_grid_thw"].prod(dim=1).tolist())
+        return step(self, model, inputs, *args)
+
+    monkeypatch.setattr(PlumeTrainer, "training_step", record)
+    Image.new("RGB", (112, 112)).save(tmp_path / "large.png")
+    (tmp_path / "pairs.csv").write_text("query,positive\n" + "a,large.png\n" * 8)
+    flags = [
+        "--train_files",
+        str(tmp_path / "pairs.csv"),
+        "--media_root",
+        str(tmp_path),
+        "--max_steps",
+        "1",
+        "--verdict_pairs",
+        "0",
+    ]
+    for more in ([], ["--max_pixels", "3136"]):  # of 112 by 112 pixels, or 56 by 56
+        areas.clear()
+        train(tmp_path / "out", *flags, *more)
+        assert set(areas) == ({16} if more else {64})
+    assert PlumeProcessor.from_pretrained(tmp_path / "out").max_pixels == 3136
 
 
 def test_bad_rows_are_left_out_only_when_asked(long_corpus, train, tmp_path):

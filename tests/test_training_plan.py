@@ -183,6 +183,8 @@ def test_the_verdict_is_reported_drawn_and_printed(tmp_path, capsys):
     assert (output / "curves.png").stat().st_size > 10_000
     assert row in (output / "README.md").read_text(), "the card shows the verdict"
     assert row in capsys.readouterr().out
+    assert "- Not measured on new pairs: " in report
+    assert "50 pairs that the run was trained on (none were held out)" in report
 
 
 def test_a_dry_run_works_before_there_are_enough_rows_and_writes_nothing(tmp_path, capsys):
@@ -204,3 +206,4 @@ def test_pairs_are_held_out_where_there_are_enough(tmp_path, capsys):
     said = capsys.readouterr().out
     assert "180 pairs in 3 equal batches" in said
     assert "on 20 held-out pairs" in said
+    assert "Not measured on new pairs" not in said

@@ -16,7 +16,7 @@ from PIL import Image
 from torch.nn.functional import pad
 
 from plume import PlumeProcessor
-from plume.content_plume import MEDIA_KINDS, MediaKind
+from plume.content_plume import MEDIA_KINDS, MediaKind, neutralize
 from plume.training.config import PlumeTrainingConfig
 from plume.training.curriculum import Stage, split_segments
 from plume.training.data import Pair, RowError, Side, read_pair, with_files
@@ -151,13 +151,15 @@ class PairCollator:
             raise
 
     def _tokenize(self, side: Side) -> Text:
-        """Rationale and answer as ids; the pieces around the answer are those of the suffix."""
+        """Rationale and answer as ids, free of control tokens; the pieces around the answer are those of the suffix."""
         encode = lambda text: self.processor.tokenizer(text, add_special_tokens=False)["input_ids"]  # noqa: E731
+        # A <gen> in a rationale would otherwise be taken for the place of the embedding.
+        rationale, said = (neutralize(text, self.processor.control_tokens) for text in (side.rationale, side.answer))
         between = self.processor.suffix.removeprefix(self.processor.latent_end_token)
         closing = between.removesuffix(self.processor.embedding_token)
         tag, newline = closing.rstrip("\n"), closing[len(closing.rstrip("\n")) :]
-        answer = f"<answer>{side.answer}</answer>" if side.answer else ""
-        segments = [encode(segment) for segment in split_segments(side.rationale)]
+        answer = f"<answer>{said}</answer>" if said else ""
+        segments = [encode(segment) for segment in split_segments(rationale)]
         if self.max_suffix_length is not None:
             kept, length = [], 0
             for segment in segments:

@@ -23,6 +23,8 @@ from trl import ModelConfig, TrlParser, get_peft_config, get_quantization_config
 
 from plume import PAPER_LAYOUT, RELEASED_LAYOUT, PlumeModel, PlumeProcessor, from_backbone
 from plume.arguments import show_dashes
+from plume.checkpoints import locate
+from plume.options_plume import check_limits
 from plume.start import processor_from_backbone
 from plume.training.collator import PairCollator
 from plume.training.config import PlumeTrainingConfig
@@ -94,14 +96,23 @@ def _is_plume(name: str, **hub: Any) -> bool:
     return AutoConfig.from_pretrained(name, **hub).model_type.startswith("plume")
 
 
+def refuse_unknown_layout(layout: str) -> None:
+    """Refuse a layout that there is none of.
+
+    Raises:
+        ValueError: If it is.
+    """
+    if layout not in _LAYOUTS:
+        raise ValueError(f"The layout {layout!r} is unknown. Use one of {sorted(_LAYOUTS)}.")
+
+
 def load_processor(name: str, layout: str, **hub: Any) -> PlumeProcessor:
     """The processor of a PLUME checkpoint, or a fresh one for a plain backbone.
 
     Raises:
         ValueError: If the layout is unknown.
     """
-    if layout not in _LAYOUTS:
-        raise ValueError(f"The layout {layout!r} is unknown. Use one of {sorted(_LAYOUTS)}.")
+    refuse_unknown_layout(layout)
     if _is_plume(name, **hub):
         return AutoProcessor.from_pretrained(name, **hub)
     return processor_from_backbone(name, _LAYOUTS[layout], **_SETTINGS[layout], **hub)
@@ -117,9 +128,9 @@ def load_model(arguments: ModelConfig, layout: str) -> tuple[PlumeModel, PlumePr
     options: dict[str, Any] = {"dtype": arguments.dtype, "attn_implementation": arguments.attn_implementation, **hub}
     if quantization := get_quantization_config(arguments):
         options["quantization_config"] = quantization
-    processor = load_processor(name, layout, **hub)
+    refuse_unknown_layout(layout)
     if _is_plume(name, **hub):
-        return AutoModel.from_pretrained(name, **options), processor
+        return AutoModel.from_pretrained(name, **options), AutoProcessor.from_pretrained(name, **hub)
     return from_backbone(name, _LAYOUTS[layout], processor_options=_SETTINGS[layout], model_options=options)
 
 
@@ -155,7 +166,7 @@ def expand(arguments: list[str]) -> list[str]:
     if first == 0:
         return arguments
     model, *pairs, output = arguments[:first]
-    named = ["--model_name_or_path", model, "--train_files", *pairs, "--output_dir", output, "--holdout", "0.1"]
+    named = ["--model_name_or_path", locate(model), "--train_files", *pairs, "--output_dir", output, "--holdout", "0.1"]
     return [*named, *arguments[first:]]
 
 
@@ -236,7 +247,9 @@ def main(arguments: list[str] | None = None) -> None:
     found = None if "media_root" in given else media_folder(script.train_files)
     args.media_root = found.value if found else args.media_root
     model, processor = load_model(model_arguments, script.layout)
-    processor.max_pixels = script.max_pixels or processor.max_pixels
+    if script.max_pixels is not None:
+        check_limits(processor.min_pixels, script.max_pixels, "")
+        processor.max_pixels = script.max_pixels
     rows, judged = read_pairs(script, args, processor)
     plan = [str(choice) for choice in (found, *make_plan(args, given, rows, model, model_arguments)) if choice]
     if isinstance(rows, IterableDataset):
@@ -264,17 +277,16 @@ def main(arguments: list[str] | None = None) -> None:
     trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
     if script.verdict_pairs:
         trained_on = not script.eval_files and (script.streaming or judged is rows)
-        where = "training pairs (none were held out)" if trained_on else "held-out pairs"
-        judge(trainer, sample, before, where, plan)
+        judge(trainer, sample, before, trained_on, plan)
     save(trainer, processor, args)
 
 
-def judge(trainer: PlumeTrainer, sample: Any, before: Scores, where: str, plan: list[str]) -> None:
+def judge(trainer: PlumeTrainer, sample: Any, before: Scores, trained_on: bool, plan: list[str]) -> None:
     """Measure again, write the report, and say what was found."""
     after = measure(trainer, sample)
     logs = [entry for entry in trainer.state.log_history if "loss" in entry]
     alarms = find_alarms(logs, before, after, trainer.args, trainer.curriculum)
-    trainer.verdict = describe_verdict(alarms, before, after, f"{len(sample)} {where}")
+    trainer.verdict = describe_verdict(alarms, before, after, len(sample), trained_on)
     if trainer.is_world_process_zero():
         write_report(Path(str(trainer.args.output_dir)), trainer.verdict, plan, logs)
         print(trainer.verdict)

@@ -40,6 +40,7 @@ _NEGATIVE = re.compile(r"negative(?:s|_\d+)?")
 QUERY, POSITIVE = ("query", "anchor"), ("positive", "document")
 _RATIONALES = ("rationale_query", "rationale_positive")
 _OF_A_NEGATIVE = re.compile(r"rationale_negative_\d+")
+_NAME_THE_ROOT = "Name the folder that paths are relative to with --media_root"
 _SCORES = ("teacher_scores", "scores", "score")  # as lists: a single score of a pair ranks nothing
 
 
@@ -302,9 +303,9 @@ def _resolve(path: Any, root: Path) -> str:
     except (OSError, RuntimeError, ValueError) as error:  # too long, a loop of links, a NUL
         raise RowError("missing media", f"{path[:80]!r} is no usable path ({str(error)[:120]})") from error
     if root != found and root not in found.parents:
-        raise RowError("media outside the root", f"{path!r} leads outside the media root {root}")
+        raise RowError("media outside the root", f"{path!r} leads outside the media root {root}. {_NAME_THE_ROOT}")
     if not exists:
-        raise RowError("missing media", f"{path!r} is not in the media root {root}")
+        raise RowError("missing media", f"{path!r} is not in the media root {root}. {_NAME_THE_ROOT}")
     return str(found)
 
 
