@@ -24,6 +24,7 @@ from plume.hub.random_checkpoint import save_random_plume
 
 trl = pytest.importorskip("trl", reason="training needs the extra `train`")
 
+from peft import PeftModel  # noqa: E402
 from trl import ModelConfig  # noqa: E402
 
 from plume.training.collator import PairCollator, chunk_sizes, rewrite, split_rows  # noqa: E402
@@ -395,7 +396,9 @@ def test_lora_trains_adapter_and_token_rows_and_saves_a_whole_checkpoint(long_co
         config.anchor_token_id, config.latent_start_token_id, config.latent_end_token_id, config.embedding_token_id
     }  # fmt: skip
     assert len(rows) >= 3
-    assert (output / "lora" / "adapter_model.safetensors").exists()
+    unmerged = PeftModel.from_pretrained(PlumeForEmbedding.from_pretrained(long_corpus / "model"), output / "lora")
+    merged = unmerged.merge_and_unload().state_dict()
+    assert all(torch.allclose(merged[name], weight, atol=1e-6) for name, weight in after.state_dict().items())
     assert not list(output.glob("adapter_*"))  # loaders would take the folder for LoRA weights alone
     assert torch.isfinite(embed(after.eval(), PlumeProcessor.from_pretrained(output), ["a red box"])).all()
 

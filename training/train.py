@@ -18,6 +18,7 @@ import torch
 import yaml
 from datasets import Dataset, IterableDataset
 from transformers import AutoConfig, AutoModel, AutoProcessor, set_seed
+from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.utils import logging
 from trl import ModelConfig, TrlParser, get_peft_config, get_quantization_config
 
@@ -154,6 +155,19 @@ def peft_config(arguments: ModelConfig, model: PlumeModel) -> Any:
     return config
 
 
+def refuse_split_lora(trainer: PlumeTrainer, uses_lora: bool) -> None:
+    """Refuse LoRA where the weights are split over the ranks: they are merged at the end, by one rank.
+
+    Raises:
+        ValueError: If FSDP or ZeRO-3 splits them.
+    """
+    if uses_lora and (trainer.is_fsdp_enabled or is_deepspeed_zero3_enabled()):
+        raise ValueError(
+            "--use_peft merges its weights at the end, and FSDP and ZeRO-3 split them over the ranks, so nothing could "
+            "be saved. Use training/accelerate/ddp.yaml or zero2.yaml, or train all weights."
+        )
+
+
 def expand(arguments: list[str]) -> list[str]:
     """``MODEL PAIRS... OUTPUT`` before the flags, as the flags they stand for.
 
@@ -267,6 +281,7 @@ def main(arguments: list[str] | None = None) -> None:
     if args.should_log:
         print("\n".join(["What was not given follows from the data:", *plan]))
     trainer = PlumeTrainer(**parts)
+    refuse_split_lora(trainer, model_arguments.use_peft)
     if any(parameter.dtype != torch.float32 for parameter in trainer.model.parameters() if parameter.requires_grad):
         logger.warning(
             "Some trained weights are not float32: small updates round away. Pass --dtype float32; --bf16 still "
