@@ -54,7 +54,7 @@ test-all: $(VENV)/.installed ## Run the slow tests too
 	$(RUN) -m pytest $(WORKERS)
 
 test-min: .venv-min/.installed ## Run the core tests on the oldest supported libraries
-	.venv-min/bin/python -m pytest tests/test_vectors.py tests/test_processor.py tests/test_doors.py tests/test_plume_tiny.py tests/test_embed.py
+	.venv-min/bin/python -m pytest tests/test_vectors.py tests/test_processor.py tests/test_entry_points.py tests/test_plume_tiny.py tests/test_embed.py
 
 test-examples: .venv-examples/.installed ## Run the tests of apps/ and examples/
 	.venv-examples/bin/python -m pytest tests/test_search.py tests/test_search_page.py tests/test_distributed.py tests/test_serving.py tests/test_integrations.py \

@@ -51,6 +51,7 @@ class Item(NamedTuple):
 
 Media = dict[str, list[Item]]  # of one input, by kind
 _VISION_START, _VISION_END = "<|vision_start|>", "<|vision_end|>"
+_PATCH_SETTINGS = ("patch_size", "merge_size", "temporal_patch_size", "image_mean", "image_std")
 _TOKENS = ("anchor_token", "latent_start_token", "latent_end_token", "latent_token", "embedding_token")
 
 
@@ -356,11 +357,7 @@ class PlumeProcessor(ProcessorMixin):
             frames,
             min_pixels=low,
             max_pixels=high,
-            patch_size=self.patch_size,
-            merge_size=self.merge_size,
-            temporal_patch_size=self.temporal_patch_size,
-            image_mean=self.image_mean,
-            image_std=self.image_std,
+            **{name: settings[name] for name in _PATCH_SETTINGS},
             whole_clip=kind == "video" and self.video_limits == "clip",
             resize_twice=self.resize == "released",
         )

@@ -190,11 +190,6 @@ def _array_to_image(array: np.ndarray | torch.Tensor) -> Image.Image:
 # 3. Clip
 
 
-def load_video(source: Any, num_frames: int) -> list[Image.Image]:
-    """Frames of :func:`load_clip`: at most ``num_frames``, evenly spaced."""
-    return load_clip(source, num_frames).frames
-
-
 def load_clip(
     source: Any,
     num_frames: int,

@@ -23,8 +23,9 @@ import transformers
 from tqdm import tqdm
 
 from plume import PlumeModel, PlumeProcessor
-from plume.benchmarks.models import DTYPES, INPUTS, build_model
-from plume.benchmarks.systems import LATENT_STEPS, SLOW, timers
+from plume.benchmarks.models import DTYPES, build_model
+from plume.benchmarks.names import INPUTS, LATENT_STEPS
+from plume.benchmarks.systems import SLOW, timers
 from plume.evaluation.embedders import fingerprint, load_checkpoint
 from plume.evaluation.store import check_condition, write_whole
 
@@ -34,7 +35,6 @@ COLUMNS = (
     *("system", "size", "device", "dtype", "batch", "input", "latent_steps"),
     *("ms_median", "ms_iqr", "per_second", "turns"),
 )
-SYSTEMS = tuple(LATENT_STEPS)
 
 
 class Cell(NamedTuple):
@@ -110,7 +110,7 @@ def plan_checkpoint(
         path: Folder or Hub id.
         device: Torch device.
         batches: Rows per batch.
-        kinds: Keys of :data:`~plume.benchmarks.models.INPUTS`; all where empty.
+        kinds: Keys of :data:`~plume.benchmarks.names.INPUTS`; all where empty.
 
     Returns:
         Its cells, what opens it for :func:`run`, what identifies its weights, and the most latent steps that it takes.

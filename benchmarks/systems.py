@@ -19,6 +19,7 @@ import torch
 
 from plume import PlumeModel, PlumeProcessor
 from plume.benchmarks.models import draw_items
+from plume.benchmarks.names import LATENT_STEPS
 from plume.evaluation.baselines import ExplicitCoT
 from plume.evaluation.embedders import prepare
 from plume.positions_plume import mrope_index
@@ -27,16 +28,6 @@ Inputs = dict[str, torch.Tensor]
 
 COT_TOKENS = 403
 COT_MEASURED = 64
-LATENT_STEPS = {
-    "prepare": 0,
-    "single_pass": 0,
-    "plume_k4": 4,
-    "plume_k6": 6,
-    "plume_k8": 8,
-    "plume_k8_plain": 8,
-    "one_at_a_time": 8,
-    "explicit_cot": 0,
-}
 # The slow ones, which a few rounds and a clock of minutes must do for.
 SLOW = ("one_at_a_time", "explicit_cot")
 
@@ -134,7 +125,7 @@ def timers(model: PlumeModel, processor: PlumeProcessor, kind: str, batch: int) 
     Args:
         model: The model, as ``speed_up`` has set it.
         processor: Its processor.
-        kind: A key of :data:`~plume.benchmarks.models.INPUTS`.
+        kind: A key of :data:`~plume.benchmarks.names.INPUTS`.
         batch: Rows.
     """
     items = draw_items(processor, kind, batch)

@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 SHIPPED = {"tiny": Path(__file__).parent / "plume-tiny"}
+DEFAULT_MODEL = "tiny"
 
 
 def locate(model: str | os.PathLike) -> str:

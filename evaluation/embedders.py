@@ -53,24 +53,20 @@ class ModelEmbedder:
         checkpoint: Mapping[str, Any] | None = None,
     ) -> None:
         self.model, self.processor, self.latent_steps = model, processor, latent_steps
-        model.config.check_num_latent_steps(self._num_latent_steps())
         identity = checkpoint or {"hash": weights_hash(model)}
-        self.condition = processor_condition(processor, self._num_latent_steps()) | {
+        self.condition = processor_condition(processor, steps_condition(model.config, latent_steps)) | {
             "dtype": str(model.dtype).removeprefix("torch."),
             "checkpoint": identity,
         }
 
-    def _num_latent_steps(self) -> int:
-        return self.model.config.num_latent_steps if self.latent_steps is None else self.latent_steps
-
     @torch.inference_mode()
     def encode(self, inputs: Sequence[Mapping[str, Any]], role: str) -> torch.Tensor:
-        """Vectors of the inputs, ``(B, D)``, fp32, on the CPU; ``role`` makes no difference without instructions."""
+        """Vectors of the inputs, ``(B, D)``, fp32, on the CPU; each role at its K of the checkpoint."""
         was_training = self.model.training
         self.model.eval()
         try:
             features = prepare(self.model, self.processor, inputs)
-            output = self.model(**features, num_latent_steps=self._num_latent_steps())
+            output = self.model(**features, task=role, num_latent_steps=self.latent_steps)
         finally:
             self.model.train(was_training)
         return output.embeddings.float().cpu()
@@ -110,14 +106,13 @@ class PooledEmbedder:
         self.model = SentenceTransformer(path, device="cpu", revision=revision, model_kwargs={"dtype": dtype})
         transformer: Any = self.model[0]
         processor, config = transformer.processor, transformer.model.config
-        steps = config.num_latent_steps if latent_steps is None else latent_steps
-        config.check_num_latent_steps(steps)
-        self.condition = processor_condition(processor, steps) | {
+        self.condition = processor_condition(processor, steps_condition(config, latent_steps)) | {
             "dtype": str(transformer.model.dtype).removeprefix("torch."),
             "checkpoint": fingerprint(path, revision),
         }
         processor.num_frames = _MANY_FRAMES
-        self.latent_steps, self.batch_size = steps, batch_size
+        self.steps = {role: config.check_num_latent_steps(latent_steps, role) for role in ("query", "document")}
+        self.batch_size = batch_size
         self.pool = self.model.start_multi_process_pool(list(devices))
 
     def encode(self, inputs: Sequence[Mapping[str, Any]], role: str) -> torch.Tensor:
@@ -128,7 +123,7 @@ class PooledEmbedder:
             pool=self.pool,
             batch_size=self.batch_size,
             chunk_size=self.batch_size,
-            num_latent_steps=self.latent_steps,
+            num_latent_steps=self.steps[role],
             convert_to_numpy=True,
             show_progress_bar=False,
         )
@@ -174,7 +169,17 @@ def load_checkpoint(
     return model.to(device).eval(), processor
 
 
-def processor_condition(processor: PlumeProcessor, latent_steps: int) -> dict[str, Any]:
+def steps_condition(config: Any, latent_steps: int | None = None) -> int | str:
+    """K for the condition of a score; a text if the checkpoint has another one for documents.
+
+    Raises:
+        ValueError: If the model cannot run it.
+    """
+    of_queries, of_documents = (config.check_num_latent_steps(latent_steps, role) for role in ("query", "document"))
+    return of_queries if of_queries == of_documents else f"{of_queries} (documents {of_documents})"
+
+
+def processor_condition(processor: PlumeProcessor, latent_steps: int | str) -> dict[str, Any]:
     """What of the processor changes vectors, and K; settings of newer processors only where they are not the usual."""
     usual = {name: parameter.default for name, parameter in signature(type(processor)).parameters.items()}
     settings = {

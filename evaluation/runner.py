@@ -79,6 +79,7 @@ def evaluate(
 
     Raises:
         ValueError: If options are unusable, or ``out`` holds results of another condition.
+        ConnectionError: At the first task whose data must come from the Hub, if it cannot be reached.
         FailedTasksError: After the last task, if some failed, e.g. by unusable data; the others are in its ``results``.
     """
     embedder = _embedder(

@@ -22,7 +22,7 @@ ORDER = [
     {"modeling_plume_qwen2_5_vl", "modeling_plume_qwen3_vl"},
 ]
 PROCESSING = "processing_plume"
-CLOSURE_LIBRARIES = {"torch", "transformers", "PIL", "numpy", "av", "huggingface_hub"}
+CLOSURE_LIBRARIES = {"torch", "transformers", "PIL", "numpy", "av", "huggingface_hub", "safetensors"}
 MAX_FUNCTION_LINES = 50
 
 

@@ -9,10 +9,11 @@ import torch
 from inputs import ROOT
 from plume.benchmarks import __main__ as command
 from plume.benchmarks import compare, parts, report, systems, training
-from plume.benchmarks.models import INPUTS, build_model, draw_items
+from plume.benchmarks.models import build_model, draw_items
+from plume.benchmarks.names import INPUTS, SYSTEMS
 from plume.evaluation.baselines import ExplicitCoT
 from plume.evaluation.embedders import prepare
-from plume.hub.random_checkpoint import MODEL_TYPES
+from plume.hub import MODEL_TYPES
 
 TOKENS = {"text64": 64, "text512": 512, "image448": 320, "page896": 1324, "video8": 640}
 
@@ -177,14 +178,14 @@ def test_a_result_has_all_rows_and_columns(result):
     assert set(written) == {"header", "rows"}
     assert written["header"]["machine"]["torch"] == torch.__version__
     assert written["header"]["left_out"] == []
-    assert len(written["rows"]) == len(CELLS) * len(compare.SYSTEMS)
+    assert len(written["rows"]) == len(CELLS) * len(SYSTEMS)
     for row in written["rows"]:
         assert tuple(row) == compare.COLUMNS
         assert row["ms_median"] > 0
         assert row["per_second"] == pytest.approx(1000 * row["batch"] / row["ms_median"], rel=1e-2)
         assert row["latent_steps"] == systems.LATENT_STEPS[row["system"]]
         assert (row["ms_iqr"] is None) == (row["system"] in systems.SLOW)
-    assert {row["system"] for row in written["rows"]} == set(compare.SYSTEMS)
+    assert {row["system"] for row in written["rows"]} == set(SYSTEMS)
 
 
 def test_the_committed_result_is_read_by_todays_code():
@@ -200,10 +201,10 @@ def test_a_resumed_run_keeps_rows_and_measures_the_rest(result):
     lost = [row for row in rows if row["system"] == "plume_k4"]
     kept = [row for row in rows if row not in lost]
     saved = []
-    compare.run(CELLS, lambda cell: compare.SYSTEMS, "cpu", _Once(), kept, lambda: saved.append(len(kept)))
+    compare.run(CELLS, lambda cell: SYSTEMS, "cpu", _Once(), kept, lambda: saved.append(len(kept)))
     assert saved == [len(rows) - 1, len(rows)]
     assert [row["system"] for row in kept[-2:]] == ["plume_k4"] * 2
-    assert compare.run(CELLS, lambda cell: compare.SYSTEMS, "cpu", _Once(minutes=-1), [], lambda: None) == CELLS
+    assert compare.run(CELLS, lambda cell: SYSTEMS, "cpu", _Once(minutes=-1), [], lambda: None) == CELLS
 
 
 @pytest.mark.parametrize("changed", [{"threads": 99}, {"quick": True}, {"weights": {"hash": "1"}}])
@@ -228,7 +229,7 @@ def test_a_checkpoint_is_measured_as_well_as_random_weights(checkpoint, tmp_path
 def test_a_checkpoint_without_so_many_steps_leaves_those_systems_out(checkpoint, tmp_path):
     _, _, _, steps = compare.plan_checkpoint(str(checkpoint), "cpu", [1])
     assert steps == 8
-    assert compare.runnable(compare.SYSTEMS, 4) == ["prepare", "single_pass", "plume_k4", "explicit_cot"]
+    assert compare.runnable(SYSTEMS, 4) == ["prepare", "single_pass", "plume_k4", "explicit_cot"]
 
 
 def test_table_claims_and_chart_say_what_the_rows_say(result, tmp_path):
@@ -240,7 +241,7 @@ def test_table_claims_and_chart_say_what_the_rows_say(result, tmp_path):
     ours = ("single_pass", "plume_k4", "plume_k8", "one_at_a_time", "explicit_cot")
     as_2b = [
         {**row, "size": "2b", "batch": 1, "input": "image448", "dtype": "bf16"}
-        for row in written["rows"][: len(compare.SYSTEMS)]
+        for row in written["rows"][: len(SYSTEMS)]
         if row["system"] in ours
     ]
     for row, ms in zip(as_2b, (100.0, 1.0, 120.0, 1.0, 3600.0), strict=True):
@@ -262,7 +263,7 @@ def test_quick_and_full_plans_begin_with_the_cells_of_the_claims():
         assert len(full) == len(set(full))
         claimed = report.claimed(device)
         assert set(quick) == set(claimed)
-        assert all(names <= set(compare.SYSTEMS) and len(names) > 1 for names in claimed.values())
+        assert all(names <= set(SYSTEMS) and len(names) > 1 for names in claimed.values())
         assert full.index(max(claimed, key=full.index)) <= 4
         assert {cell.input for cell in full} <= INPUTS.keys()
         assert compare.Cell("2b", "bf16", 1, "query12") in full

@@ -9,12 +9,14 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 
 pytest.importorskip("sentence_transformers", reason="the extra `st` is not installed")
 
 from sentence_transformers import SentenceTransformer
+from transformers import AutoModel, AutoProcessor, TorchAoConfig
 
-from inputs import MEDIA, ROOT, noise_image
+from inputs import MEDIA, ROOT, embed, noise_image
 from servers import serving
 
 TINY = str(ROOT / "checkpoints" / "plume-tiny")
@@ -137,3 +139,19 @@ def test_every_script_of_the_examples_is_listed():
     helpers = {"__init__.py", "contact_sheet.py", "make_media.py"}
     scripts = {path.name for path in (ROOT / "examples").glob("*.py")} - helpers
     assert {name for name in re.findall(r"\]\((\w+\.py)\)", page)} == scripts
+
+
+def test_a_torchao_int8_model_speeds_up_around_its_int8_weights_and_loads_again(monkeypatch, tmp_path):
+    quantization = pytest.importorskip("torchao.quantization", reason="the extra `integrations` is not installed")
+    said = []
+    monkeypatch.setattr("plume.speed.packed.logger.warning", said.append)
+    config = TorchAoConfig(quantization.Int8WeightOnlyConfig())
+    model = AutoModel.from_pretrained(TINY, quantization_config=config).eval()
+    processor = AutoProcessor.from_pretrained(TINY)
+    expected = embed(model, processor, [BUS, DOGS])
+    assert (embed(model.speed_up(), processor, [BUS, DOGS]) - expected).abs().max() <= 1e-6
+    assert len(said) == 1
+    assert "plain form" in said[0]
+    model.speed_up(False).save_pretrained(tmp_path)
+    again = AutoModel.from_pretrained(tmp_path).eval()
+    assert torch.equal(embed(again, processor, [BUS, DOGS]), expected)

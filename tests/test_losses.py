@@ -136,6 +136,38 @@ def test_scores_of_a_row_stand_at_its_own_positive_and_negatives():
     assert placed.tolist() == [[1.0, nan, 2.0, 3.0, nan, nan], [nan, 4.0, nan, nan, 5.0, nan]]
 
 
+def representations(seed: int, num_readouts: int) -> Representations:
+    readouts = torch.stack([unit(3, seed=seed + place) for place in range(num_readouts)], dim=1)
+    return Representations(unit(3, seed=seed), unit(3, seed=seed), torch.rand(3, 4).softmax(-1), readouts)
+
+
+def test_a_readout_s_queries_meet_the_candidates_of_every_readout():
+    queries, targets, ids = representations(10, 2), representations(20, 2), torch.arange(3)
+    plain, _ = pool_loss(queries, targets, ids, Weights())
+    loss, parts = pool_loss(queries, targets, ids, Weights(), {0: 0.5, 4: 2.0})
+    for place, name in enumerate(("readout_0", "readout_4")):
+        against = [info_nce(queries.readouts[:, place], targets.readouts[:, other], ids, 0.02) for other in (0, 1)]
+        assert parts[name].item() == pytest.approx((sum(against) / 2).item())
+    assert loss.item() == pytest.approx((plain + 0.5 * parts["readout_0"] + 2.0 * parts["readout_4"]).item())
+
+
+def test_prefixes_are_contrasted_at_unit_length():
+    queries, targets, ids = representations(10, 1), representations(20, 1), torch.arange(3)
+    weights = Weights(embedding=0.7, prefixes=((4, 0.5),))
+    loss, parts = pool_loss(queries, targets, ids, weights, {2: 1.0})
+
+    def cut(vectors):
+        return torch.nn.functional.normalize(vectors[:, :4], dim=-1)
+
+    prefix = info_nce(cut(queries.embeddings), cut(targets.embeddings), ids, 0.02)
+    assert parts["dim_4"].item() == pytest.approx(prefix.item())
+    of_readout = info_nce(queries.readouts[:, 0], targets.readouts[:, 0], ids, 0.02)
+    of_readout += 0.5 * info_nce(cut(queries.readouts[:, 0]), cut(targets.readouts[:, 0]), ids, 0.02)
+    assert parts["readout_2"].item() == pytest.approx(of_readout.item())
+    expected = 0.7 * (parts["embedding"] + 0.5 * prefix) + parts["anchor"] + 0.1 * parts["balance"] + of_readout
+    assert loss.item() == pytest.approx(expected.item())
+
+
 def test_cross_entropy_averages_the_scored_tokens_of_each_row():
     log_probs = torch.tensor([[-1.0, -3.0, -9.0], [-2.0, -9.0, -9.0]])
     mask = torch.tensor([[True, True, False], [True, False, False]])

@@ -14,7 +14,8 @@ pytest.importorskip("datasets", reason="training data need the extra `train`")
 pytest.importorskip("sentence_transformers", reason="mining needs the extra `train`")
 
 from plume.training.data import Pair, Side, load_rows, parse_row, read_all
-from plume.training.mine import KnownVectors, main, mine, name_of
+from plume.training.mine import main
+from plume.training.mining import KnownVectors, mine, name_of
 
 
 def known(**angles: float) -> KnownVectors:

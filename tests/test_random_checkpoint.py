@@ -5,7 +5,8 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText, AutoTokenizer
 
-from plume.hub.random_checkpoint import MODEL_TYPES, save_random_backbone
+from plume.hub import MODEL_TYPES
+from plume.hub.random_checkpoint import save_random_backbone
 from plume.hub.random_checkpoint.__main__ import main
 
 

@@ -225,13 +225,17 @@ def steps_of_ranks(corpus, tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("teacher", [None, "explicit", "scores"])
 @pytest.mark.parametrize("chunk", [0, 3], ids=["whole", "chunked"])
-def test_two_ranks_equal_one_through_accelerate(steps_of_ranks, chunk, teacher):
-    results = [torch.load(steps_of_ranks / f"step-{world}-{chunk}-{teacher}.pt") for world in (1, 2)]
+@pytest.mark.parametrize("name", ["step", "nested", "explicit", "scores"])
+def test_two_ranks_equal_one_through_accelerate(steps_of_ranks, name, chunk):
+    results = [torch.load(steps_of_ranks / f"{name}-{world}-{chunk}.pt") for world in (1, 2)]
     assert results[0]["gradients"].keys() == results[1]["gradients"].keys()
     assert difference(results[0]["gradients"], results[1]["gradients"]) <= 1e-5
-    for name in ("loss_embedding", "loss_anchor", "loss_balance", "loss_ce", *["loss_ranking"] * bool(teacher)):
+    nested = {"loss_dim_8", "loss_dim_16", "loss_readout_0", "loss_readout_1", "loss_readout_2"}
+    more = {"nested": nested, "explicit": {"loss_ranking"}, "scores": {"loss_ranking"}}
+    shown = {term for term in results[0]["log"][0] if term.startswith("loss_")}
+    assert shown == {"loss_embedding", "loss_anchor", "loss_balance", "loss_ce"} | more.get(name, set())
+    for name in shown:
         assert results[0]["log"][0][name] == pytest.approx(results[1]["log"][0][name], rel=1e-4), name
 
 

@@ -167,6 +167,7 @@ class CheckpointedTrainer(SFTTrainer):
             "stage_weights": list(curriculum.weights),
             "stage_mixing": curriculum.mixing,
             "latent_dropout": curriculum.dropout,
+            "steps_per_sentence": curriculum.per_segment,
             "max_steps": self.state.max_steps,
         }
 

@@ -171,13 +171,14 @@ class PairCollator:
         return Text(segments, encode(tag + answer + newline))
 
 
-def rewrite(batch: dict[str, Any], stage: Stage, suffix: list[int]) -> Rows:
+def rewrite(batch: dict[str, Any], stage: Stage, suffix: list[int], readout_steps: Sequence[int] = ()) -> Rows:
     """All rows of a batch at a stage of the curriculum.
 
     Args:
         batch: From :class:`PairCollator`.
         stage: What to replace by how many latent steps.
         suffix: The fully latent suffix, ``config.suffix_token_ids``.
+        readout_steps: Numbers of steps to read out after, too.
     """
     suffixes = [stage.rewrite(text.segments, text.answer, suffix) for text in batch["texts"].rows]
     width = max(map(len, suffixes))
@@ -191,6 +192,7 @@ def rewrite(batch: dict[str, Any], stage: Stage, suffix: list[int]) -> Rows:
         "num_latent_steps": stage.num_latent_steps,
         "suffix_input_ids": ids.to(device),
         "suffix_mask": mask.to(device),
+        **({"readout_steps": list(readout_steps)} if readout_steps else {}),
     }
     return Rows(inputs, batch["texts"].places, batch["texts"].num_media, 2 * batch["num_pairs"])
 
@@ -205,7 +207,7 @@ def split_rows(rows: Rows, sizes: Sequence[int]) -> list[Rows]:
     inputs, chunks, start = rows.inputs, [], 0
     for size in sizes:
         stop = start + size
-        chunk: dict[str, Any] = {"num_latent_steps": inputs["num_latent_steps"]}
+        chunk = {name: inputs[name] for name in ("num_latent_steps", "readout_steps") if name in inputs}
         mask = inputs["attention_mask"][start:stop]
         first = mask.shape[1] - mask.sum(dim=1).max().item()
         chunk["input_ids"], chunk["attention_mask"] = inputs["input_ids"][start:stop, first:], mask[:, first:]

@@ -19,7 +19,10 @@ def stage_table(args: PlumeTrainingConfig, num_latent_steps: int, max_steps: int
     lines = [f"{'stage':>5}  {'steps':>13}  {'latent steps':>12}  explicit"]
     for stage, first, end in args.curriculum(num_latent_steps).spans(max_steps):
         left = stage.num_stages - stage.index
-        explicit = "nothing" if stage.is_final else f"last {left}/{stage.num_stages} of the rationale, answer"
+        kept = f"last {left}/{stage.num_stages} of the rationale"
+        if stage.replaced is not None:
+            kept = f"the rationale after {stage.replaced} sentences"
+        explicit = "nothing" if stage.is_final else f"{kept}, answer"
         lines.append(f"{stage.index:>5}  {f'{first}..{end - 1}':>13}  {stage.num_latent_steps:>12}  {explicit}")
     return lines
 

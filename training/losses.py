@@ -4,9 +4,12 @@ Legend: N pairs of the pool, M candidates (N targets, then hard negatives), H ha
 E experts.
 
     L = w_ce CE + w_gen InfoNCE(embeddings) + w_anc InfoNCE(anchors) + w_bal balance                      (Eq. 8)
-      + w_rank KL(ranking of a teacher || ranking of the embeddings)                    (not in the paper; 0 by default)
+      + w_rank KL(ranking of a teacher || ranking of the embeddings)                      (not in the paper; optional)
+
+With read-outs or prefixes, each of them adds an InfoNCE of its own (``docs/anytime.md``).
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -110,13 +113,17 @@ def place_scores(scores_NS: torch.Tensor) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class Weights:
-    """Coefficients of Eq. 8 and of the ranking, and the temperature."""
+    """Coefficients of Eq. 8 and of the ranking, and the temperature.
+
+    ``prefixes`` holds widths, and the coefficient of the contrast of so many leading dimensions at unit length.
+    """
 
     ce: float = 1.0
     embedding: float = 1.0
     anchor: float = 1.0
     balance: float = 0.1
     temperature: float = 0.02
+    prefixes: tuple[tuple[int, float], ...] = ()
     ranking: float = 1.0
 
 
@@ -128,33 +135,60 @@ class Representations:
         embeddings: ``(R, D)``, unit length.
         anchors: ``(R, D)``, unit length.
         routing: Routing probabilities averaged over the latent steps, ``(R, E)``; no columns at K = 0.
+        readouts: Embeddings after some numbers of steps, ``(R, number of steps, D)``, unit length. Defaults to none.
     """
 
     embeddings: torch.Tensor
     anchors: torch.Tensor
     routing: torch.Tensor
+    readouts: torch.Tensor | None = None
 
-    def tensors(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """The three tensors in order."""
-        return self.embeddings, self.anchors, self.routing
+    def tensors(self) -> tuple[torch.Tensor, ...]:
+        """The four tensors in order; without read-outs the last has none."""
+        nothing = self.embeddings.new_empty(len(self.embeddings), 0, self.embeddings.shape[1])
+        return self.embeddings, self.anchors, self.routing, nothing if self.readouts is None else self.readouts
+
+
+def nested_nce(
+    queries_ND: torch.Tensor, candidates_MD: torch.Tensor, candidate_ids_M: torch.Tensor, weights: Weights
+) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """InfoNCE of vectors and, weighted, of their prefixes at unit length; each part by name."""
+    parts = {"embedding": info_nce(queries_ND, candidates_MD, candidate_ids_M, weights.temperature)}
+    loss = parts["embedding"]
+    for width, weight in weights.prefixes:
+        sides = (F.normalize(side[:, :width].float(), dim=-1) for side in (queries_ND, candidates_MD))
+        parts[f"dim_{width}"] = info_nce(*sides, candidate_ids_M, weights.temperature)
+        loss = loss + weight * parts[f"dim_{width}"]
+    return loss, parts
 
 
 def pool_loss(
-    queries: Representations, candidates: Representations, candidate_ids: torch.Tensor, weights: Weights
+    queries: Representations,
+    candidates: Representations,
+    candidate_ids: torch.Tensor,
+    weights: Weights,
+    readouts: Mapping[int, float] | None = None,
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    """The terms of Eq. 8 that couple the rows of a pool, and each of them by name.
+    """The terms of Eq. 8 that couple the rows of a pool, those of read-outs and prefixes, and each of them by name.
+
+    The queries of a read-out are contrasted with the candidates of every read-out, and the mean counts: so all numbers
+    of steps share one space.
 
     Args:
         queries: The N queries of the pool.
         candidates: Their N targets, then hard negatives.
         candidate_ids: Identity of each candidate.
         weights: Coefficients.
+        readouts: Numbers of steps of the read-outs, in their order, with the coefficient of each.
     """
-    parts = {
-        "embedding": info_nce(queries.embeddings, candidates.embeddings, candidate_ids, weights.temperature),
-        "anchor": info_nce(queries.anchors, candidates.anchors, candidate_ids, weights.temperature),
-    }
-    loss = weights.embedding * parts["embedding"] + weights.anchor * parts["anchor"]
+    nested, parts = nested_nce(queries.embeddings, candidates.embeddings, candidate_ids, weights)
+    parts["anchor"] = info_nce(queries.anchors, candidates.anchors, candidate_ids, weights.temperature)
+    loss = weights.embedding * nested + weights.anchor * parts["anchor"]
+    asked, found = queries.tensors()[-1], candidates.tensors()[-1]
+    for place, (steps, weight) in enumerate((readouts or {}).items()):
+        against = [nested_nce(asked[:, place], other, candidate_ids, weights)[0] for other in found.unbind(dim=1)]
+        parts[f"readout_{steps}"] = torch.stack(against).mean()
+        loss = loss + weight * parts[f"readout_{steps}"]
     if queries.routing.shape[1]:  # no latent step, no routing to balance
         parts["balance"] = balance(torch.cat([queries.routing, candidates.routing]))
         loss = loss + weights.balance * parts["balance"]

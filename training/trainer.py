@@ -80,6 +80,7 @@ class PlumeTrainer(CheckpointedTrainer):
         if args.num_latent_steps is not None:
             model.config.num_latent_steps = model.config.check_num_latent_steps(args.num_latent_steps)
         self.curriculum = args.curriculum(model.config.num_latent_steps)
+        args.check_against(model.config, model.config.num_latent_steps)
         self.objective: Weights = args.weights()
         self._suffix, self._num_experts = list(model.config.suffix_token_ids), model.config.num_experts
         self._started_from = model.config.name_or_path
@@ -185,7 +186,7 @@ class PlumeTrainer(CheckpointedTrainer):
         """What the pool loss needs of a forward pass; routing has no columns at K = 0."""
         probs = output.router_probs
         routing = probs.mean(dim=1) if probs.shape[1] else probs.new_empty(len(probs), 0)
-        return Representations(output.embeddings, output.anchor_embeddings, routing)
+        return Representations(output.embeddings, output.anchor_embeddings, routing, output.readout_embeddings)
 
     # 3. Loss
 
@@ -196,7 +197,8 @@ class PlumeTrainer(CheckpointedTrainer):
 
         def gather(rows: torch.Tensor) -> list[torch.Tensor]:
             """Queries, targets and negatives of all ranks; absent negatives travel as zeros."""
-            negatives = rows.new_zeros(len(ids) - pairs, rows.shape[1]).index_copy(0, slots, rows[2 * pairs :])
+            absent = rows.new_zeros(len(ids) - pairs, *rows.shape[1:])
+            negatives = absent.index_copy(0, slots, rows[2 * pairs :])
             return [gather_rows(part) for part in (rows[:pairs], rows[pairs : 2 * pairs], negatives)]
 
         gathered = [gather(rows) for rows in local.tensors()]
@@ -204,7 +206,8 @@ class PlumeTrainer(CheckpointedTrainer):
         present = candidate_ids >= 0
         queries = Representations(*(parts[0] for parts in gathered))
         candidates = Representations(*(torch.cat(parts[1:])[present] for parts in gathered))
-        loss, parts = pool_loss(queries, candidates, candidate_ids[present], self.objective)
+        readouts = self.args.readouts(self.stage())
+        loss, parts = pool_loss(queries, candidates, candidate_ids[present], self.objective, readouts)
         teacher_NM = self._rank(batch, gather, present)
         if teacher_NM is not None:
             parts["ranking"] = ranking_kl(
@@ -252,6 +255,11 @@ class PlumeTrainer(CheckpointedTrainer):
         terms = {"ce": per_row.sum() / batch["num_pairs"]}
         return self.objective.ce * terms["ce"], terms
 
+    def _rewrite(self, batch: dict[str, Any]) -> Rows:
+        """All rows of a batch at the stage of the step, with its read-outs."""
+        stage = self.stage()
+        return rewrite(batch, stage, self._suffix, tuple(self.args.readouts(stage)))
+
     def compute_loss(
         self,
         model: torch.nn.Module,
@@ -260,7 +268,7 @@ class PlumeTrainer(CheckpointedTrainer):
         num_items_in_batch: Any = None,
     ) -> Any:
         """Loss of a batch in one forward pass."""
-        rows = rewrite(inputs, self.stage(), self._suffix)
+        rows = self._rewrite(inputs)
         output = self.forward_rows(model, rows)
         local, (own, terms) = self.represent(output), self._own_loss(output, rows, inputs)
         if torch.is_grad_enabled():
@@ -293,7 +301,7 @@ class PlumeTrainer(CheckpointedTrainer):
         if isinstance(self.optimizer, AcceleratedOptimizer):
             self.optimizer.train()  # schedule-free ones must be told
         inputs = self._prepare_inputs(inputs)
-        chunks = split_rows(rewrite(inputs, self.stage(), self._suffix), sizes)
+        chunks = split_rows(self._rewrite(inputs), sizes)
         accumulation = self.current_gradient_accumulation_steps
         options = {"scale_wrt_gas": False} if self.accelerator.distributed_type == DistributedType.DEEPSPEED else {}
         thoughts: list[tuple[torch.Tensor, torch.Tensor]] = []

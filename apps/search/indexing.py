@@ -147,7 +147,8 @@ class _Run:
             except ValueError as error:
                 self._skip(work, error)
         self._show(f"embedding {len(loaded)} documents up to {_name(document, work['parts'])}")
-        vectors = self.encoder.try_encode([content for _, content in loaded]) if loaded else []
+        contents, steps = [content for _, content in loaded], self.index.num_latent_steps
+        vectors = self.encoder.try_encode(contents, "document", steps) if loaded else []
         rows = []
         for (work, content), vector in zip(loaded, vectors, strict=True):
             if isinstance(vector, ValueError):

@@ -7,9 +7,9 @@ from typing import Any
 
 from plume import PlumeOutput
 from plume.apps.search.store import Hit, Index
-from plume.apps.shared.documents import KINDS
 from plume.apps.shared.encoder import Encoder
 from plume.apps.shared.limits import Limits, MediaError, check_clip, decode_picture
+from plume.arguments import KINDS
 
 MAX_RESULTS = 48
 

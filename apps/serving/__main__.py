@@ -4,11 +4,8 @@ import argparse
 from dataclasses import replace
 from pathlib import Path
 
-import uvicorn
-
-from plume.apps.serving.app import Settings, build_app
-from plume.apps.shared.encoder import DEFAULT_MODEL, Encoder
 from plume.arguments import ArgumentParser
+from plume.checkpoints import DEFAULT_MODEL
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -31,6 +28,11 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 def main(arguments: list[str] | None = None) -> None:
     """Load the model, serve until interrupted."""
     options = parse_arguments(arguments)
+    import uvicorn  # not before the arguments are read: a help does not wait for libraries
+
+    from plume.apps.serving.app import Settings, build_app
+    from plume.apps.shared.encoder import Encoder
+
     settings = replace(
         Settings(),
         name=options.name,

@@ -198,16 +198,16 @@ class _Service:
     async def _answer(self, body: list[bytes]) -> Response:
         config = self.batcher.encoder.model.config
         request, contents = await asyncio.get_running_loop().run_in_executor(self.reader, self._read, body)
-        steps = config.num_latent_steps if request.num_latent_steps is None else request.num_latent_steps
+        role = request.role or "document"
         try:
-            config.check_num_latent_steps(steps)
+            steps = config.check_num_latent_steps(request.num_latent_steps, role)
             width = _check_dimensions(request.dimensions, self.batcher.encoder.dimension)
             if len(contents) > self.settings.max_waiting:
                 raise ValueError(
                     f"The request has {len(contents)} inputs, more than the {self.settings.max_waiting} that may wait. "
                     "Split it."
                 )
-            embedded = await self.batcher.embed(contents, request.role or "document", steps)
+            embedded = await self.batcher.embed(contents, role, steps)
         except StorageError:
             raise
         except ValueError as error:

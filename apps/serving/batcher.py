@@ -213,7 +213,7 @@ def _try_embed(encoder: Encoder, contents: Sequence[Any], role: str, steps: int)
         # A text that is too long is refused, not cut: the client would not learn of it.
         inputs = encoder.process(contents, role, truncation=False)
         tokens = inputs["attention_mask"].sum(dim=1).tolist()
-        vectors = encoder.run(inputs, steps).embeddings
+        vectors = encoder.run(inputs, role, steps).embeddings
         assert vectors is not None
         return [Embedded(*pair) for pair in zip(vectors.float().cpu().numpy(), tokens, strict=True)]
     except ValueError as error:

@@ -17,11 +17,10 @@ from huggingface_hub import snapshot_download
 from transformers import AutoModel, AutoProcessor, BatchFeature
 
 from plume import PlumeOutput
-from plume.checkpoints import locate
+from plume.checkpoints import DEFAULT_MODEL, locate
 from plume.hub_files_plume import SETTINGS_FILES
 from plume.vision_plume import Clip
 
-DEFAULT_MODEL = "tiny"
 # Pixels per batch, about 21000 visual tokens of 28 x 28. A CPU gains nothing from large batches, and what comes next
 # waits for a batch to end.
 PIXEL_BUDGET, CPU_PIXEL_BUDGET = 16 * 1024 * 1024, 1024 * 1024
@@ -61,8 +60,12 @@ class Encoder:
 
     @cached_property
     def identity(self) -> str:
-        """What tells vectors of two checkpoints apart: a hash of weights, their dtype, settings and prompt."""
+        """What tells vectors of two checkpoints apart: the checkpoint's name, for people, and a hash after it.
+
+        The hash covers weights, their dtype, settings and prompt; see :func:`~plume.apps.shared.rows.same_checkpoint`.
+        """
         folder = Path(self.model_id)
+        name = folder.resolve().name if folder.is_dir() else self.model_id
         if not folder.is_dir():
             folder = Path(snapshot_download(self.model_id, local_files_only=True))
         digest = hashlib.blake2b(str(self.model.dtype).encode(), digest_size=12)
@@ -72,15 +75,15 @@ class Encoder:
                 with path.open("rb") as file:
                     while block := file.read(1 << 22):
                         digest.update(block)
-        return digest.hexdigest()
+        return f"{name} {digest.hexdigest()}"
 
     def encode(self, items: Sequence[Any], role: str = "document", num_latent_steps: int | None = None) -> np.ndarray:
         """Embed inputs of any number and mixture.
 
         Args:
             items: Inputs of the processor.
-            role: ``"document"`` or ``"query"``: the instruction in front.
-            num_latent_steps: K. Defaults to the checkpoint's.
+            role: ``"document"`` or ``"query"``: the instruction in front, and whose K is the default.
+            num_latent_steps: K. Defaults to the checkpoint's for the role.
 
         Returns:
             Unit vectors, ``(len(items), D)``, fp32.
@@ -92,30 +95,32 @@ class Encoder:
             vectors[chosen] = output.embeddings.float().cpu().numpy()
         return vectors
 
-    def try_encode(self, items: Sequence[Any], role: str = "document") -> list[np.ndarray | ValueError]:
+    def try_encode(
+        self, items: Sequence[Any], role: str = "document", num_latent_steps: int | None = None
+    ) -> list[np.ndarray | ValueError]:
         """Embed inputs of which some may be unusable: per input its vector ``(D,)``, or why there is none."""
         try:
-            return list(self.encode(items, role))
+            return list(self.encode(items, role, num_latent_steps))
         except ValueError as error:
             if len(items) == 1:
                 return [error]
-            return [self.try_encode([item], role)[0] for item in items]
+            return [self.try_encode([item], role, num_latent_steps)[0] for item in items]
 
     def think(
         self, items: Sequence[Any], role: str = "query", num_latent_steps: int | None = None, **options: Any
     ) -> PlumeOutput:
         """Embed one batch and keep the latent states and the routing; arguments as in :meth:`encode`."""
-        return self.run(self.process(items, role, **options), num_latent_steps)
+        return self.run(self.process(items, role, **options), role, num_latent_steps)
 
     def process(self, items: Sequence[Any], role: str = "query", **options: Any) -> BatchFeature:
         """Model inputs of one batch, on the CPU; ``options`` are the processor's."""
         process = {"query": self.processor.process_queries, "document": self.processor.process_documents}[role]
         return process(items, **options)
 
-    def run(self, inputs: BatchFeature, num_latent_steps: int | None = None) -> PlumeOutput:
+    def run(self, inputs: BatchFeature, role: str = "query", num_latent_steps: int | None = None) -> PlumeOutput:
         """The forward pass of one batch."""
         with torch.inference_mode():
-            return self.model(**inputs.to(self.device), num_latent_steps=num_latent_steps)
+            return self.model(**inputs.to(self.device), task=role, num_latent_steps=num_latent_steps)
 
     def clip(self, path: Path) -> Clip:
         """The frames of a clip that the model sees, with their times."""

@@ -42,7 +42,6 @@ __all__ = [
     "parse_row",
     "read_all",
     "read_pair",
-    "refuse_output",
     "with_files",
     "write_rows",
 ]
@@ -171,18 +170,6 @@ def write_rows(output: Path, rows: Iterable[Any]) -> None:
         file.flush()
         os.fsync(file.fileno())
     partial.replace(output)
-
-
-def refuse_output(output: Path, inputs: Sequence[str]) -> None:
-    """Refuse a file that rows cannot be written to.
-
-    Raises:
-        ValueError: If its name does not end in .jsonl, or it is one of the inputs.
-    """
-    if output.suffix.lower() not in (".jsonl", ".ndjson"):
-        raise ValueError(f"--output {output} is written as JSON lines: let its name end in .jsonl.")
-    if any(Path(name).resolve() == output.resolve() for name in inputs):
-        raise ValueError(f"--output {output} is one of the inputs, which would be lost. Choose another name.")
 
 
 def describe_root(root: str | None, output: Path) -> str:

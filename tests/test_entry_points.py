@@ -1,4 +1,4 @@
-"""Four doors, one vector: remote code, sentence-transformers, the installed package, the hub by name."""
+"""Four entry points, one vector: remote code, sentence-transformers, the installed package, the hub by name."""
 
 import pickle
 
