@@ -4,13 +4,11 @@ accelerate 1.15 shards on GPUs only, and on a CPU takes DDP without a word. Here
 what it and transformers then do to model, optimizer and checkpoints is what they do there.
 """
 
-import os
 from typing import Any
 
 import torch
 from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import DistributedType
-from torch import distributed
 
 from plume.training.train import main
 
@@ -28,5 +26,3 @@ if __name__ == "__main__":
     AcceleratorState.__init__ = as_on_gpus
     main()
     assert AcceleratorState().distributed_type == DistributedType.FSDP
-    distributed.barrier()
-    os._exit(0)  # as in launch_step.py

@@ -19,6 +19,7 @@ from transformers.trainer_utils import rotate_checkpoints
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, logging
 from trl import SFTTrainer
 
+from plume import PlumeModel
 from plume.training.curriculum import Curriculum, refuse_other_curriculum
 from plume.training.distributed import own_class
 
@@ -148,7 +149,7 @@ class CheckpointedTrainer(SFTTrainer):
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         if state_dict is not None:  # gathered, so that tied weights share no memory and would be saved twice
-            tied = getattr(self.model, "all_tied_weights_keys", {})  # a peft model has none
+            tied = self.model.all_tied_weights_keys if isinstance(self.model, PlumeModel) else ()
             state_dict = {name: weight for name, weight in state_dict.items() if name not in tied}
         with own_class(self.model):
             super()._save(output_dir, state_dict)

@@ -42,7 +42,8 @@ def main(arguments: list[str] | None = None) -> int:
     refuse_output(options.output, options.pairs)
     from plume.training.mining import run  # not before: a help does not wait for libraries
 
-    return run(options)
+    print(run(options))
+    return 0
 
 
 if __name__ == "__main__":

@@ -107,8 +107,8 @@ def _mine_all(pairs: Sequence[Pair], vectors: KnownVectors, options: argparse.Na
     return mined
 
 
-def run(options: argparse.Namespace) -> int:
-    """Read, embed, mine, write."""
+def run(options: argparse.Namespace) -> str:
+    """Read, embed, mine, write; what there is to say about it."""
     rows: Any = load_rows(options.pairs, columns=parse_columns(options.column))
     root = options.media_root or folder_of(options.pairs)
     pairs = read_all(rows, root)
@@ -121,10 +121,10 @@ def run(options: argparse.Namespace) -> int:
 
     write_rows(options.output, with_negatives())
     counts = [len(sources) for sources in mined]
-    print(
+    said = (
         f"{options.output}: {len(rows):,} rows, {sum(map(bool, counts)):,} of them with mined negatives, "
         f"{sum(counts) / len(counts):.1f} on average."
     )
     if any(side.images or side.videos for pair in pairs for side in (pair.query, pair.target)):
-        print(describe_root(root, options.output), end="")
-    return 0
+        said = f"{said}\n{describe_root(root, options.output)}"
+    return said.rstrip()

@@ -30,6 +30,7 @@ from plume.start import processor_from_backbone
 from plume.training.collator import PairCollator
 from plume.training.config import PlumeTrainingConfig
 from plume.training.data import check, folder_of, load_rows, look, parse_columns
+from plume.training.distributed import leave
 from plume.training.dry_run import describe_run, time_steps
 from plume.training.plan import MOST_NEGATIVES, Decision, Facts, decide
 from plume.training.report import Scores, describe_verdict, find_alarms, measure, write_report
@@ -294,6 +295,7 @@ def main(arguments: list[str] | None = None) -> None:
         trained_on = not script.eval_files and (script.streaming or judged is rows)
         judge(trainer, sample, before, trained_on, plan)
     save(trainer, processor, args)
+    leave()
 
 
 def judge(trainer: PlumeTrainer, sample: Any, before: Scores, trained_on: bool, plan: list[str]) -> None:
