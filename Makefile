@@ -33,6 +33,7 @@ $(VENV)/.installed: setup.py pyproject.toml constraints.txt
 	grep -v '^pillow==' constraints.txt | cat - constraints-examples.txt > .venv-examples/constraints.txt
 	.venv-examples/bin/pip install --quiet --constraint .venv-examples/constraints.txt torch
 	.venv-examples/bin/pip install --quiet --constraint .venv-examples/constraints.txt --editable '.[apps,integrations,train]'
+	.venv-examples/bin/pip install --quiet --no-deps langchain-huggingface==1.2.3 # asks for huggingface-hub below 2, runs with 2.4
 	touch $@
 
 .venv-docs/.installed: constraints-docs.txt

@@ -87,8 +87,7 @@ class LatentConfig:
         **kwargs: Any,
     ) -> None:
         self.num_latent_steps, self.max_latent_steps = num_latent_steps, max_latent_steps
-        self.num_latent_steps_query = num_latent_steps_query
-        self.num_latent_steps_document = num_latent_steps_document
+        self.num_latent_steps_query, self.num_latent_steps_document = num_latent_steps_query, num_latent_steps_document
         self.num_experts, self.num_active_experts = num_experts, num_active_experts
         self.use_shared_expert, self.expert_expansion = use_shared_expert, expert_expansion
         self.expert_dropout, self.transition_norm_eps = expert_dropout, transition_norm_eps
@@ -114,9 +113,8 @@ class LatentConfig:
         """
         if backbone.model_type != cls.backbone_config_class.model_type:
             raise ValueError(
-                f"A {backbone.model_type!r} checkpoint cannot become a {cls.__name__}, whose backbone is "
-                f"{cls.backbone_config_class.model_type!r}: its weights would not fit. Use plume.from_backbone, which "
-                "picks the class."
+                f"A {backbone.model_type!r} checkpoint cannot become a {cls.__name__}: its weights would not fit. Use "
+                "plume.from_backbone, which picks the class."
             )
         inherited = backbone.to_dict()
         for key in ("model_type", "architectures", "transformers_version"):

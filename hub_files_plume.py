@@ -104,11 +104,7 @@ def write_hub_files(folder: str | os.PathLike, prompts: dict[str, str] | None = 
     """Write the sentence-transformers files into ``folder``, and a model card if there is none.
 
     Settings that the folder has already stay, because sentence-transformers saves its own before it asks model and
-    processor to save theirs.
-
-    Args:
-        folder: Directory of a saved model or processor.
-        prompts: Instruction per role (``"query"``, ``"document"``), where the caller owns them.
+    processor to save theirs. ``prompts`` are the instructions per role, where the caller owns them.
     """
     root = Path(folder)
     settings = root / "config_sentence_transformers.json"
@@ -141,15 +137,8 @@ def push_saved(
 ) -> CommitInfo:
     """Upload what ``save`` writes into a folder; card and settings of sentence-transformers of the repository are kept.
 
-    Args:
-        save: Saves into the folder it is given.
-        repo_id: Repository, created where it does not exist.
-        commit_message: Title of the commit.
-        commit_description: Text of the commit.
-        private: Whether a new repository is private.
-        token: Hub token. Defaults to the stored one.
-        revision: Branch to commit to.
-        create_pr: Whether to open a pull request instead of committing.
+    The repository is created where it does not exist. Options are those of the Hub's ``upload_folder`` and
+    ``create_repo``.
     """
     api = HfApi(token=token)
     repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id

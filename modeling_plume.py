@@ -300,10 +300,8 @@ class PlumeModel(_Mixed):
             **kwargs,
         )
 
-    def _plain_positions(
-        self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None, media: list[Media]
-    ) -> torch.Tensor:
-        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+    def _plain_positions(self, input_ids: torch.Tensor, mask: torch.Tensor | None, media: list[Media]) -> torch.Tensor:
+        mask = torch.ones_like(input_ids) if mask is None else mask
         return mrope_index(input_ids, mask, self.position_media(media), self.model.visual.spatial_merge_size)[0]
 
     def prepare_inputs_for_generation(self, input_ids: torch.Tensor, **kwargs: Any) -> dict[str, Any]:

@@ -171,9 +171,9 @@ def test_the_library_is_free_of_smells():
     ]
     assert not {"bare", "Exception", "BaseException"} & set(handlers)
     assert not environment
-    # getattr and hasattr on our own objects hide mistakes. The uses: a dtype by name, a peft model, a streamed dataset,
-    # a switch of newer transformers.
-    assert sum(name in ("getattr", "hasattr") for _, name in calls) <= 4
+    # getattr and hasattr on our own objects hide mistakes. The uses: the fields of a plan, a peft model, a streamed
+    # dataset, the parts of a quantized weight (twice), the method of a backbone that is replaced.
+    assert sum(name in ("getattr", "hasattr") for _, name in calls) <= 6
     text = "".join(path.read_text() for path in LIBRARY)
     assert "TODO" not in text
     assert "coconut" not in text.lower()

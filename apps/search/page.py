@@ -124,13 +124,8 @@ def _build_blocks(search: Search, questions: Sequence[tuple[str, Path]]) -> gr.B
                 offered, [query], label="Questions to try, then Enter", cache_examples=False, elem_id="questions"
             )
         with gr.Row(elem_id="controls"):
-            k = gr.Slider(
-                0,
-                config.max_latent_steps,
-                config.check_num_latent_steps(task="query"),
-                step=1,
-                label="K, latent steps of the query",
-            )
+            steps = config.check_num_latent_steps(task="query")
+            k = gr.Slider(0, config.max_latent_steps, steps, step=1, label="K, latent steps of the query")
             limit = gr.Slider(1, MAX_RESULTS, 10, step=1, label="Results")
             kinds = gr.CheckboxGroup(list(KINDS), label="Only", elem_id="kinds")
         results = gr.HTML(elem_id="results")
