@@ -1,14 +1,11 @@
 """What a run does where it was not told, and what it says of itself at the end."""
 
 import csv
-import itertools
 import json
-import random
 from pathlib import Path
 
 import pytest
-from corpus import COLORS, make_trainer, write_corpus
-from PIL import Image, ImageDraw
+from corpus import make_trainer, write_corpus, write_own_pairs
 
 from inputs import ROOT
 from plume.hub.random_checkpoint import save_random_plume
@@ -53,6 +50,7 @@ def test_the_learning_rate_follows_from_the_width(tmp_path, width, lora, rate):
 def test_the_stages_follow_from_rationales_and_checkpoint(tmp_path, trained, rationales, stages, own_schedule):
     plan = planned(tmp_path, is_trained=trained, rationales=rationales)
     assert (plan.get("stage_weights"), plan.get("final_schedule")) == (stages, own_schedule)
+    assert plan.get("latent_view_weight") == (1.0 if stages == AGAIN else None)
 
 
 def test_what_is_given_stays(tmp_path):
@@ -149,20 +147,6 @@ def test_measuring_leaves_the_run_as_it_was(tmp_path):
     assert losses[0] == losses[1]
 
 
-def write_own_pairs(folder: Path) -> Path:
-    """50 captions and their pictures, as a user would have them: a CSV next to its files."""
-    combinations = [c for c in itertools.product(COLORS, COLORS, ("ellipse", "rectangle")) if c[0] != c[1]]
-    with open(folder / "pairs.csv", "w", newline="") as file:
-        table = csv.writer(file)
-        table.writerow(["query", "positive"])
-        for outer, inner, shape in random.Random(0).sample(combinations, 50):
-            picture = Image.new("RGB", (56, 56), COLORS[outer])
-            getattr(ImageDraw.Draw(picture), shape)((16, 16, 40, 40), fill=COLORS[inner])
-            picture.save(folder / f"{outer}-{inner}-{shape}.png")
-            table.writerow([f"a {inner} {shape} on {outer}", f"{outer}-{inner}-{shape}.png"])
-    return folder / "pairs.csv"
-
-
 def fine_tune(folder: Path, *flags: str) -> tuple[Path, str, str]:
     """Output, report and the row of the 50 pairs in it, of a run from the shipped model."""
     pairs, output = write_own_pairs(folder), folder / "mine"
@@ -171,10 +155,31 @@ def fine_tune(folder: Path, *flags: str) -> tuple[Path, str, str]:
     return output, report, next(line for line in report.splitlines() if line.startswith("| unnamed | 50 |"))
 
 
+def add_rationales(pairs: Path) -> Path:
+    """The 50 pairs with a rationale on both sides, in a file of their own."""
+    with open(pairs) as file:
+        rows = list(csv.DictReader(file))
+    for row in rows:
+        _, inner, shape, _, outer = row["query"].split()
+        thought = f"<think>It is {outer}. It holds a {shape}. That is {inner}.</think><answer>{row['query']}</answer>"
+        row |= {"rationale_query": thought, "rationale_positive": thought}
+    output = pairs.with_name("with_rationales.jsonl")
+    output.write_text("\n".join(map(json.dumps, rows)))
+    return output
+
+
 @pytest.mark.slow
-def test_own_pairs_fine_tune_a_checkpoint_with_no_flag_beyond_input_and_output(tmp_path):
-    _, report, row = fine_tune(tmp_path)
-    assert float(row.split("|")[4].split("/")[0]) >= 0.9, report
+@pytest.mark.parametrize("planned", [False, True])
+def test_a_run_whose_last_stage_is_the_tail_of_a_decay_is_named_and_the_plan_s_is_none(tmp_path, planned):
+    """130 steps of the stages of the paper end without what was learned before them; the plan's own do not."""
+    pairs, output = add_rationales(write_own_pairs(tmp_path)), tmp_path / "mine"
+    flags = [] if planned else ["--max_steps", "130", "--stage_weights", "3", "0.333", "0.333", "0.333", "1"]
+    main([str(ROOT / "checkpoints" / "plume-tiny"), str(pairs), str(output), *flags, "--save_strategy", "no"])
+    report = (output / "report.md").read_text()
+    row = next(line for line in report.splitlines() if line.startswith("| unnamed | 50 |"))
+    hit = float(row.split("|")[4].split("/")[0])
+    assert (hit >= 0.9) == planned, report
+    assert ("the tail of a decay. Give it a schedule of its own: --final_schedule true" in report) != planned
 
 
 def test_the_verdict_is_reported_drawn_and_printed(tmp_path, capsys):

@@ -207,7 +207,7 @@ def split_rows(rows: Rows, sizes: Sequence[int]) -> list[Rows]:
     inputs, chunks, start = rows.inputs, [], 0
     for size in sizes:
         stop = start + size
-        chunk = {name: inputs[name] for name in ("num_latent_steps", "readout_steps") if name in inputs}
+        chunk: dict[str, Any] = {name: inputs[name] for name in ("num_latent_steps", "readout_steps") if name in inputs}
         mask = inputs["attention_mask"][start:stop]
         first = mask.shape[1] - mask.sum(dim=1).max().item()
         chunk["input_ids"], chunk["attention_mask"] = inputs["input_ids"][start:stop, first:], mask[:, first:]

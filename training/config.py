@@ -248,7 +248,7 @@ class PlumeTrainingConfig(SFTConfig):
             ValueError: If read-outs are empty, unsorted or above K, or a prefix is empty or wider than the vectors.
         """
         check_readout_steps(self.readout_steps, num_latent_steps)
-        dims, width = self.matryoshka_dims, config.text_config.hidden_size  # type: ignore[attr-defined]
+        dims, width = self.matryoshka_dims, config.text_config.hidden_size
         if dims is not None and (not dims or dims != sorted(set(dims)) or not 1 <= dims[0] <= dims[-1] <= width):
             raise ValueError(
                 f"matryoshka_dims={dims} must be increasing integers from 1 to {width}, the width of this model's "

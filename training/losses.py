@@ -156,8 +156,8 @@ def nested_nce(
     parts = {"embedding": info_nce(queries_ND, candidates_MD, candidate_ids_M, weights.temperature)}
     loss = parts["embedding"]
     for width, weight in weights.prefixes:
-        sides = (F.normalize(side[:, :width].float(), dim=-1) for side in (queries_ND, candidates_MD))
-        parts[f"dim_{width}"] = info_nce(*sides, candidate_ids_M, weights.temperature)
+        queries, candidates = (F.normalize(side[:, :width].float(), dim=-1) for side in (queries_ND, candidates_MD))
+        parts[f"dim_{width}"] = info_nce(queries, candidates, candidate_ids_M, weights.temperature)
         loss = loss + weight * parts[f"dim_{width}"]
     return loss, parts
 

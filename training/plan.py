@@ -16,7 +16,7 @@ LARGEST_BATCH, CHUNK_TOKENS, MOST_NEGATIVES = 64, 16_384, 4
 SHORTEST_RUN = 150  # optimizer steps
 # The paper trains width 1536 at 5e-5; the rate that a width bears falls with it.
 _PAPER_RATE, _PAPER_WIDTH, _LORA = 5e-5, 1536, 2.0
-FINAL_ONLY, AGAIN = [0.0, 0.0, 0.0, 0.0, 1.0], [1.0, 1.0, 1.0, 1.0, 4.0]
+FINAL_ONLY, AGAIN = [0.0, 0.0, 0.0, 0.0, 1.0], [0.0, 0.0, 0.0, 1.0, 1.0]
 
 
 @dataclass(frozen=True)
@@ -115,8 +115,13 @@ def _decide_stages(given: Set[str], facts: Facts) -> list[Decision]:
         return [Decision("stage_weights", FINAL_ONLY, "no row has rationales, so only the last stage can be trained")]
     decisions = []
     if facts.is_trained:
-        why = "the checkpoint has been through the curriculum, so half of the run is its last stage"
+        why = "the checkpoint has been through the curriculum: its last two stages, in equal shares"
         decisions.append(Decision("stage_weights", AGAIN, why))
+        if "latent_view_weight" not in given:
+            # What carries over to the last stage: the look-ups are learned in the one before within some ten steps, but
+            # an embedding that has only ever read the answer from the suffix has to learn to read it from the latents.
+            why = "the embedding learns to do without the answer before the answer is gone"
+            decisions.append(Decision("latent_view_weight", 1.0, why))
     if not given & {"final_schedule", "lr_scheduler_type"}:
         decisions.append(Decision("final_schedule", True, "the last stage is not the tail of a decay"))
     return decisions
