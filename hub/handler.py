@@ -1,8 +1,9 @@
 """A PLUME checkpoint behind a Hugging Face Inference Endpoint; ``plume publish`` puts this file next to the weights.
 
 The body of a request is ``{"inputs": ..., "parameters": {...}}``. The inputs are a text, an object of ``text``,
-``image`` and ``video``, or a list of those; media come as data URIs. The parameters are ``task``
-(``"document"`` or ``"query"``), ``num_latent_steps`` and ``prompt``. The answer is a list of vectors. Nothing that a request names is fetched or opened.
+``image`` and ``video``, or a list of those; media come as data URIs. The parameters are ``task`` (``"document"`` or
+``"query"``), ``num_latent_steps`` and ``prompt``. The answer is a list of vectors. Nothing that a request names is
+fetched or opened.
 """
 
 from typing import Any
