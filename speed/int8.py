@@ -74,7 +74,18 @@ class Int8Product:
         # A positive integer, whose two low bytes are wanted. Where a row is 0, its bytes do not matter.
         whole = torch.addcdiv(_OFFSET, rows, largest, value=_LARGEST).to(torch.int32)
         halves = whole.view(torch.uint8).view(*rows.shape, 4)[..., :2].movedim(-1, 0).flatten(0, 1)
-        arguments = (self._packed, self._scale, self._zeros, None, 1.0, 0, torch.float32, "none", [], "")
+        arguments: tuple[Any, ...] = (
+            self._packed,
+            self._scale,
+            self._zeros,
+            None,
+            1.0,
+            0,
+            torch.float32,
+            "none",
+            [],
+            "",
+        )
         low, high = torch.ops.onednn.qlinear_pointwise(halves, 1.0, _ZERO, *arguments).chunk(2)
         product = torch.add(low, high, alpha=256).mul_(largest)
         if self._bias is not None:
