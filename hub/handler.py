@@ -1,8 +1,9 @@
 """A PLUME checkpoint behind a Hugging Face Inference Endpoint; ``plume publish`` puts this file next to the weights.
 
-The body of a request is ``{"inputs": ..., "parameters": {...}}``. The inputs are a text, an object of ``text``, ``image``
-and ``video``, or a list of those; media come as data URIs. The parameters are ``task`` (``"document"`` or ``"query"``),
-``num_latent_steps`` and ``prompt``. The answer is a list of vectors. Nothing that a request names is fetched or opened.
+The body of a request is ``{"inputs": ..., "parameters": {...}}``. The inputs are a text, an object of ``text``,
+``image`` and ``video``, or a list of those; media come as data URIs. The parameters are ``task`` (``"document"`` or
+``"query"``), ``num_latent_steps`` and ``prompt``. The answer is a list of vectors. Nothing that a request names is
+fetched or opened.
 """
 
 from typing import Any
@@ -48,6 +49,8 @@ class EndpointHandler:
                 f"task={task!r}, unknown parameters {unknown}: use 'document' or 'query', and {', '.join(_PARAMETERS)}."
             )
         items = items if isinstance(items, list) else [items]
+        if not items:
+            raise ValueError('"inputs" is empty, so there is nothing to embed.')
         for item in items:
             _check_media(item)
         process = self.processor.process_queries if task == "query" else self.processor.process_documents
@@ -55,7 +58,9 @@ class EndpointHandler:
         for start in range(0, len(items), _BATCH):
             inputs = process(items[start : start + _BATCH], prompt=parameters.get("prompt"))
             with torch.inference_mode():
-                output = self.model(**inputs.to(self.device), num_latent_steps=parameters.get("num_latent_steps"))
+                output = self.model(
+                    **inputs.to(self.device), task=task, num_latent_steps=parameters.get("num_latent_steps")
+                )
             vectors += output.embeddings.float().cpu().tolist()
         return vectors
 

@@ -9,7 +9,7 @@ import pytest
 
 from inputs import ROOT
 
-ROOMS = ("apps", "benchmarks", "evaluation", "hub", "playground", "speed", "training")
+ROOMS = ("apps", "benchmarks", "evaluation", "hub", "playground", "runtime", "speed", "training")
 LIBRARY = sorted([*ROOT.glob("*.py"), *(path for room in ROOMS for path in (ROOT / room).rglob("*.py"))])
 LIBRARY = [path for path in LIBRARY if path.name not in ("setup.py",)]
 CLOSURE = sorted(ROOT.glob("*_plume*.py"))
