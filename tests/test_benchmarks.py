@@ -46,7 +46,7 @@ def test_inputs_have_the_tokens_that_they_promise(loaded, kind):
     assert all(torch.equal(inputs[name], again[name]) for name in inputs)
 
 
-def test_the_short_query_has_twelve_words_behind_the_instruction(loaded):
+def test_the_short_query_has_twelve_words_after_the_instruction(loaded):
     instruction, _, words = draw_items(loaded[1], "query12", 1)[0]["text"].partition("\n")
     assert instruction == loaded[1].query_prompt
     assert len(words.split()) == 12
