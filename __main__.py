@@ -53,6 +53,7 @@ COMMANDS = {
     "convert": Command("plume.hub.__main__", "bring a published checkpoint into this layout", first=("convert",)),
     "verify": Command("plume.hub.__main__", "check a checkpoint folder", "st", ("verify",)),
     "publish": Command("plume.hub.__main__", "upload a checkpoint folder to the Hub", first=("publish",)),
+    "export": Command("plume.hub.__main__", "write graphs that run without torch", "export", ("export",)),
     "bench": Command("plume.benchmarks.__main__", "measure what latent thinking costs", "bench"),
     "playground": Command("plume.playground.__main__", "write the generated world out", "train"),
 }
@@ -154,7 +155,8 @@ def run(name: str, arguments: list[str]) -> int:
     if name in OWN:
         return OWN[name][0](arguments)
     command = COMMANDS[name]
-    if not {"-h", "--help"} & {*arguments}:  # a help needs no model, and imports take seconds
+    # A help needs no model, an exported one no torch, and imports take seconds.
+    if not {"-h", "--help", "--runtime"} & {argument.partition("=")[0] for argument in arguments}:
         import_module("plume.public")  # registers the model with transformers, as `import plume` does elsewhere
     try:
         own = with_shipped_model(arguments) if command.takes_plume else arguments

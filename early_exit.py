@@ -15,6 +15,7 @@ from torch.nn.functional import normalize
 
 from .cache_plume import CachedContext
 from .checks_plume import check_finite, check_readout_steps, left_aligned
+from .latent_plume import LatentTransition
 from .modeling_plume import PlumeModel
 from .rollout_plume import rollout, state_at
 
@@ -41,8 +42,8 @@ class _ShrinkingContext(CachedContext):
             mask, rotary = self._shared
             cos, sin = (part.index_select(-3, rows) for part in rotary)
             self._shared = mask[rows], (cos, sin)
-        for layer, (keys, values) in self._cache._buffers.items():
-            self._cache._buffers[layer] = keys[rows], values[rows]
+        for layer, (keys, values) in self._cache.buffers.items():
+            self._cache.buffers[layer] = keys[rows], values[rows]
 
 
 def embed_early(
@@ -93,7 +94,8 @@ def _settle(model: PlumeModel, inputs: Mapping[str, Any], exit_threshold: float,
     vectors_BD = torch.zeros(anchor_BD.shape, dtype=torch.float32, device=rows.device)
     steps_B, passed, before_BD = torch.zeros_like(rows), 0, None
     for step in reads:
-        thought = rollout(context, _from(model, passed), anchor_BD, suffix_BSD, step - passed, [step - passed])
+        onward: Any = _Onward(model.latent_transition, passed)
+        thought = rollout(context, onward, anchor_BD, suffix_BSD, step - passed, [step - passed])
         states_BSD = thought.readouts[:, -1]
         now_BD = normalize(
             state_at(states_BSD[:, 1:], closing_BS[: len(rows)], config.embedding_token_id).float(), dim=-1
@@ -113,11 +115,14 @@ def _settle(model: PlumeModel, inputs: Mapping[str, Any], exit_threshold: float,
     return Settled(vectors_BD, steps_B)
 
 
-def _from(model: PlumeModel, passed: int) -> Any:
-    """The transition of a rollout that goes on after ``passed`` steps."""
-    if not passed:
-        return model.latent_transition
-    return lambda z_BD, step, anchor_BD: model.latent_transition(z_BD, passed + step, anchor_BD)
+class _Onward:
+    """The transition of a rollout that goes on after some steps."""
+
+    def __init__(self, transition: LatentTransition, passed: int) -> None:
+        self.transition, self.passed, self.num_experts = transition, passed, transition.num_experts
+
+    def __call__(self, z_BD: torch.Tensor, step: int, anchor_BD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.transition(z_BD, self.passed + step, anchor_BD)
 
 
 __all__ = ["Settled", "embed_early"]

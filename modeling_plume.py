@@ -369,5 +369,3 @@ class PlumeForEmbedding(PlumeModel, Qwen2VLForConditionalGeneration):  # type: i
 
 PlumeConfig.register_for_auto_class()
 PlumeForEmbedding.register_for_auto_class("AutoModel")
-
-__all__ = ["PlumeForEmbedding", "PlumeModel", "PlumeOutput"]

@@ -17,6 +17,7 @@ from plume.benchmarks.systems import single_pass
 from plume.evaluation.embedders import prepare
 
 _NUM_LATENT_STEPS = 8
+_READOUT_STEPS = (0, 1, 2, 4, 8)
 _READ_BYTES = 1 << 29
 _SQUARE = {"cpu": 2048, "cuda": 8192}
 
@@ -41,6 +42,11 @@ def measure_parts(model: PlumeModel, inputs: dict[str, torch.Tensor], min_second
     return {
         "single pass": median_ms("f(m, i)", {"f": single_pass, "m": model, "i": inputs}, min_seconds),
         f"PLUME K={_NUM_LATENT_STEPS}": run[_NUM_LATENT_STEPS],
+        f"all read-outs of K={', '.join(map(str, _READOUT_STEPS))}": median_ms(
+            "model(**i, num_latent_steps=k, readout_steps=r)",
+            {"model": model, "i": inputs, "k": _NUM_LATENT_STEPS, "r": _READOUT_STEPS},
+            min_seconds,
+        ),
         "one latent step": (run[_NUM_LATENT_STEPS] - run[1]) / (_NUM_LATENT_STEPS - 1),
         "an adapter, by itself": median_ms("t(z, 1, z)", {"t": model.latent_transition, "z": anchor_BD}, min_seconds),
     }

@@ -1,4 +1,4 @@
-"""``plume convert``, ``plume verify`` and ``plume publish``: from, at and to published checkpoints."""
+"""``plume convert``, ``verify``, ``publish`` and ``export``: from, at and to published checkpoints."""
 
 import argparse
 import sys
@@ -6,7 +6,7 @@ from collections import Counter
 from pathlib import Path
 
 from plume.arguments import ArgumentParser
-from plume.checkpoints import locate
+from plume.checkpoints import SHIPPED, locate
 from plume.hub import KINDS
 from plume.layouts import LAYOUTS
 
@@ -41,6 +41,15 @@ def build_parser() -> ArgumentParser:
     publish.add_argument("--license", dest="license_id", help="SPDX id of the weights' licence")
     publish.add_argument("--dry-run", action="store_true", help="print files and card, upload nothing")
     publish.set_defaults(command=run_publish)
+
+    about = "a checkpoint as graphs that run without torch, checked against the model before they stay"
+    export = commands.add_parser("export", help=about, description=about)
+    export.add_argument("model", help=f"folder or Hub id of a checkpoint, or {', '.join(SHIPPED)}")
+    export.add_argument("folder", type=Path, metavar="OUT", help="folder to write; must not exist, or be empty")
+    export.add_argument("--int8", action="store_true", help="weights of eight bits for decoder and adapter")
+    export.add_argument("--opset", type=int, help="of ONNX; 20 if omitted")
+    export.add_argument("--revision", help="of a Hub checkpoint; its main branch if omitted")
+    export.set_defaults(command=run_export)
     return parser
 
 
@@ -84,6 +93,20 @@ def run_publish(options: argparse.Namespace) -> int:
         license_id=options.license_id,
     )
     print(done.pr_url or f"https://huggingface.co/{options.repo_id}")
+    return 0
+
+
+def run_export(options: argparse.Namespace) -> int:
+    """Export, and say what the check found."""
+    from plume.hub.export import export
+
+    given = {name: value for name, value in vars(options).items() if name in ("opset", "revision") and value}
+    worst = export(options.model, options.folder, int8=options.int8, **given)
+    if options.int8:
+        found = f"cosines with the model's vectors are at least {1 - worst:.5f}"
+    else:
+        found = f"vectors differ from the model's by at most {worst:.1e}"
+    print(f"{options.folder}: {found}")
     return 0
 
 

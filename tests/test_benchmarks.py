@@ -46,7 +46,7 @@ def test_inputs_have_the_tokens_that_they_promise(loaded, kind):
     assert all(torch.equal(inputs[name], again[name]) for name in inputs)
 
 
-def test_the_short_query_has_twelve_words_behind_the_instruction(loaded):
+def test_the_short_query_has_twelve_words_after_the_instruction(loaded):
     instruction, _, words = draw_items(loaded[1], "query12", 1)[0]["text"].partition("\n")
     assert instruction == loaded[1].query_prompt
     assert len(words.split()) == 12
@@ -290,6 +290,7 @@ def test_the_parts_command_prints_and_writes_what_it_found(tmp_path, capsys):
     )  # fmt: skip
     (row,) = json.loads((tmp_path / "p.json").read_text())["rows"]
     assert row["ms"]["PLUME K=8"] > row["ms"]["single pass"] > 0
+    assert row["ms"]["all read-outs of K=0, 1, 2, 4, 8"] > row["ms"]["single pass"]
     assert "| one latent step " in capsys.readouterr().out
 
 

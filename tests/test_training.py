@@ -318,7 +318,7 @@ def test_a_nan_loss_stops_the_run_and_names_the_rows(corpus, tmp_path):
 
 
 def arguments_of(corpus, output, *flags) -> list[str]:
-    """What a user writes behind `training/train.py`."""
+    """What a user writes after `training/train.py`."""
     arguments = {
         "--model_name_or_path": corpus / "model", "--train_files": corpus / "pairs.jsonl", "--media_root": corpus / "media",
         "--output_dir": output, "--per_device_train_batch_size": 8, "--sub_batch_size": 4, "--report_to": "none", "--bf16": False,
@@ -356,7 +356,9 @@ def long_corpus(tmp_path_factory) -> Path:
     return folder
 
 
-def test_a_whole_run_follows_the_committed_trajectory_and_opens_all_doors(long_corpus, tmp_path, remote):
+def test_a_whole_run_follows_the_committed_trajectory_and_loads_through_every_entry_point(
+    long_corpus, tmp_path, remote
+):
     """All five stages over 200 pairs through the script in a process of its own; the result loads everywhere."""
     flags = ["--max_steps", "20", "--stage_weights", "8", "2", "2", "2", "6", "--chunk_size", "8"]
     done = subprocess.run(
@@ -367,10 +369,10 @@ def test_a_whole_run_follows_the_committed_trajectory_and_opens_all_doors(long_c
     log = log_of(done.stdout)
     assert [step["stage"] for step in log] == [0] * 8 + [1] * 2 + [2] * 2 + [3] * 2 + [4] * 6
     assert [step["loss"] for step in log] == pytest.approx(json.loads(TRAJECTORY.read_text()), rel=2e-3)
-    assert_all_doors_open(tmp_path / "out", remote)
+    assert_every_entry_point_loads(tmp_path / "out", remote)
 
 
-def assert_all_doors_open(output, remote) -> None:
+def assert_every_entry_point_loads(output, remote) -> None:
     """Package, sentence-transformers and remote code give the same vectors."""
     from sentence_transformers import SentenceTransformer
 
@@ -388,7 +390,7 @@ def test_lora_trains_adapter_and_token_rows_and_saves_a_whole_checkpoint(long_co
     assert [step["stage"] for step in log] == [0, 1, 2, 3, 4, 4]
     expected = json.loads(TRAJECTORY.with_name("trajectory_lora.json").read_text())
     assert [step["loss"] for step in log] == pytest.approx(expected, rel=2e-3)
-    assert_all_doors_open(output, remote)
+    assert_every_entry_point_loads(output, remote)
     before = PlumeForEmbedding.from_pretrained(long_corpus / "model")
     after = PlumeForEmbedding.from_pretrained(output)
     changed = {name for name, p in after.named_parameters() if not torch.equal(p, before.state_dict()[name])}

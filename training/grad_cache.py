@@ -43,7 +43,7 @@ def differentiate(
 
 def surrogate(local: Representations, gradients: Sequence[torch.Tensor]) -> torch.Tensor:
     """A scalar whose gradient is that of the pool loss through these representations."""
-    return sum((r * g).sum() for r, g in zip(local.tensors(), gradients, strict=True))
+    return sum(((r * g).sum() for r, g in zip(local.tensors(), gradients, strict=True)), torch.zeros(()))
 
 
 def cached_backward(

@@ -12,6 +12,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     """The command line, or the given words."""
     parser = ArgumentParser(prog="plume serve", description=__doc__.splitlines()[0])
     parser.add_argument("--model", default=DEFAULT_MODEL, help="PLUME checkpoint: folder or Hub id")
+    parser.add_argument("--runtime", type=Path, metavar="OUT", help="what `plume export` wrote, instead of --model")
     parser.add_argument("--device", help="torch device; CUDA if available")
     parser.add_argument("--dtype", default="auto", help="dtype of the weights, e.g. float32")
     parser.add_argument("--name", default="plume", help="name of the model for clients")
@@ -31,7 +32,7 @@ def main(arguments: list[str] | None = None) -> None:
     import uvicorn  # not before the arguments are read: a help does not wait for libraries
 
     from plume.apps.serving.app import Settings, build_app
-    from plume.apps.shared.encoder import Encoder
+    from plume.apps.shared.batches import open_encoder
 
     settings = replace(
         Settings(),
@@ -42,8 +43,8 @@ def main(arguments: list[str] | None = None) -> None:
         media_root=options.media_root,
         api_key=options.api_key,
     )
-    app = build_app(Encoder(options.model, options.device, dtype=options.dtype), settings)
-    print(f"Serving {options.model} at http://{options.host}:{options.port}/v1", flush=True)
+    app = build_app(open_encoder(options.model, options.device, options.dtype, options.runtime), settings)
+    print(f"Serving {options.runtime or options.model} at http://{options.host}:{options.port}/v1", flush=True)
     uvicorn.run(app, host=options.host, port=options.port, log_level="warning", timeout_keep_alive=10)
 
 

@@ -30,7 +30,7 @@ def run(options: argparse.Namespace) -> int:
     rows = rows if options.limit is None else rows.select(range(min(options.limit, len(rows))))
     root = options.media_root or folder_of(options.pairs)
     writer = _make_writer(options)
-    with Journal(_beside(options.output, "replies")).opened() as journal:
+    with Journal(_next_to(options.output, "replies")).opened() as journal:
         plan = make_plan(rows, root, writer.name, journal.found)
         only = f"A sample of {options.sample} rows of the following. " if options.sample else ""
         print(only + _announce(plan, writer, journal, rows), flush=True)
@@ -59,7 +59,7 @@ def _make_writer(options: argparse.Namespace) -> Writer:
     )
 
 
-def _beside(output: Path, what: str) -> Path:
+def _next_to(output: Path, what: str) -> Path:
     return output.with_name(f"{output.name}.{what}.jsonl")
 
 
@@ -110,7 +110,7 @@ def _list_failures(plan: Plan, outcome: Outcome, rows: Dataset, journal: Journal
 
 def _report(output: Path, plan: Plan, outcome: Outcome, failures: list[dict[str, str]]) -> None:
     """Say what was written, and name what is missing in a file of its own."""
-    reasons = _beside(output, "failures")
+    reasons = _next_to(output, "failures")
     reasons.unlink(missing_ok=True)
     print(
         f"{output}: {len(plan.keys):,} rows. {outcome.asked:,} replies, {outcome.input_tokens:,} tokens in, "
