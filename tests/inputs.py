@@ -9,7 +9,6 @@ import torch
 from PIL import Image
 
 from plume.hub import MODEL_TYPES
-from plume.vision_plume import load_clip
 
 ROOT = Path(__file__).resolve().parents[1]
 MEDIA = ROOT / "examples" / "media"
