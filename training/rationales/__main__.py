@@ -8,7 +8,7 @@ from typing import Any
 
 from datasets import Dataset
 
-from plume.training.data import load_rows, parse_columns
+from plume.training.data import describe_root, folder_of, load_rows, parse_columns, write_rows
 from plume.training.rationales import (
     EndpointWriter,
     Journal,
@@ -18,7 +18,7 @@ from plume.training.rationales import (
     Writer,
     ask,
     make_plan,
-    write_rows,
+    with_rationales,
 )
 from plume.training.rationales.prompts import NUM_FRAMES
 from plume.training.write_rationales import main
@@ -28,8 +28,7 @@ def run(options: argparse.Namespace) -> int:
     """Plan, ask, write; 1 if a side is left without a rationale."""
     rows: Any = load_rows(options.pairs, columns=parse_columns(options.column))
     rows = rows if options.limit is None else rows.select(range(min(options.limit, len(rows))))
-    here = next((str(Path(name).parent) for name in options.pairs if Path(name).exists()), None)
-    root = options.media_root or here
+    root = options.media_root or folder_of(options.pairs)
     writer = _make_writer(options)
     with Journal(_next_to(options.output, "replies")).opened() as journal:
         plan = make_plan(rows, root, writer.name, journal.found)
@@ -38,11 +37,11 @@ def run(options: argparse.Namespace) -> int:
         if options.sample:
             return _show_sample(options.sample, plan, rows, root, writer, journal)
         outcome = ask(plan.asks, rows, root, writer, journal)
-        write_rows(options.output, rows, plan, journal.found)
+        write_rows(options.output, with_rationales(rows, plan, journal.found))
         failures = _list_failures(plan, outcome, rows, journal)
     _report(options.output, plan, outcome, failures)
-    if plan.has_media and root and Path(root).resolve() != options.output.parent.resolve():
-        print(f"Paths of media are still relative to {root}: train with --media-root {root}.")
+    if plan.has_media:
+        print(describe_root(root, options.output), end="")
     return 1 if failures else 0
 
 
