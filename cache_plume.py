@@ -260,6 +260,3 @@ def _takes_plain_masks(config: Any) -> bool:
     """Whether every layer of the decoder takes one additive mask; other kernels have formats of their own."""
     sliding = "sliding_attention" in (vars(config).get("layer_types") or ())
     return config._attn_implementation in ("sdpa", "eager") and not sliding
-
-
-__all__ = ["CACHE_ARGUMENT", "CachedContext", "Context", "RecomputedContext", "context_class"]

@@ -242,6 +242,3 @@ class PlumeQwen3VLConfig(LatentConfig, Qwen3VLConfig):
     model_type = "plume_qwen3_vl"
     backbone_config_class = Qwen3VLConfig
     __init__ = LatentConfig.__init__
-
-
-__all__ = ["LatentConfig", "PlumeConfig", "PlumeQwen2_5_VLConfig", "PlumeQwen3VLConfig"]

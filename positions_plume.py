@@ -115,7 +115,7 @@ def _offsets_within_media(
     sizes = time * height * width
     ends = sizes.cumsum(0)
     rank = is_media.long().cumsum(0) - 1
-    item = torch.searchsorted(ends, rank.clamp(min=0), right=True).clamp(max=len(sizes) - 1)
+    item = torch.searchsorted(ends, rank.clamp(min=0), right=True).clamp(max=sizes.shape[0] - 1)
     index = rank - (ends - sizes)[item]
     area = (height * width)[item]
     seconds = (index // area * time_step[item]).long()

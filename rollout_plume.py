@@ -104,6 +104,3 @@ def state_at(states_BTD: torch.Tensor, ids_BT: torch.Tensor, token_id: int) -> t
     order_BT = torch.arange(1, ids_BT.shape[1] + 1, device=ids_BT.device) * (ids_BT == token_id)
     index_B = order_BT.argmax(dim=-1).to(states_BTD.device)  # a split model has its last states elsewhere
     return states_BTD[torch.arange(len(index_B), device=index_B.device), index_B]
-
-
-__all__ = ["PlumeOutput", "Rollout", "rollout", "state_at"]

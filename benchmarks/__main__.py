@@ -10,6 +10,7 @@
 import argparse
 import json
 import os
+import time
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -46,6 +47,7 @@ def _add_compare(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch", type=int, nargs="+", default=[1], help="with --model: rows per batch")
     parser.add_argument("--systems", nargs="+", choices=SYSTEMS, help="only these systems")
     parser.add_argument("--threads", type=int, help="torch threads; torch's own choice if omitted")
+    parser.add_argument("--processor-time", action="store_true", help="measure it, where others use the machine")
 
 
 def _add_parts(parser: argparse.ArgumentParser) -> None:
@@ -57,6 +59,7 @@ def _add_parts(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", help=_DEVICE)
     parser.add_argument("--min-seconds", type=float, default=2.0, help="time spent per figure")
     parser.add_argument("--plain", action="store_true", help="without speed_up")
+    parser.add_argument("--int8", action="store_true", help="with weights of eight bits")
     parser.add_argument("--json", type=Path, help="also write the rows to this file")
 
 
@@ -84,14 +87,14 @@ def run_compare(options: argparse.Namespace) -> None:
 
     from plume.benchmarks import compare, report
 
-    if options.threads:
-        torch.set_num_threads(options.threads)
+    torch.set_num_threads(options.threads or torch.get_num_threads())
     path = options.output or Path(f"benchmark-{options.device}.json")
     machine = compare.describe_machine(options.device)
     minutes = options.minutes or (5.0 if options.quick else 16.0)
-    effort = compare.Effort(minutes=minutes, longest=60 * minutes / 8)
-    if options.quick:
-        effort = compare.Effort(rounds=(3, 3), seconds=0.0, longest=60.0, minutes=minutes)
+    quick = {"rounds": (3, 3), "seconds": 0.0, "longest": 60.0} if options.quick else {"longest": 60 * minutes / 8}
+    effort = compare.Effort(minutes=minutes, **quick)
+    if options.processor_time:
+        machine["clock"], effort.now = "processor time", time.process_time
     needed = report.claimed(options.device) if options.quick and not options.model else {}
     systems: Sequence[str] = options.systems or SYSTEMS
     if options.model:
@@ -103,8 +106,8 @@ def run_compare(options: argparse.Namespace) -> None:
         cells = compare.plan(options.device, options.quick)
         open_model = partial(compare.open_random, model_type=options.backbone)
         machine["backbone"] = options.backbone
-    cells = [cell for cell in cells if not options.sizes or cell.size in options.sizes]
-    cells = [cell for cell in cells if not options.inputs or cell.input in options.inputs]
+    sizes, inputs = options.sizes, options.inputs
+    cells = [cell for cell in cells if (not sizes or cell.size in sizes) and (not inputs or cell.input in inputs)]
     rows = compare.read_rows(path, machine, options.quick) if options.resume else []
     header: dict[str, Any] = {"machine": machine, "load_before": round(os.getloadavg()[0], 2), "quick": options.quick}
     header["note"] = "explicit_cot is extrapolated from 65 to 403 written tokens. latent_steps is K."
@@ -112,21 +115,14 @@ def run_compare(options: argparse.Namespace) -> None:
     def systems_of(cell: "Cell") -> list[str]:
         return [system for system in systems if not needed or system in needed[cell]]
 
+    save = partial(compare.write_result, path, header, rows)
     left_out: list[Cell] = []
     try:
-        left_out = compare.run(
-            cells,
-            systems_of,
-            options.device,
-            effort,
-            rows,
-            lambda: compare.write_result(path, header, rows),
-            open_model,
-        )
+        left_out = compare.run(cells, systems_of, options.device, effort, rows, save, open_model)
     except KeyboardInterrupt:
         print(f"\nStopped. {len(rows)} rows are in {path}; --resume continues from them.")
     header["left_out"] = [" ".join(map(str, cell)) for cell in left_out]
-    compare.write_result(path, header, rows)
+    save()
     print(report.format_table(rows))
     for name, value, target in report.claims(rows):
         print(f"{name:<52}{value:>9.3f}   target {target}")
@@ -142,11 +138,20 @@ def run_parts(options: argparse.Namespace) -> None:
     from plume.evaluation.store import write_json
 
     model, processor = build_model(options.size, DTYPES[options.dtype], options.device, options.backbone)
-    model.speed_up(not options.plain)
+    model.speed_up(not options.plain, int8=options.int8, reuse=False)
     rows = []
     for batch in options.batch:
-        found = parts.roofline(model, processor, options.input, batch, options.min_seconds)
-        rows.append({"size": options.size, "dtype": options.dtype, "batch": batch, "input": options.input, **found})
+        found = parts.roofline(model, processor, options.input, batch, options.min_seconds, options.int8)
+        rows.append(
+            {
+                "size": options.size,
+                "dtype": options.dtype,
+                "int8": options.int8,
+                "batch": batch,
+                "input": options.input,
+                **found,
+            }
+        )
         milliseconds = found["ms"]
         lines = [[part, f"{ms:.2f}", f"{ms / milliseconds['single pass']:.3f}"] for part, ms in milliseconds.items()]
         floor = [[name, str(value)] for name, value in found.items() if name != "ms"]

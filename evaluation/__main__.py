@@ -24,10 +24,21 @@ def _add_run(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
     parser.add_argument("--media-root", type=Path, help="images and frames; --data-root if omitted")
     parser.add_argument("--output", dest="out", type=Path, required=True, help="folder of the results")
     parser.add_argument("--prompt-set", choices=PROMPT_SETS, help="instructions; the checkpoint's own if omitted")
-    parser.add_argument("--num-latent-steps", dest="latent_steps", type=int, help="K; the checkpoint's if omitted")
+    parser.add_argument(
+        "--num-latent-steps",
+        "--latent-steps",
+        dest="latent_steps",
+        type=int,
+        nargs="+",
+        help="K; the checkpoint's if omitted. Several give the whole curve in one pass, each in a folder OUT/kK",
+    )
     parser.add_argument(
         "--baseline", choices=["single-pass", "explicit-cot"], help="the same weights, without latent steps"
     )
+    parser.add_argument(
+        "--exit-threshold", type=float, help="1 - cosine of two read-outs below which an input stops thinking"
+    )
+    parser.add_argument("--exit-steps", type=int, nargs="+", help="where it may stop; every step if omitted")
     parser.add_argument("--dim", type=int, help="leading dimensions to keep; all if omitted")
     parser.add_argument("--num-frames", type=int, help="frames per clip; the table's if omitted")
     parser.add_argument("--batch-size", type=int, default=8, help="inputs per forward pass")
@@ -40,6 +51,7 @@ def _add_run(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
 
 def run(options: argparse.Namespace) -> int:
     """Score a checkpoint."""
+    from plume.evaluation.curve import evaluate_curve
     from plume.evaluation.runner import evaluate
     from plume.evaluation.store import FailedTasksError
 
@@ -48,12 +60,19 @@ def run(options: argparse.Namespace) -> int:
         name: value for name, value in vars(options).items() if name not in ("command", "model", "table", "tasks")
     }
     failures: dict[str, str] = {}
+    steps = settings.pop("latent_steps") or [None]
     try:
-        results = evaluate(options.model, rows, **settings)
+        if len(steps) > 1:
+            results = evaluate_curve(options.model, rows, steps=steps, **settings)
+        else:
+            results = evaluate(options.model, rows, latent_steps=steps[0], **settings)
     except FailedTasksError as failed:
         results, failures = failed.results, failed.reasons
     for result in results:
-        print(f"{result['task']:<48}{result['metric']:<16}{100 * result['score']:7.2f}  n={result['n']}")
+        k = f"  K={result['condition'].get('latent_steps')}" if len(steps) > 1 else ""
+        thought = result.get("mean_steps", {})
+        k += "".join(f"  {mean:.2f} steps per {role}" for role, mean in thought.items())
+        print(f"{result['task']:<48}{result['metric']:<16}{100 * result['score']:7.2f}  n={result['n']}{k}")
     for task, reason in failures.items():
         print(f"{task:<48}FAILED  {reason}")
     return int(bool(failures))

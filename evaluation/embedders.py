@@ -5,7 +5,8 @@ role is ``"query"`` or ``"document"``. Instructions are part of the texts alread
 """
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from inspect import signature
 from pathlib import Path
 from typing import Any, Protocol
@@ -13,7 +14,8 @@ from typing import Any, Protocol
 import torch
 from transformers import AutoConfig, AutoModel, AutoProcessor
 
-from plume import PlumeModel, PlumeProcessor
+from plume import PlumeModel, PlumeProcessor, embed_early
+from plume.early_exit import check_exit
 from plume.hub_files_plume import SETTINGS_FILES
 
 _LIMITS = ("min_pixels", "max_pixels", "video_min_pixels", "video_max_pixels", "blank_image_size")
@@ -62,14 +64,70 @@ class ModelEmbedder:
     @torch.inference_mode()
     def encode(self, inputs: Sequence[Mapping[str, Any]], role: str) -> torch.Tensor:
         """Vectors of the inputs, ``(B, D)``, fp32, on the CPU; each role at its K of the checkpoint."""
-        was_training = self.model.training
-        self.model.eval()
-        try:
+        with evaluating(self.model):
             features = prepare(self.model, self.processor, inputs)
             output = self.model(**features, task=role, num_latent_steps=self.latent_steps)
-        finally:
-            self.model.train(was_training)
         return output.embeddings.float().cpu()
+
+    @torch.inference_mode()
+    def readouts(self, inputs: Sequence[Mapping[str, Any]], steps: Sequence[int]) -> torch.Tensor:
+        """Vectors after several numbers of steps from one rollout, ``(B, R, D)``, fp32, on the CPU."""
+        with evaluating(self.model):
+            features = prepare(self.model, self.processor, inputs)
+            output = self.model(**features, num_latent_steps=steps[-1], readout_steps=steps)
+        return output.readout_embeddings.float().cpu()
+
+
+class EarlyEmbedder(ModelEmbedder):
+    """A model in memory whose inputs stop thinking when their steps no longer move them.
+
+    Args:
+        model: As in :class:`ModelEmbedder`.
+        processor: Likewise.
+        exit_threshold: As in :func:`~plume.embed_early`.
+        exit_steps: Where to read out. Defaults to every step.
+        **options: Of :class:`ModelEmbedder`.
+    """
+
+    def __init__(
+        self,
+        model: PlumeModel,
+        processor: PlumeProcessor,
+        exit_threshold: float,
+        exit_steps: Sequence[int] | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__(model, processor, **options)
+        for role in ("query", "document"):
+            check_exit(model, exit_threshold, self.latent_steps, role, exit_steps)
+        self.early = {"exit_threshold": exit_threshold, "readout_steps": exit_steps}
+        self.condition |= {"exit_threshold": exit_threshold, "exit_steps": list(exit_steps) if exit_steps else None}
+        self.taken: dict[str, list[int]] = {}  # steps of every input, per role
+
+    @torch.inference_mode()
+    def encode(self, inputs: Sequence[Mapping[str, Any]], role: str) -> torch.Tensor:
+        """Vectors of the inputs, ``(B, D)``, fp32, on the CPU."""
+        with evaluating(self.model):
+            features = prepare(self.model, self.processor, inputs)
+            early: Any = self.early
+            settled = embed_early(self.model, features, task=role, num_latent_steps=self.latent_steps, **early)
+        self.taken.setdefault(role, []).extend(settled.steps.tolist())
+        return settled.embeddings.cpu()
+
+    def mean_steps(self) -> dict[str, float]:
+        """Mean number of steps per role."""
+        return {role: sum(steps) / len(steps) for role, steps in self.taken.items()}
+
+
+@contextmanager
+def evaluating(model: PlumeModel) -> Iterator[None]:
+    """The model in evaluation mode for as long as the context is open."""
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)
 
 
 def prepare(
@@ -142,6 +200,8 @@ def load_embedder(
     batch_size: int = 8,
     dtype: str = "auto",
     revision: str | None = None,
+    exit_threshold: float | None = None,
+    exit_steps: Sequence[int] | None = None,
 ) -> ModelEmbedder | PooledEmbedder:
     """Load a checkpoint for evaluation.
 
@@ -152,11 +212,21 @@ def load_embedder(
         batch_size: Inputs per forward pass, where several devices share a call.
         dtype: Of the weights, e.g. ``"bfloat16"``; the checkpoint's with ``"auto"``.
         revision: Of a Hub checkpoint.
+        exit_threshold: As in :class:`EarlyEmbedder`; none lets every input take all steps.
+        exit_steps: Likewise.
+
+    Raises:
+        ValueError: If there is a threshold and several devices.
     """
     if len(devices) > 1:
+        if exit_threshold is not None:
+            raise ValueError("Early exit runs on one device: give one with --devices, or leave out --exit-threshold.")
         return PooledEmbedder(str(path), devices, latent_steps, batch_size, dtype, revision)
     model, processor = load_checkpoint(path, devices[0] if devices else None, dtype, revision)
-    return ModelEmbedder(model, processor, latent_steps, fingerprint(path, revision))
+    options: dict[str, Any] = {"latent_steps": latent_steps, "checkpoint": fingerprint(path, revision)}
+    if exit_threshold is None:
+        return ModelEmbedder(model, processor, **options)
+    return EarlyEmbedder(model, processor, exit_threshold, exit_steps, **options)
 
 
 def load_checkpoint(

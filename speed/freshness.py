@@ -38,7 +38,7 @@ def stamp_module(root: nn.Module) -> list[Any]:
     return code + stamp_weights([*root.parameters(), *root.buffers()])
 
 
-def runs_own_code(root: nn.Module, replaced: type = type(None)) -> bool:
+def runs_own_code(root: nn.Module, replaced: type | None = None) -> bool:
     """Whether a module does what its weights say and nothing else, so that :func:`stamp_module` tells all.
 
     Hooks, patched methods, adapters and dropout may change what they do at any time, and no stamp would show it.
@@ -52,11 +52,12 @@ def runs_own_code(root: nn.Module, replaced: type = type(None)) -> bool:
     return all(_is_plain(module, replaced) for module in root.modules() if module is not root)
 
 
-def _is_plain(module: nn.Module, replaced: type) -> bool:
+def _is_plain(module: nn.Module, replaced: type | None) -> bool:
     own = type(module).__module__.startswith(_OWN_CODE)
     state = vars(module)
     changing = state["training"] or state["_forward_hooks"] or state["_forward_pre_hooks"]
-    return own and not changing and isinstance(state.get("forward"), (replaced, type(None)))
+    forward = state.get("forward")
+    return own and not changing and (forward is None or (replaced is not None and isinstance(forward, replaced)))
 
 
 def is_served(module: nn.Module, device: torch.device) -> bool:

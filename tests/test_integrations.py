@@ -105,7 +105,7 @@ def test_langchain_through_the_server(run, tiny):
 
 
 def test_langchain_in_the_process(run, tiny):
-    pytest.importorskip("langchain_huggingface", reason="langchain-huggingface up to 1.2 wants huggingface-hub below 2")
+    pytest.importorskip("langchain_huggingface", reason="make test-examples installs it")
     left, said = run("langchain_local.py", TINY)
     embeddings = left["embeddings"]
     assert len(said) == 3
@@ -132,6 +132,28 @@ def test_lancedb_registry(run, tiny, tmp_path):
     rows = {row["content"]: row["vector"] for row in left["table"].to_arrow().to_pylist()}
     assert largest_difference([rows[BUS], rows[DOGS]], tiny.encode_document([BUS, DOGS])) <= 1e-5
     assert re.search(r"bus\.png$", said[2])
+
+
+def test_haystack(run, tiny):
+    pytest.importorskip("haystack_integrations.components.embedders.sentence_transformers", reason="`integrations`")
+    left, said = run("haystack_pictures.py", TINY)
+    vectors = {found.content or found.meta["file_path"]: found.embedding for found in left["store"].filter_documents()}
+    assert len(said) == 3
+    assert largest_difference([vectors[BUS], vectors[DOGS]], tiny.encode_document([BUS, DOGS])) <= 1e-5
+    assert largest_difference(left["query"], tiny.encode_query([ASKED])[0]) <= 1e-5
+    picture = tiny.encode_document([{"image": str(MEDIA / "bus.png")}])[0]
+    assert largest_difference(vectors[str(MEDIA / "bus.png")], picture) <= 1e-5
+
+
+def test_txtai(run, tiny):
+    pytest.importorskip("txtai", reason="the extra `integrations` is not installed")
+    left, said = run("txtai_index.py", TINY)
+    index, picture = left["embeddings"], left["Image"].open(MEDIA / "bus.png")
+    assert said[2] == "1.000  bus.png"
+    assert (
+        largest_difference(index.batchtransform([BUS, picture], "data"), tiny.encode_document([BUS, picture])) <= 1e-5
+    )
+    assert largest_difference(index.transform(ASKED, "query"), tiny.encode_query([ASKED])[0]) <= 1e-5
 
 
 def test_every_script_of_the_examples_is_listed():

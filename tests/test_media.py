@@ -28,7 +28,7 @@ def warnings(monkeypatch):
     """What is warned of, each time."""
     told: list[str] = []
     for module in (vision_plume, content_plume):
-        monkeypatch.setattr(module.logger, "warning_once", told.append)
+        monkeypatch.setattr(module, "warn_once", told.append)
     return told
 
 

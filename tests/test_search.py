@@ -129,7 +129,7 @@ def test_only_what_has_changed_is_embedded_again(corpus, index, encoder, monkeyp
     before = index.vectors()
     embedded: list = []
     encode = encoder.try_encode
-    monkeypatch.setattr(encoder, "try_encode", lambda items: embedded.extend(items) or encode(items))
+    monkeypatch.setattr(encoder, "try_encode", lambda items, *rest: embedded.extend(items) or encode(items, *rest))
 
     def run() -> tuple[int, int, int]:
         embedded.clear()

@@ -31,7 +31,8 @@ from sentence_transformers import SentenceTransformer
 from inputs import MEDIA, noise_image
 from plume.apps.serving.app import Settings, build_app
 from plume.apps.serving.batcher import Batcher, Job, QueueFullError, embed_batch
-from plume.apps.shared.encoder import Encoder, pack
+from plume.apps.shared.batches import pack
+from plume.apps.shared.encoder import Encoder
 from plume.apps.shared.limits import Limits
 from servers import serving
 

@@ -54,7 +54,7 @@ def make_plan(corpus: Path, output: Path, encoder: Encoder, chunk: int) -> int:
     job = {
         "corpus": str(corpus.resolve()),
         "model": encoder.identity,
-        "num_latent_steps": encoder.model.config.check_num_latent_steps(task="document"),
+        "num_latent_steps": encoder.config.check_num_latent_steps(task="document"),
         "dimension": encoder.dimension,
     }
     if (output / JOB_FILE).is_file():

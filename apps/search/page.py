@@ -21,6 +21,7 @@ from plume.apps.search.drawing import draw_hits, draw_thinking
 from plume.apps.search.events import guard_events
 from plume.apps.search.searching import MAX_RESULTS, Search
 from plume.apps.search.store import Index
+from plume.apps.shared.batches import as_array
 from plume.apps.shared.documents import File
 from plume.arguments import KINDS
 
@@ -86,7 +87,7 @@ def _row(index: Index, id: str) -> dict[str, Any]:
 
 
 def _build_blocks(search: Search, questions: Sequence[tuple[str, Path]]) -> gr.Blocks:
-    config = search.encoder.model.config
+    config = search.encoder.config
 
     def answer(query: dict[str, Any], k: float, limit: float, kinds: list[str]) -> tuple[str, str]:
         files = [Path(file) for file in query.get("files") or []]
@@ -97,7 +98,7 @@ def _build_blocks(search: Search, questions: Sequence[tuple[str, Path]]) -> gr.B
         states, probs = found.output.latent_states, found.output.router_probs
         assert states is not None
         assert probs is not None
-        return draw_hits(found.hits), draw_thinking(states[0], probs[0], config.num_active_experts)
+        return draw_hits(found.hits), draw_thinking(as_array(states[0]), as_array(probs[0]), config.num_active_experts)
 
     def head() -> str:
         """Counted whenever the page is opened: another process may have indexed more."""
@@ -124,13 +125,8 @@ def _build_blocks(search: Search, questions: Sequence[tuple[str, Path]]) -> gr.B
                 offered, [query], label="Questions to try, then Enter", cache_examples=False, elem_id="questions"
             )
         with gr.Row(elem_id="controls"):
-            k = gr.Slider(
-                0,
-                config.max_latent_steps,
-                config.check_num_latent_steps(task="query"),
-                step=1,
-                label="K, latent steps of the query",
-            )
+            steps = config.check_num_latent_steps(task="query")
+            k = gr.Slider(0, config.max_latent_steps, steps, step=1, label="K, latent steps of the query")
             limit = gr.Slider(1, MAX_RESULTS, 10, step=1, label="Results")
             kinds = gr.CheckboxGroup(list(KINDS), label="Only", elem_id="kinds")
         results = gr.HTML(elem_id="results")

@@ -16,7 +16,7 @@ import lancedb
 import numpy as np
 import pyarrow as pa
 
-from plume.apps.shared.encoder import Encoder
+from plume.apps.shared.batches import BatchEncoder
 from plume.apps.shared.rows import SHOWN, row_schema, same_checkpoint
 from plume.arguments import KINDS
 
@@ -198,7 +198,7 @@ def _quote(value: str) -> str:
     return "'" + value.replace("'", "''") + "'"
 
 
-def open_index(folder: Path, encoder: Encoder, given: int | None = None) -> Index:
+def open_index(folder: Path, encoder: BatchEncoder, given: int | None = None) -> Index:
     """The index of a folder.
 
     Args:
@@ -211,5 +211,5 @@ def open_index(folder: Path, encoder: Encoder, given: int | None = None) -> Inde
     """
     steps = steps_of(folder) if given is None else given
     if steps is None or given is not None:
-        steps = encoder.model.config.check_num_latent_steps(given, "document")
+        steps = encoder.config.check_num_latent_steps(given, "document")
     return Index(folder, encoder.identity, encoder.dimension, steps)

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 from PIL import Image
 
-from plume.apps.shared.encoder import Encoder
+from plume.apps.shared.batches import BatchEncoder
 from plume.apps.shared.limits import Limits, MediaError, check_clip, decode_picture
 from plume.apps.shared.texts import passages_of
 from plume.arguments import KINDS
@@ -179,7 +179,7 @@ def split(file: File, limits: Limits) -> list[Document]:
     return [Document(file, part) for part in range(1, count + 1)]
 
 
-def load(document: Document, encoder: Encoder, limits: Limits) -> dict[str, Any]:
+def load(document: Document, encoder: BatchEncoder, limits: Limits) -> dict[str, Any]:
     """A document as an input of the processor: ``{"image": ...}``, ``{"video": clip}`` or ``{"text": ...}``.
 
     Raises:
