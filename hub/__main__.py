@@ -82,11 +82,13 @@ def run_verify(options: argparse.Namespace) -> int:
 
 def run_publish(options: argparse.Namespace) -> int:
     """Print what would go up, or upload it."""
-    from plume.hub.publish import build_card, files_to_publish, publish
+    from plume.hub.publish import build_card, endpoint_files, files_to_publish, publish
 
     if options.dry_run:
         for path in files_to_publish(options.folder):
             print(f"{path.stat().st_size:>14,}  {path.relative_to(options.folder)}")
+        for name, content in endpoint_files(options.folder).items():
+            print(f"{len(content):>14,}  {name}, for Inference Endpoints")
         print(f"\n{build_card(options.folder, options.repo_id, options.license_id)}")
         return 0
     done = publish(
