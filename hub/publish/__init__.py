@@ -15,8 +15,9 @@ from plume.hub_files_plume import MODEL_CARD, WEIGHT_FILES
 
 HANDLER = Path(__file__).parents[1] / "handler.py"
 _LIMITS = (
-    "vLLM and TEI cannot run the latent rollout; `plume export` writes graphs for onnxruntime. Scores of other embedders "
-    "are comparable only on the same data version. Languages and topics are those of the backbone and the training data."
+    "vLLM and TEI cannot run the latent rollout; `plume export` writes graphs for onnxruntime. Scores of other "
+    "embedders are comparable only on the same data version. Languages and topics are those of the backbone and the "
+    "training data."
 )
 # What a checkpoint is made of; anything else in the folder stays there.
 _KINDS = ("*.safetensors", "*.json", "*_plume*.py", "*.jinja", "merges.txt", "LICENSE*")
