@@ -79,13 +79,14 @@ search: .venv-examples/.installed ## Index the media and a playground folder, op
 check: $(VENV)/.installed ## Format, lint and types, without changing anything
 	$(RUN) -m ruff format --check $(SOURCES)
 	$(RUN) -m ruff check $(SOURCES)
-	MYPYPATH=. $(RUN) -m mypy $(SOURCES)
+	mkdir -p $(VENV)/types && ln -sfn $(CURDIR) $(VENV)/types/plume # the clone may have another name than the package
+	cd $(VENV)/types && ../bin/python -m mypy --config-file plume/pyproject.toml plume
 
 fix: $(VENV)/.installed ## Format and fix what can be fixed
 	$(RUN) -m ruff check --fix $(SOURCES)
 	$(RUN) -m ruff format $(SOURCES)
 
-bench: $(VENV)/.installed ## Print what each part of an embedding costs (BENCH="compare --quick": beside other systems)
+bench: $(VENV)/.installed ## Print what each part of an embedding costs (BENCH="compare --quick": next to other systems)
 	$(RUN) -m plume.benchmarks $(BENCH)
 
 .PHONY: docs

@@ -29,12 +29,14 @@ class Command(NamedTuple):
         help: One line.
         extra: Extra of the package that it needs.
         first: Arguments before the caller's.
+        takes_plume: Whether ``--model`` is a PLUME checkpoint, so that one that comes with the package has a name.
     """
 
     module: str
     help: str
     extra: str = ""
     first: tuple[str, ...] = ()
+    takes_plume: bool = True
 
 
 COMMANDS = {
@@ -42,7 +44,10 @@ COMMANDS = {
     "serve": Command("plume.apps.serving.__main__", "serve embeddings to OpenAI clients", "serving"),
     "corpus": Command("plume.apps.corpus.__main__", "embed a corpus on many cores or GPUs", "corpus"),
     "train": Command("plume.training.train", "train on pairs, stage by stage", "train"),
-    "rationales": Command("plume.training.write_rationales", "write rationales for pairs to train on", "rationales"),
+    "mine": Command("plume.training.mine", "mine hard negatives for pairs to train on", "train"),
+    "rationales": Command(
+        "plume.training.write_rationales", "write rationales for pairs to train on", "rationales", takes_plume=False
+    ),
     "evaluate": Command("plume.evaluation.__main__", "score a checkpoint on MMEB-v2 or other tasks", "eval"),
     "audit": Command("plume.evaluation.__main__", "are the latent steps used?", "eval", ("audit",)),
     "convert": Command("plume.hub.__main__", "bring a published checkpoint into this layout", first=("convert",)),
@@ -154,7 +159,8 @@ def run(name: str, arguments: list[str]) -> int:
     if not {"-h", "--help", "--runtime"} & {argument.partition("=")[0] for argument in arguments}:
         import_module("plume.public")  # registers the model with transformers, as `import plume` does elsewhere
     try:
-        return import_module(command.module).main([*command.first, *with_shipped_model(arguments)]) or 0
+        own = with_shipped_model(arguments) if command.takes_plume else arguments
+        return import_module(command.module).main([*command.first, *own]) or 0
     except ModuleNotFoundError as error:
         if not command.extra or (error.name or "").startswith("plume"):
             raise

@@ -3,6 +3,7 @@
 import argparse
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 # Kinds of files by their endings, wherever a command line takes files or folders.
@@ -47,6 +48,18 @@ class ArgumentParser(argparse.ArgumentParser):
         return (
             f"{dashed}{equals}{value}" if flag.startswith("--") and dashed in self._option_string_actions else argument
         )
+
+
+def refuse_output(output: Path, inputs: Sequence[str]) -> None:
+    """Refuse a file that rows cannot be written to.
+
+    Raises:
+        ValueError: If its name does not end in .jsonl, or it is one of the inputs.
+    """
+    if output.suffix.lower() not in (".jsonl", ".ndjson"):
+        raise ValueError(f"--output {output} is written as JSON lines: let its name end in .jsonl.")
+    if any(Path(name).resolve() == output.resolve() for name in inputs):
+        raise ValueError(f"--output {output} is one of the inputs, which would be lost. Choose another name.")
 
 
 def show_dashes(parser: argparse.ArgumentParser) -> None:

@@ -15,6 +15,7 @@ from torch.nn.functional import normalize
 
 from .cache_plume import CachedContext
 from .checks_plume import check_finite, check_readout_steps, left_aligned
+from .latent_plume import LatentTransition
 from .modeling_plume import PlumeModel
 from .rollout_plume import rollout, state_at
 
@@ -41,8 +42,8 @@ class _ShrinkingContext(CachedContext):
             mask, rotary = self._shared
             cos, sin = (part.index_select(-3, rows) for part in rotary)
             self._shared = mask[rows], (cos, sin)
-        for layer, (keys, values) in self._cache._buffers.items():
-            self._cache._buffers[layer] = keys[rows], values[rows]
+        for layer, (keys, values) in self._cache.buffers.items():
+            self._cache.buffers[layer] = keys[rows], values[rows]
 
 
 def embed_early(
@@ -68,17 +69,32 @@ def embed_early(
     Raises:
         ValueError: If the threshold or a step is out of range, the model is in training mode, or inputs are unusable.
     """
-    most = model.config.check_num_latent_steps(num_latent_steps, task)
-    reads = check_readout_steps(range(most + 1) if readout_steps is None else readout_steps, most)
+    reads = check_exit(model, exit_threshold, num_latent_steps, task, readout_steps)
+    if model.training:
+        raise ValueError("The model is in training mode, in which rows do not stop early. Call model.eval() first.")
+    with torch.no_grad():
+        return _settle(model, inputs, exit_threshold, reads)
+
+
+def check_exit(
+    model: PlumeModel,
+    exit_threshold: float,
+    num_latent_steps: int | None = None,
+    task: str | None = None,
+    readout_steps: Sequence[int] | None = None,
+) -> Sequence[int]:
+    """Where an early exit reads out; arguments as in :func:`embed_early`.
+
+    Raises:
+        ValueError: If the threshold or a step is out of range.
+    """
     if not 0 < exit_threshold < 1:
         raise ValueError(
             f"exit_threshold={exit_threshold} must be between 0 and 1: a row stops when 1 - cosine of two "
             "read-outs is below it. Small values, such as 0.01, think longer."
         )
-    if model.training:
-        raise ValueError("The model is in training mode, in which rows do not stop early. Call model.eval() first.")
-    with torch.no_grad():
-        return _settle(model, inputs, exit_threshold, reads)
+    most = model.config.check_num_latent_steps(num_latent_steps, task)
+    return check_readout_steps(range(most + 1) if readout_steps is None else readout_steps, most)
 
 
 def _settle(model: PlumeModel, inputs: Mapping[str, Any], exit_threshold: float, reads: Sequence[int]) -> Settled:
@@ -93,7 +109,8 @@ def _settle(model: PlumeModel, inputs: Mapping[str, Any], exit_threshold: float,
     vectors_BD = torch.zeros(anchor_BD.shape, dtype=torch.float32, device=rows.device)
     steps_B, passed, before_BD = torch.zeros_like(rows), 0, None
     for step in reads:
-        thought = rollout(context, _from(model, passed), anchor_BD, suffix_BSD, step - passed, [step - passed])
+        onward: Any = _Onward(model.latent_transition, passed)
+        thought = rollout(context, onward, anchor_BD, suffix_BSD, step - passed, [step - passed])
         states_BSD = thought.readouts[:, -1]
         now_BD = normalize(
             state_at(states_BSD[:, 1:], closing_BS[: len(rows)], config.embedding_token_id).float(), dim=-1
@@ -113,11 +130,14 @@ def _settle(model: PlumeModel, inputs: Mapping[str, Any], exit_threshold: float,
     return Settled(vectors_BD, steps_B)
 
 
-def _from(model: PlumeModel, passed: int) -> Any:
-    """The transition of a rollout that goes on after ``passed`` steps."""
-    if not passed:
-        return model.latent_transition
-    return lambda z_BD, step, anchor_BD: model.latent_transition(z_BD, passed + step, anchor_BD)
+class _Onward:
+    """The transition of a rollout that goes on after some steps."""
+
+    def __init__(self, transition: LatentTransition, passed: int) -> None:
+        self.transition, self.passed, self.num_experts = transition, passed, transition.num_experts
+
+    def __call__(self, z_BD: torch.Tensor, step: int, anchor_BD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.transition(z_BD, self.passed + step, anchor_BD)
 
 
 __all__ = ["Settled", "embed_early"]

@@ -32,12 +32,12 @@ def noise_image(seed: int, width: int = 84, height: int = 56) -> Image.Image:
     return Image.fromarray(values)
 
 
-def noise_video(seed: int, frames: int = 5) -> list[Image.Image]:
-    return [noise_image(100 * seed + index) for index in range(frames)]
-
-
 def load_video(source, num_frames: int) -> list[Image.Image]:
     return load_clip(source, num_frames).frames
+
+
+def noise_video(seed: int, frames: int = 5) -> list[Image.Image]:
+    return [noise_image(100 * seed + index) for index in range(frames)]
 
 
 def mixed_inputs() -> list:

@@ -1,15 +1,14 @@
 """One training step, whole and in chunks, under any launcher; rank 0 saves loss terms and gradients. Used by test_training.py."""
 
-import os
 import sys
 from pathlib import Path
 
 import torch
-from torch import distributed
 
 from plume import PlumeForEmbedding, PlumeProcessor
 from plume.training.config import PlumeTrainingConfig
 from plume.training.data import load_rows
+from plume.training.distributed import leave
 from plume.training.trainer import PlumeTrainer
 
 NESTED = {
@@ -48,13 +47,11 @@ def step(folder: Path, out: Path, world: int, chunk: int, name: str, options: di
 
 def main(folder: Path, out: Path, world: int) -> None:
     torch.set_num_threads(1)
-    for name, options in (("step", {}), ("nested", NESTED)):
+    cases = {"step": {}, "nested": NESTED, "explicit": {"teacher": "explicit"}, "scores": {"teacher": "scores"}}
+    for name, options in cases.items():
         for chunk in (0, 3):
             step(folder, out, world, chunk, name, options)
-    if distributed.is_initialized():
-        distributed.barrier()
-        # Gloo can wait for ever for a rank that has left while the interpreter takes the group apart.
-        os._exit(0)
+    leave()
 
 
 if __name__ == "__main__":

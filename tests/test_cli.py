@@ -211,3 +211,14 @@ def test_info_of_a_plain_backbone_is_refused(backbone, capsys):
 def test_a_former_command_says_what_replaced_it(module, command):
     with pytest.raises(SystemExit, match=f"use `{command}`"):
         runpy.run_module(f"examples.{module}", run_name="__main__")
+
+
+def test_the_model_of_an_endpoint_keeps_its_name(monkeypatch):
+    """`tiny` names a model of the package, but not to a server."""
+    pytest.importorskip("datasets", reason="the writer needs the extra `rationales`")
+    from plume.training.rationales import __main__ as writer
+
+    seen = []
+    monkeypatch.setattr(writer, "main", lambda arguments: seen.append(arguments) or 0)
+    command_line.main(["rationales", "pairs.csv", "--endpoint", "http://localhost/v1", "--model", "tiny"])
+    assert seen == [["pairs.csv", "--endpoint", "http://localhost/v1", "--model", "tiny"]]

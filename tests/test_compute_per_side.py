@@ -1,4 +1,4 @@
-"""A checkpoint with another K for queries than for documents: every door gives each side its own."""
+"""A checkpoint with another K for queries than for documents: every entry point gives each side its own."""
 
 import json
 

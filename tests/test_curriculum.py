@@ -136,7 +136,7 @@ def test_latent_steps_are_left_out_of_the_final_stage_only():
 
 
 def test_the_learning_rate_is_scaled_per_stage_and_rises_anew():
-    """Stages of 4 steps each: factors 1 and 0.5, two steps of warm-up behind each change."""
+    """Stages of 4 steps each: factors 1 and 0.5, two steps of warm-up after each change."""
     curriculum, shape = Curriculum(8, (1.0, 1.0)), StageLearningRate([1.0, 0.5], 2)
     assert [shape.factor(step, curriculum, 8) for step in range(8)] == [1.0, 1.0, 1.0, 1.0, 0.25, 0.5, 0.5, 0.5]
     assert {StageLearningRate().factor(step, curriculum, 8) for step in range(8)} == {1.0}

@@ -98,7 +98,7 @@ def test_pixel_limits_are_an_argument_of_encode(encoder, model, processor):
     assert np.abs(small - ours.numpy()).max() <= 1e-5
 
 
-def test_long_text_beside_an_image_keeps_the_end_of_the_prompt(encoder, model, processor):
+def test_long_text_with_an_image_keeps_the_end_of_the_prompt(encoder, model, processor):
     """sentence-transformers cuts from the right; the processor has shortened the text before that."""
     item = {"image": noise_image(7), "text": "a red bus at a stop " * 200}
     encoder.max_seq_length, before = 128, encoder.max_seq_length

@@ -172,7 +172,7 @@ def test_a_path_and_a_model_in_memory_score_the_same(world, checkpoint, embedder
     assert [result["scores"] for result in on_disk] == [result["scores"] for result in in_memory]
 
 
-def test_extra_keys_of_a_row_stand_beside_its_score(world, embedder, tmp_path):
+def test_extra_keys_of_a_row_stand_next_to_its_score(world, embedder, tmp_path):
     fields = next(f for f in json.loads(MMEB_V2.read_text())["tasks"] if f["id"] == "MSVD")
     moved = {**fields, "dataset_folder": "elsewhere", "hops": 2, "control": True}
     shutil.copytree(world / "VLM2Vec" / "MSVD", tmp_path / "elsewhere")

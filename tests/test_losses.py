@@ -5,7 +5,16 @@ import math
 import pytest
 import torch
 
-from plume.training.losses import Representations, Weights, balance, info_nce, pool_loss, suffix_ce
+from plume.training.losses import (
+    Representations,
+    Weights,
+    balance,
+    info_nce,
+    place_scores,
+    pool_loss,
+    ranking_kl,
+    suffix_ce,
+)
 
 
 def unit(rows: int, width: int = 16, seed: int = 0) -> torch.Tensor:
@@ -77,6 +86,54 @@ def test_the_objective_is_the_weighted_sum():
     expected = 0.3 * parts["embedding"] + 0.2 * parts["anchor"] + 0.7 * parts["balance"]
     assert loss.item() == pytest.approx(expected.item())
     assert parts["embedding"] != parts["anchor"]
+
+
+def test_a_ranking_like_the_teacher_s_costs_nothing():
+    queries, candidates, ids = unit(3, seed=1), unit(5, seed=2), torch.arange(5)
+    teacher = queries @ candidates.T / 0.1
+    assert ranking_kl(queries, candidates, teacher + 7, ids, 0.1).item() == pytest.approx(0, abs=1e-6)
+    assert ranking_kl(queries, candidates, -teacher, ids, 0.1).item() > 1
+
+
+def test_a_ranking_is_the_divergence_from_the_teacher_to_the_student():
+    """Two candidates, both equally similar: KL((3/4, 1/4) || (1/2, 1/2))."""
+    same = unit(1).expand(2, -1)
+    teacher = torch.tensor([[math.log(3.0), 0.0]])
+    expected = 0.75 * math.log(1.5) + 0.25 * math.log(0.5)
+    assert ranking_kl(same[:1], same, teacher, torch.arange(2), 0.02).item() == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize("left_out", ["not scored", "same item as the positive"])
+def test_what_has_no_score_or_is_the_positive_again_is_in_neither_ranking(left_out):
+    queries, candidates = unit(2, seed=1), unit(4, seed=2)
+    teacher, ids = unit(8, 1, seed=3).view(2, 4) * 3, torch.arange(4)
+    expected = ranking_kl(queries, candidates[:3], teacher[:, :3], ids[:3], 0.1)
+    if left_out == "not scored":
+        teacher[:, 3] = torch.nan
+    else:
+        teacher, ids = teacher[:1], torch.tensor([0, 1, 2, 0])
+        queries, expected = queries[:1], ranking_kl(queries[:1], candidates[:3], teacher[:, :3], ids[:3], 0.1)
+    assert ranking_kl(queries, candidates, teacher, ids, 0.1).item() == pytest.approx(expected.item(), abs=1e-6)
+    assert expected > 1e-3
+
+
+def test_a_query_without_a_ranking_does_not_count_and_its_gradient_is_zero():
+    queries, candidates, ids = unit(2, seed=1).requires_grad_(), unit(3, seed=2), torch.arange(3)
+    teacher = torch.tensor([[1.0, 2.0, 3.0], [torch.nan, 1.0, torch.nan]])
+    loss = ranking_kl(queries, candidates, teacher, ids, 0.1)
+    assert loss.item() == pytest.approx(ranking_kl(queries[:1], candidates, teacher[:1], ids, 0.1).item())
+    (gradient,) = torch.autograd.grad(loss, queries)
+    assert gradient[0].abs().max() > 0
+    assert gradient[1].tolist() == [0.0] * 16
+    nothing = ranking_kl(queries, candidates, torch.full((2, 3), torch.nan), ids, 0.1)
+    assert nothing.item() == 0
+    assert torch.autograd.grad(nothing, queries)[0].abs().max() == 0
+
+
+def test_scores_of_a_row_stand_at_its_own_positive_and_negatives():
+    nan = -1.0
+    placed = place_scores(torch.tensor([[1.0, 2.0, 3.0], [4.0, 5.0, torch.nan]])).nan_to_num(nan)
+    assert placed.tolist() == [[1.0, nan, 2.0, 3.0, nan, nan], [nan, 4.0, nan, nan, 5.0, nan]]
 
 
 def representations(seed: int, num_readouts: int) -> Representations:

@@ -489,7 +489,7 @@ def test_truncation_ends_for_characters_of_several_tokens(processor, text):
         assert processor.process_documents([text], max_length=max_length)["input_ids"].shape[1] <= max_length
 
 
-def test_a_blank_text_beside_media_is_no_text(model, processor):
+def test_a_blank_text_with_media_is_no_text(model, processor):
     image = noise_image(0)
     with torch.no_grad():
         vectors = model(

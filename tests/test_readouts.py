@@ -45,7 +45,7 @@ def test_gradients_of_readouts_are_those_of_separate_calls(model, processor, che
 
 
 @pytest.mark.parametrize("recompute", [False, True])
-def test_readouts_beside_a_suffix_of_one_s_own_are_what_inference_reads(model, processor, monkeypatch, recompute):
+def test_readouts_with_a_suffix_of_one_s_own_are_what_inference_reads(model, processor, monkeypatch, recompute):
     """As in training: the rationale follows the latent block, and the read-outs do not see it."""
     if recompute:
         monkeypatch.setattr("plume.cache_plume.CachedContext", RecomputedContext)

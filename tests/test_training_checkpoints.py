@@ -36,6 +36,9 @@ def corpus(tmp_path_factory) -> Path:
 OPTIONS = {"max_steps": 3, "save_strategy": "steps", "save_steps": 1, "stage_weights": [0, 1, 1], "num_negatives": 0}
 
 
+LORA = {"r": 2, "target_modules": r".*language_model.*\.(q|v)_proj", "modules_to_save": ["latent_transition"]}
+
+
 @pytest.fixture(scope="module")
 def run(corpus, tmp_path_factory) -> Path:
     """Folder of a run of three steps with three checkpoints."""
@@ -110,26 +113,40 @@ def test_a_run_without_a_checkpoint_begins_anew_and_says_so(corpus, tmp_path):
     assert "holds no whole checkpoint: starting anew" in captured.out
 
 
-def test_old_checkpoints_are_removed_and_the_best_one_is_known_by_its_place(corpus, tmp_path):
+@pytest.mark.parametrize("lora", [None, LORA], ids=["full", "lora"])
+def test_old_checkpoints_are_removed_and_the_best_one_is_loaded_at_the_end(corpus, tmp_path, lora):
     options = {
         **OPTIONS, "save_total_limit": 1, "load_best_model_at_end": True, "metric_for_best_model": "loss",
         "eval_strategy": "steps", "eval_steps": 1,
     }  # fmt: skip
-    trainer = make_trainer(corpus, tmp_path, evaluate=8, **options)
+    peft_config = lora and LoraConfig(**lora)
+    trainer = make_trainer(corpus, tmp_path, evaluate=8, peft_config=peft_config, **options)
+    seen = []
+    log = trainer.log
+
+    def fake(logs, *args):
+        """The second step is the best one."""
+        if "eval_loss" in logs:
+            seen.append({name: p.detach().clone() for name, p in trainer.model.named_parameters()})
+            logs["eval_loss"] = [3.0, 1.0, 2.0][len(seen) - 1]
+        log(logs, *args)
+
+    trainer.log = fake
     trainer.train()
+    assert all(p.equal(seen[1][name]) for name, p in trainer.model.named_parameters())
+    assert not all(p.equal(seen[2][name]) for name, p in trainer.model.named_parameters())
     best = Path(trainer.state.best_model_checkpoint)
-    assert best.parent == tmp_path
+    assert best == tmp_path / "checkpoint-2"
     left = {path.name for path in tmp_path.glob("checkpoint-*")}
-    assert left == {best.name, "checkpoint-3"}
+    assert left == {best.name}
     saved = json.loads((best / "trainer_state.json").read_text())
     assert saved["best_model_checkpoint"] == str(best)
 
 
 def test_a_lora_run_resumes_to_the_same_losses_and_peft_loads_its_checkpoint(corpus, tmp_path, recwarn):
-    lora = {"r": 2, "target_modules": r".*language_model.*\.(q|v)_proj", "modules_to_save": ["latent_transition"]}
     runs = []
     for folder, resumed in (("whole", None), ("resumed", str(tmp_path / "whole" / "checkpoint-1"))):
-        trainer = make_trainer(corpus, tmp_path / folder, peft_config=LoraConfig(**lora), **OPTIONS)
+        trainer = make_trainer(corpus, tmp_path / folder, peft_config=LoraConfig(**LORA), **OPTIONS)
         trainer.train(resume_from_checkpoint=resumed)
         losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
         runs.append((losses, {name: p.detach().clone() for name, p in trainer.model.named_parameters()}))

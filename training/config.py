@@ -25,6 +25,7 @@ _WITHOUT_EFFECT = (
 )  # fmt: skip
 # What retrieval over the whole evaluation set cannot take.
 _UNSUPPORTED = ("batch_eval_metrics", "eval_do_concat_batches", "include_for_metrics")
+TEACHERS = ("explicit", "scores")  # see plume.training.teacher
 # Schedules that are no function of the step, so that no factor per stage can be laid over them.
 _STATEFUL_SCHEDULES = ("reduce_lr_on_plateau", "greedy")
 
@@ -77,6 +78,15 @@ class PlumeTrainingConfig(SFTConfig):
     anchor_weight: float = field(default=1.0, metadata={"help": "Coefficient of InfoNCE of the anchor embeddings."})
     balance_weight: float = field(default=0.1, metadata={"help": "Coefficient of the routing balance."})
     temperature: float = field(default=0.02, metadata={"help": "Temperature of InfoNCE."})
+    teacher: str | None = field(
+        default=None,
+        metadata={
+            "help": "Whose ranking of the candidates the embeddings also learn: 'explicit', a frozen copy of the model "
+            "that reads the rationales, or 'scores', the data's teacher_scores."
+        },
+    )
+    ranking_weight: float = field(default=1.0, metadata={"help": "Coefficient of the teacher's ranking."})
+    teacher_temperature: float = field(default=1.0, metadata={"help": "Temperature of the data's teacher_scores."})
     readout_steps: list[int] | None = field(
         default=None,
         metadata={"help": "Numbers of latent steps whose embedding is trained too, in every stage that has them."},
@@ -174,8 +184,11 @@ class PlumeTrainingConfig(SFTConfig):
                 raise ValueError(f"{name} must be at least 1, got {size}.")
 
     def _check_objective(self) -> None:
-        if self.temperature <= 0:
-            raise ValueError(f"temperature must be above 0, got {self.temperature}.")
+        if self.teacher not in (None, *TEACHERS):
+            raise ValueError(f"teacher={self.teacher!r} is unknown. Use one of {TEACHERS}, or leave it out.")
+        for name, value in (("temperature", self.temperature), ("teacher_temperature", self.teacher_temperature)):
+            if value <= 0:
+                raise ValueError(f"{name} must be above 0, got {value}.")
         for name, weights in (("readout_steps", "readout_weights"), ("matryoshka_dims", "matryoshka_weights")):
             given, coefficients = vars(self)[name], vars(self)[weights]
             if coefficients is not None and len(coefficients) != len(given or ()):
@@ -184,10 +197,10 @@ class PlumeTrainingConfig(SFTConfig):
                     "leave them out."
                 )
         coefficients = [self.latent_view_weight, *(self.readout_weights or ()), *(self.matryoshka_weights or ())]
-        if min(coefficients) < 0:
+        if min(*coefficients, self.ranking_weight) < 0:
             raise ValueError(
-                "readout_weights, matryoshka_weights and latent_view_weight must be at least 0, or training would push "
-                f"pairs apart; got {min(coefficients)}."
+                "readout_weights, matryoshka_weights, latent_view_weight and ranking_weight must be at least 0, or "
+                f"training would push pairs apart; got {min(*coefficients, self.ranking_weight)}."
             )
 
     def _choose_precision(self) -> None:
@@ -218,7 +231,7 @@ class PlumeTrainingConfig(SFTConfig):
         """Coefficients of the objective."""
         prefixes = _weighted(self.matryoshka_dims, self.matryoshka_weights)
         own = (self.ce_weight, self.embedding_weight, self.anchor_weight, self.balance_weight, self.temperature)
-        return Weights(*own, tuple(prefixes.items()))
+        return Weights(*own, tuple(prefixes.items()), self.ranking_weight)
 
     def readouts(self, stage: Stage) -> dict[int, float]:
         """Numbers of steps that a stage reads out after, as inference does, with their coefficients."""
@@ -235,7 +248,7 @@ class PlumeTrainingConfig(SFTConfig):
             ValueError: If read-outs are empty, unsorted or above K, or a prefix is empty or wider than the vectors.
         """
         check_readout_steps(self.readout_steps, num_latent_steps)
-        dims, width = self.matryoshka_dims, config.text_config.hidden_size  # type: ignore[attr-defined]
+        dims, width = self.matryoshka_dims, config.text_config.hidden_size
         if dims is not None and (not dims or dims != sorted(set(dims)) or not 1 <= dims[0] <= dims[-1] <= width):
             raise ValueError(
                 f"matryoshka_dims={dims} must be increasing integers from 1 to {width}, the width of this model's "

@@ -132,6 +132,12 @@ class Curriculum:
             ends.append(round(max_steps * passed / total))
         return ends
 
+    def spans(self, max_steps: int) -> list[tuple[Stage, int, int]]:
+        """The stages that are trained, each with its first step and the step after its last one."""
+        ends = self.boundaries(max_steps)
+        spans = zip(self.stages, [0, *ends[:-1]], ends, strict=True)
+        return [(stage, first, end) for stage, first, end in spans if end > first]
+
     def scheduled_at(self, step: int, max_steps: int) -> Stage:
         """The stage that the schedule gives optimizer step ``step`` (0-based), rehearsals aside."""
         index = bisect.bisect_right(self.boundaries(max_steps), min(step, max_steps - 1))

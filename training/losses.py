@@ -1,8 +1,10 @@
 """The objective as functions of tensors (Eq. 1, 6, 8): no model, no trainer, fp32 similarities.
 
-Legend: N pairs of the pool, M candidates (N targets, then hard negatives), D width, E experts.
+Legend: N pairs of the pool, M candidates (N targets, then hard negatives), H hard negatives of a pair, D width,
+E experts.
 
     L = w_ce CE + w_gen InfoNCE(embeddings) + w_anc InfoNCE(anchors) + w_bal balance                      (Eq. 8)
+      + w_rank KL(ranking of a teacher || ranking of the embeddings)                      (not in the paper; optional)
 
 With read-outs or prefixes, each of them adds an InfoNCE of its own (``docs/anytime.md``).
 """
@@ -56,9 +58,62 @@ def balance(routing_NE: torch.Tensor) -> torch.Tensor:
     return (mass_E - 1 / len(mass_E)).square().mean()
 
 
+def ranking_kl(
+    queries_ND: torch.Tensor,
+    candidates_MD: torch.Tensor,
+    teacher_NM: torch.Tensor,
+    candidate_ids_M: torch.Tensor,
+    temperature: float,
+) -> torch.Tensor:
+    """KL divergence of the ranking by a teacher and that by the embeddings, over the candidates of each query.
+
+    What the teacher has not scored is left out of both rankings, and so is a candidate that is the same item as the
+    positive. A query with fewer than two candidates left has no ranking and does not count.
+
+    Args:
+        queries_ND: Unit vectors, ``(N, D)``.
+        candidates_MD: Unit vectors, ``(M, D)``; candidate i < N is the positive of query i.
+        teacher_NM: Scores of the teacher over its own temperature, ``(N, M)``; NaN where it has none.
+        candidate_ids_M: Identity of each candidate, ``(M,)``.
+        temperature: Of the embeddings' similarities, > 0.
+
+    Returns:
+        Scalar, fp32, in nats: mean over the queries that have a ranking; 0 if none has.
+    """
+    num_pairs = len(queries_ND)
+    same_NM = candidate_ids_M[:num_pairs, None] == candidate_ids_M[None, :]
+    own_NM = torch.eye(num_pairs, len(candidates_MD), dtype=torch.bool, device=queries_ND.device)
+    known_NM = ~teacher_NM.isnan() & ~(same_NM & ~own_NM)
+    # Finite, not -inf: a candidate that is left out has probability 0, and 0 times its logarithm must stay 0.
+    floor = torch.finfo(torch.float32).min
+    student_NM = (queries_ND.float() @ candidates_MD.float().T / temperature).masked_fill(~known_NM, floor)
+    wanted_NM = teacher_NM.float().masked_fill(~known_NM, floor)
+    divergence_N = F.kl_div(
+        student_NM.log_softmax(dim=1), wanted_NM.log_softmax(dim=1), reduction="none", log_target=True
+    ).sum(dim=1)
+    counts_N = known_NM.sum(dim=1) > 1
+    return (divergence_N * counts_N).sum() / counts_N.sum().clamp(min=1)
+
+
+def place_scores(scores_NS: torch.Tensor) -> torch.Tensor:
+    """Scores of each pair's own candidates at their places in the pool, NaN elsewhere.
+
+    Args:
+        scores_NS: Of the positive and the H hard negatives of each pair, ``(N, 1 + H)``.
+
+    Returns:
+        ``(N, N + N H)``: the targets of all pairs, then the hard negatives, pair by pair.
+    """
+    num_pairs, num_negatives = len(scores_NS), scores_NS.shape[1] - 1
+    pairs = torch.arange(num_pairs, device=scores_NS.device)[:, None]
+    negatives = num_pairs + num_negatives * pairs + torch.arange(num_negatives, device=scores_NS.device)
+    placed = scores_NS.new_full((num_pairs, num_pairs * (1 + num_negatives)), torch.nan)
+    return placed.scatter_(1, torch.cat([pairs, negatives], dim=1), scores_NS)
+
+
 @dataclass(frozen=True)
 class Weights:
-    """Coefficients of Eq. 8 and the temperature.
+    """Coefficients of Eq. 8 and of the ranking, and the temperature.
 
     ``prefixes`` holds widths, and the coefficient of the contrast of so many leading dimensions at unit length.
     """
@@ -69,6 +124,7 @@ class Weights:
     balance: float = 0.1
     temperature: float = 0.02
     prefixes: tuple[tuple[int, float], ...] = ()
+    ranking: float = 1.0
 
 
 @dataclass
@@ -100,8 +156,8 @@ def nested_nce(
     parts = {"embedding": info_nce(queries_ND, candidates_MD, candidate_ids_M, weights.temperature)}
     loss = parts["embedding"]
     for width, weight in weights.prefixes:
-        sides = (F.normalize(side[:, :width].float(), dim=-1) for side in (queries_ND, candidates_MD))
-        parts[f"dim_{width}"] = info_nce(*sides, candidate_ids_M, weights.temperature)
+        queries, candidates = (F.normalize(side[:, :width].float(), dim=-1) for side in (queries_ND, candidates_MD))
+        parts[f"dim_{width}"] = info_nce(queries, candidates, candidate_ids_M, weights.temperature)
         loss = loss + weight * parts[f"dim_{width}"]
     return loss, parts
 

@@ -7,7 +7,7 @@ and pictures are sent there. ``--sample 5`` shows five rows first. Run again, th
 import argparse
 from pathlib import Path
 
-from plume.arguments import ArgumentParser
+from plume.arguments import ArgumentParser, refuse_output
 
 
 def build_parser() -> ArgumentParser:
@@ -44,10 +44,7 @@ def main(arguments: list[str] | None = None) -> int:
 def _check(options: argparse.Namespace) -> None:
     if bool(options.endpoint) != bool(options.model):
         raise ValueError("--endpoint URL and --model NAME go together: a server is asked for one of its models.")
-    if options.output.suffix.lower() not in (".jsonl", ".ndjson"):
-        raise ValueError(f"--output {options.output} is written as JSON lines: let its name end in .jsonl.")
-    if any(Path(name).resolve() == options.output.resolve() for name in options.pairs):
-        raise ValueError(f"--output {options.output} is one of the inputs, which would be lost. Choose another name.")
+    refuse_output(options.output, options.pairs)
     for name in ("limit", "concurrency", "batch_size", "max_tokens", "requests_per_minute", "timeout"):
         value = vars(options)[name]
         if value is not None and value <= 0:

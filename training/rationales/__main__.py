@@ -8,7 +8,7 @@ from typing import Any
 
 from datasets import Dataset
 
-from plume.training.data import load_rows, parse_columns
+from plume.training.data import describe_root, folder_of, load_rows, parse_columns, write_rows
 from plume.training.rationales import (
     EndpointWriter,
     Journal,
@@ -18,7 +18,7 @@ from plume.training.rationales import (
     Writer,
     ask,
     make_plan,
-    write_rows,
+    with_rationales,
 )
 from plume.training.rationales.prompts import NUM_FRAMES
 from plume.training.write_rationales import main
@@ -28,21 +28,20 @@ def run(options: argparse.Namespace) -> int:
     """Plan, ask, write; 1 if a side is left without a rationale."""
     rows: Any = load_rows(options.pairs, columns=parse_columns(options.column))
     rows = rows if options.limit is None else rows.select(range(min(options.limit, len(rows))))
-    here = next((str(Path(name).parent) for name in options.pairs if Path(name).exists()), None)
-    root = options.media_root or here
+    root = options.media_root or folder_of(options.pairs)
     writer = _make_writer(options)
-    with Journal(_beside(options.output, "replies")).opened() as journal:
+    with Journal(_next_to(options.output, "replies")).opened() as journal:
         plan = make_plan(rows, root, writer.name, journal.found)
         only = f"A sample of {options.sample} rows of the following. " if options.sample else ""
         print(only + _announce(plan, writer, journal, rows), flush=True)
         if options.sample:
             return _show_sample(options.sample, plan, rows, root, writer, journal)
         outcome = ask(plan.asks, rows, root, writer, journal)
-        write_rows(options.output, rows, plan, journal.found)
+        write_rows(options.output, with_rationales(rows, plan, journal.found))
         failures = _list_failures(plan, outcome, rows, journal)
     _report(options.output, plan, outcome, failures)
-    if plan.has_media and root and Path(root).resolve() != options.output.parent.resolve():
-        print(f"Paths of media are still relative to {root}: train with --media-root {root}.")
+    if plan.has_media:
+        print(describe_root(root, options.output), end="")
     return 1 if failures else 0
 
 
@@ -60,7 +59,7 @@ def _make_writer(options: argparse.Namespace) -> Writer:
     )
 
 
-def _beside(output: Path, what: str) -> Path:
+def _next_to(output: Path, what: str) -> Path:
     return output.with_name(f"{output.name}.{what}.jsonl")
 
 
@@ -111,7 +110,7 @@ def _list_failures(plan: Plan, outcome: Outcome, rows: Dataset, journal: Journal
 
 def _report(output: Path, plan: Plan, outcome: Outcome, failures: list[dict[str, str]]) -> None:
     """Say what was written, and name what is missing in a file of its own."""
-    reasons = _beside(output, "failures")
+    reasons = _next_to(output, "failures")
     reasons.unlink(missing_ok=True)
     print(
         f"{output}: {len(plan.keys):,} rows. {outcome.asked:,} replies, {outcome.input_tokens:,} tokens in, "
