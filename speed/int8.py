@@ -75,7 +75,18 @@ class Int8Product:
         # The two low bytes of the integer, which is positive; the conversion cuts, so 0.5 makes it round.
         whole = (rows / step + (_OFFSET + 0.5)).to(torch.int32)
         halves = torch.stack([whole & 255, whole >> 8]).to(torch.uint8).flatten(0, 1)
-        arguments: tuple[Any, ...] = (self._packed, self._scale, self._zeros, None, 1.0, 0, torch.float32, "none", [], "")
+        arguments: tuple[Any, ...] = (
+            self._packed,
+            self._scale,
+            self._zeros,
+            None,
+            1.0,
+            0,
+            torch.float32,
+            "none",
+            [],
+            "",
+        )
         low, high = torch.ops.onednn.qlinear_pointwise(halves, 1.0, _ZERO, *arguments).chunk(2)
         product = torch.add(low, high, alpha=256) * step
         if self._bias is not None:
