@@ -69,17 +69,32 @@ def embed_early(
     Raises:
         ValueError: If the threshold or a step is out of range, the model is in training mode, or inputs are unusable.
     """
-    most = model.config.check_num_latent_steps(num_latent_steps, task)
-    reads = check_readout_steps(range(most + 1) if readout_steps is None else readout_steps, most)
+    reads = check_exit(model, exit_threshold, num_latent_steps, task, readout_steps)
+    if model.training:
+        raise ValueError("The model is in training mode, in which rows do not stop early. Call model.eval() first.")
+    with torch.no_grad():
+        return _settle(model, inputs, exit_threshold, reads)
+
+
+def check_exit(
+    model: PlumeModel,
+    exit_threshold: float,
+    num_latent_steps: int | None = None,
+    task: str | None = None,
+    readout_steps: Sequence[int] | None = None,
+) -> Sequence[int]:
+    """Where an early exit reads out; arguments as in :func:`embed_early`.
+
+    Raises:
+        ValueError: If the threshold or a step is out of range.
+    """
     if not 0 < exit_threshold < 1:
         raise ValueError(
             f"exit_threshold={exit_threshold} must be between 0 and 1: a row stops when 1 - cosine of two "
             "read-outs is below it. Small values, such as 0.01, think longer."
         )
-    if model.training:
-        raise ValueError("The model is in training mode, in which rows do not stop early. Call model.eval() first.")
-    with torch.no_grad():
-        return _settle(model, inputs, exit_threshold, reads)
+    most = model.config.check_num_latent_steps(num_latent_steps, task)
+    return check_readout_steps(range(most + 1) if readout_steps is None else readout_steps, most)
 
 
 def _settle(model: PlumeModel, inputs: Mapping[str, Any], exit_threshold: float, reads: Sequence[int]) -> Settled:

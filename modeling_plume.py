@@ -194,12 +194,12 @@ class PlumeModel(_Mixed):
         if input_ids is None or input_ids.numel() == 0:
             raise ValueError("The batch is empty: pass input_ids of shape (B, T) with at least one row.")
         closing_ids = torch.tensor(self.config.suffix_token_ids, device=input_ids.device).expand(len(input_ids), -1)
+        is_fused = suffix_input_ids is None or readout_steps is None
         if suffix_input_ids is None:
             suffix_input_ids = closing_ids
         else:
             check_suffix(suffix_input_ids, input_ids, self.config)
-        is_one = readout_steps is None or torch.equal(suffix_input_ids, closing_ids)
-        read_ids = suffix_input_ids if is_one else closing_ids  # what is read in the same pass as a step
+        read_ids = suffix_input_ids if is_fused else closing_ids  # what is read in the same pass as a step
 
         # 1. Prefix: one pass over text and media.
         input_ids, attention_mask = left_aligned(input_ids, attention_mask)
@@ -213,7 +213,7 @@ class PlumeModel(_Mixed):
         # 4. Embedding at the last <gen> of the suffix, after every read-out.
         suffix_states = thought.readouts[:, -1]
         gen_BRD = state_at(thought.readouts[:, :, 1:].transpose(1, 2), read_ids, gen)
-        if not is_one:
+        if not is_fused:
             suffix_states = torch.cat([suffix_states[:, :1], context.extend(embed(suffix_input_ids), keep=0)], dim=1)
             own_BD = state_at(suffix_states[:, 1:], suffix_input_ids, gen)
             gen_BRD = torch.cat([gen_BRD, own_BD.unsqueeze(1)], dim=1)

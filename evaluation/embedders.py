@@ -15,6 +15,7 @@ import torch
 from transformers import AutoConfig, AutoModel, AutoProcessor
 
 from plume import PlumeModel, PlumeProcessor, embed_early
+from plume.early_exit import check_exit
 from plume.hub_files_plume import SETTINGS_FILES
 
 _LIMITS = ("min_pixels", "max_pixels", "video_min_pixels", "video_max_pixels", "blank_image_size")
@@ -97,6 +98,8 @@ class EarlyEmbedder(ModelEmbedder):
         **options: Any,
     ) -> None:
         super().__init__(model, processor, **options)
+        for role in ("query", "document"):
+            check_exit(model, exit_threshold, self.latent_steps, role, exit_steps)
         self.early = {"exit_threshold": exit_threshold, "readout_steps": exit_steps}
         self.condition |= {"exit_threshold": exit_threshold, "exit_steps": list(exit_steps) if exit_steps else None}
         self.taken: dict[str, list[int]] = {}  # steps of every input, per role

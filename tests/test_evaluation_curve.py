@@ -90,6 +90,18 @@ def test_a_curve_that_cannot_be_drawn_is_refused(world, checkpoint, options, mes
         evaluate_curve(checkpoint, ROWS, world, **QUIET, **options)
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"exit_threshold": 1.5}, "must be between 0 and 1"),
+        ({"exit_threshold": 0.1, "exit_steps": [4]}, "must be increasing integers from 0 to num_latent_steps=3"),
+    ],
+)
+def test_an_impossible_exit_is_refused_before_the_first_task(world, checkpoint, options, message):
+    with pytest.raises(ValueError, match=message):
+        evaluate(checkpoint, ROWS, world, **QUIET, **options)
+
+
 def test_a_threshold_that_would_have_no_effect_is_refused(world, checkpoint, model, processor):
     with pytest.raises(ValueError, match="no effect on an embedder in memory"):
         evaluate(ModelEmbedder(model, processor), ROWS, world, exit_threshold=0.1)

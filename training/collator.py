@@ -187,13 +187,11 @@ def rewrite(batch: dict[str, Any], stage: Stage, suffix: list[int], readout_step
     mask = torch.arange(width) < torch.tensor([[len(row)] for row in suffixes])
     # The padding must not hold the embedding token, whose last occurrence is the embedding.
     ids = ids.masked_fill(~mask, suffix[0])
-    inputs = {
-        **batch["prefix"],
-        "num_latent_steps": stage.num_latent_steps,
-        "suffix_input_ids": ids.to(device),
-        "suffix_mask": mask.to(device),
-        **({"readout_steps": list(readout_steps)} if readout_steps else {}),
-    }
+    inputs = {**batch["prefix"], "num_latent_steps": stage.num_latent_steps, "suffix_mask": mask.to(device)}
+    if readout_steps:
+        inputs["readout_steps"] = list(readout_steps)
+    if not (readout_steps and stage.is_final):  # there the model's own suffix, which a read-out shares, is the same
+        inputs["suffix_input_ids"] = ids.to(device)
     return Rows(inputs, batch["texts"].places, batch["texts"].num_media, 2 * batch["num_pairs"])
 
 
@@ -211,12 +209,10 @@ def split_rows(rows: Rows, sizes: Sequence[int]) -> list[Rows]:
         mask = inputs["attention_mask"][start:stop]
         first = mask.shape[1] - mask.sum(dim=1).max().item()
         chunk["input_ids"], chunk["attention_mask"] = inputs["input_ids"][start:stop, first:], mask[:, first:]
-        chunk["suffix_input_ids"] = inputs["suffix_input_ids"][start:stop]
-        if "suffix_mask" in inputs:
-            tokens = inputs["suffix_mask"][start:stop]
-            width = tokens.sum(dim=1).max().item()
-            chunk["suffix_mask"] = tokens[:, :width]
-            chunk["suffix_input_ids"] = chunk["suffix_input_ids"][:, :width]
+        width = inputs["suffix_mask"][start:stop].sum(dim=1).max().item()
+        for name in ("suffix_mask", "suffix_input_ids"):
+            if name in inputs:
+                chunk[name] = inputs[name][start:stop, :width]
         for kind, counts in zip(_KINDS, zip(*rows.num_media, strict=True), strict=True):
             chunk.update(_slice_media(inputs, kind, sum(counts[:start]), sum(counts[:stop])))
         scored = min(max(rows.num_scored - start, 0), size)
