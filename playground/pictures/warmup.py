@@ -30,8 +30,8 @@ import plume
 from plume import PlumeForEmbedding, PlumeProcessor
 from plume.arguments import ArgumentParser
 from plume.playground.pictures.augment import augment
-from plume.playground.pictures.world import World, read_world
 from plume.playground.pictures.words import Word
+from plume.playground.pictures.world import World, read_world
 
 logger = logging.get_logger(__name__)
 _STATE = "state.pt"
