@@ -79,8 +79,7 @@ search: .venv-examples/.installed ## Index the media and a playground folder, op
 check: $(VENV)/.installed ## Format, lint and types, without changing anything
 	$(RUN) -m ruff format --check $(SOURCES)
 	$(RUN) -m ruff check $(SOURCES)
-	mkdir -p $(VENV)/types && ln -sfn $(CURDIR) $(VENV)/types/plume # the clone may have another name than the package
-	cd $(VENV)/types && ../bin/python -m mypy --config-file plume/pyproject.toml plume
+	MYPYPATH=. $(RUN) -m mypy $(SOURCES)
 
 fix: $(VENV)/.installed ## Format and fix what can be fixed
 	$(RUN) -m ruff check --fix $(SOURCES)

@@ -236,31 +236,6 @@ def test_other_quantizations_run_as_they_are_and_say_so(model, processor, monkey
     assert "torchao's symmetric int8" in messages[0]
 
 
-def quantization():
-    """The settings that the documentation names."""
-    torchao = pytest.importorskip("torchao.quantization")
-    from transformers import TorchAoConfig
-
-    kept = ["model.visual", "lm_head", "latent_transition"]
-    return TorchAoConfig(torchao.Int8WeightOnlyConfig(version=2), modules_to_not_convert=kept)
-
-
-def test_torchao_quantizes_loads_and_is_sped_up(checkpoint, processor, monkeypatch, tmp_path):
-    """The real library, where it is installed (`make int8-test`)."""
-    messages = []
-    monkeypatch.setattr(packed.logger, "warning", messages.append)
-    full = embed(AutoModel.from_pretrained(checkpoint).eval(), processor, TEXTS)
-    model = AutoModel.from_pretrained(checkpoint, quantization_config=quantization()).eval()
-    assert all(type(weight) is torch.nn.Parameter for weight in model.model.visual.parameters())
-    expected = embed(model, processor, TEXTS)
-    assert (expected * full).sum(-1).min() >= 0.999
-    assert (embed(model.speed_up(), processor, TEXTS) - expected).abs().max() <= 2e-4
-    assert messages == []
-    model.save_pretrained(tmp_path)
-    again = AutoModel.from_pretrained(tmp_path).eval()
-    assert (embed(again, processor, TEXTS) - expected).abs().max() <= 1e-5
-
-
 # What a checkpoint is blessed with
 
 

@@ -4,9 +4,13 @@ Legend: B batch, C colors, H and W pixels.
 """
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch.nn.functional import affine_grid, conv2d, grid_sample
+
+# Numbers in -1..1 of a shape.
+Drawn = Callable[..., torch.Tensor]
 
 
 def augment(pictures_BCHW: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
@@ -24,7 +28,7 @@ def augment(pictures_BCHW: torch.Tensor, generator: torch.Generator) -> torch.Te
     return _recolor(_blur(bent_BCHW, drawn), drawn).clamp(0, 1)
 
 
-def _bend(pictures_BCHW, drawn):
+def _bend(pictures_BCHW: torch.Tensor, drawn: Drawn) -> torch.Tensor:
     size = len(pictures_BCHW)
     angle, shear = drawn(size) * 0.15, drawn(size) * 0.1
     zoom_x, zoom_y = torch.exp(drawn(size) * 0.15), torch.exp(drawn(size) * 0.1)
@@ -36,7 +40,7 @@ def _bend(pictures_BCHW, drawn):
     return 1 - grid_sample(1 - pictures_BCHW, grid, align_corners=False, padding_mode="zeros")
 
 
-def _blur(pictures_BCHW, drawn):
+def _blur(pictures_BCHW: torch.Tensor, drawn: Drawn) -> torch.Tensor:
     kernel = torch.tensor([1.0, 2.0, 1.0])
     kernel = (kernel[:, None] * kernel / 16).expand(3, 1, 3, 3)
     strength_B111 = (drawn(len(pictures_BCHW), 1, 1, 1) * 1.5).clamp(-0.7, 1)  # below zero sharpens
@@ -44,7 +48,7 @@ def _blur(pictures_BCHW, drawn):
     return pictures_BCHW + strength_B111 * (blurred_BCHW - pictures_BCHW)
 
 
-def _recolor(pictures_BCHW, drawn):
+def _recolor(pictures_BCHW: torch.Tensor, drawn: Drawn) -> torch.Tensor:
     size = len(pictures_BCHW)
     # Hue: a turn around the gray axis. Most are small, some go all the way round.
     angle_B = drawn(size) * 0.3 + (drawn(size) > 0.85) * drawn(size) * math.pi

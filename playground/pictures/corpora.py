@@ -1,7 +1,7 @@
 """Training pairs and evaluation tasks over a built world, in the formats of the trainer and of ``plume.evaluation``.
 
-Evaluation: every picture that is asked or answered is of the test style, unless a task says otherwise, and all pictures
-of its kind are candidates of every query. Files are named by a hash of their pixels, so equal pictures are one candidate.
+Evaluation: every picture that is asked or answered is of the test style, unless a task says otherwise, and all of its
+kind are candidates of every query. Files are named by a hash of their pixels, so equal pictures are one candidate.
 """
 
 import json
@@ -100,8 +100,9 @@ def _place(concept: Concept, language: str) -> str:
 
 
 def aliases(concepts: Sequence[Concept]) -> dict[str, list[tuple[str, str]]]:
-    """Short names of another vendor that are no trained text, with their concepts; and those that share no word with the
-    CLDR name, which no search over names can find.
+    """Short names of another vendor that are no trained text, with their concepts.
+
+    The second kind shares no word with the CLDR name, so no search over names can find it.
     """
     trained = {
         slug(text)
@@ -217,7 +218,7 @@ def write_pairs(world: World, folder: Path, rows: int, seed: int = 0, progress: 
 
 
 class _Pairs:
-    """Draws pairs; kinds, concepts and styles equally often within their shares. Pictures are still paths of the world."""
+    """Draws pairs, of kinds by their shares; their pictures are still paths of the world."""
 
     def __init__(self, world: World, rng: random.Random) -> None:
         self.world, self.rng = world, rng
@@ -232,6 +233,7 @@ class _Pairs:
         self.genders = [asked for style in styles for asked in genders(world, style, is_trained)]
 
     def draw(self) -> dict[str, Any]:
+        """A pair in the UME-R1 format."""
         kinds = {"words": 55, "naming": 15, "styles": 10, "tones": 10, "genders": 10}
         (kind,) = self.rng.choices(list(kinds), list(kinds.values()))
         if kind in ("tones", "genders"):

@@ -13,8 +13,8 @@ from plume.playground.pictures.drawing import EDGE
 from plume.start import build_processor as new_processor
 
 LAYOUT = PromptLayout(system="", query_prompt="")
-# The whole picture is one visual token. Its merger sees all patches side by side, each in its place: means of tokens, as a
-# fresh decoder takes them, do not know where anything was, and the tower then learned nothing in 400 steps.
+# The whole picture is one visual token. Its merger sees all patches side by side, each in its place. Means of several
+# tokens, as a fresh decoder takes them, do not know where anything was: the tower then learned nothing in 400 steps.
 PATCH, MERGE = 12, 5
 SHAPE: dict[str, Any] = {
     "text": {

@@ -1,8 +1,8 @@
 """Warm up a fresh student before the curriculum: pictures and words meet at one vector per concept.
 
 ``python -m plume.playground.pictures.warmup WORLD OUTPUT``. A contrast between a few hundred pairs hardly moves a fresh
-model: it stays at the log of the pool for hundreds of steps. Here every picture and every word is classified among *all*
-concepts instead, with one learned vector per concept that both sides share and that is thrown away at the end.
+model: it stays at the log of the pool for hundreds of steps. Here every picture and every word is classified among
+*all* concepts instead, with one learned vector per concept that both sides share and that is thrown away at the end.
 
 1. **Parts**: the vision tower and the embedding table, without the decoder. A picture is the mean of its visual tokens,
    a word the mean of its pieces, each at unit size, which is what the decoder's first layer averages at the start.
@@ -30,8 +30,8 @@ import plume
 from plume import PlumeForEmbedding, PlumeProcessor
 from plume.arguments import ArgumentParser
 from plume.playground.pictures.augment import augment
-from plume.playground.pictures.world import World, read_world
 from plume.playground.pictures.words import Word
+from plume.playground.pictures.world import World, read_world
 
 logger = logging.get_logger(__name__)
 _STATE = "state.pt"
