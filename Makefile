@@ -7,7 +7,7 @@ BENCH ?= parts
 # A free worker takes the next file: what a module builds for its tests is built once.
 WORKERS ?= -n logical --maxprocesses 4 --dist loadfile
 
-.PHONY: help demo train-demo test test-all test-min test-examples search check fix bench clean
+.PHONY: help demo train-demo test test-all test-min test-runtime test-examples search check fix bench clean
 
 help: ## Show this help
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
@@ -36,6 +36,12 @@ $(VENV)/.installed: setup.py pyproject.toml constraints.txt
 	.venv-examples/bin/pip install --quiet --no-deps langchain-huggingface==1.2.3 # asks for huggingface-hub below 2, runs with 2.4
 	touch $@
 
+.venv-runtime/.installed: setup.py pyproject.toml constraints.txt
+	@echo "Installing the runtime without torch into .venv-runtime"
+	$(PYTHON) -m venv .venv-runtime
+	.venv-runtime/bin/pip install --quiet --constraint constraints.txt --editable '.[runtime,video]'
+	touch $@
+
 .venv-docs/.installed: constraints-docs.txt
 	@echo "Installing mkdocs into .venv-docs"
 	$(PYTHON) -m venv .venv-docs
@@ -58,8 +64,11 @@ test-min: .venv-min/.installed ## Run the core tests on the oldest supported lib
 	.venv-min/bin/python -m pytest tests/test_vectors.py tests/test_processor.py tests/test_entry_points.py tests/test_plume_tiny.py tests/test_embed.py
 
 test-examples: .venv-examples/.installed ## Run the tests of apps/ and examples/
-	.venv-examples/bin/python -m pytest tests/test_search.py tests/test_search_page.py tests/test_distributed.py tests/test_serving.py tests/test_integrations.py \
+	.venv-examples/bin/python -m pytest tests/test_search.py tests/test_search_page.py tests/test_distributed.py tests/test_serving.py tests/test_serving_runtime.py tests/test_integrations.py \
 		tests/test_pages.py::test_a_command_of_the_pages_is_understood_by_its_command_line
+
+test-runtime: $(VENV)/.installed .venv-runtime/.installed ## Run an exported model in an environment without torch
+	$(RUN) -m pytest tests/test_runtime_alone.py
 
 MODEL ?= tiny
 search: .venv-examples/.installed ## Index the media and a playground folder, open the search page (MODEL=folder or Hub id)
@@ -70,8 +79,7 @@ search: .venv-examples/.installed ## Index the media and a playground folder, op
 check: $(VENV)/.installed ## Format, lint and types, without changing anything
 	$(RUN) -m ruff format --check $(SOURCES)
 	$(RUN) -m ruff check $(SOURCES)
-	mkdir -p $(VENV)/types && ln -sfn $(CURDIR) $(VENV)/types/plume # the clone may have another name than the package
-	cd $(VENV)/types && ../bin/python -m mypy --config-file plume/pyproject.toml plume
+	MYPYPATH=. $(RUN) -m mypy $(SOURCES)
 
 fix: $(VENV)/.installed ## Format and fix what can be fixed
 	$(RUN) -m ruff check --fix $(SOURCES)
@@ -85,4 +93,4 @@ docs: .venv-docs/.installed ## Build the documentation with its API reference in
 	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --quiet --strict
 
 clean: ## Remove environments and build outputs
-	rm -rf .venv .venv-min .venv-examples .venv-docs build dist *.egg-info outputs
+	rm -rf .venv .venv-min .venv-examples .venv-runtime .venv-docs build dist *.egg-info outputs

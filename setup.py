@@ -29,6 +29,7 @@ PACKAGES = {
     "plume.hub.random_checkpoint": "hub/random_checkpoint",
     "plume.hub.verify": "hub/verify",
     "plume.playground": "playground",
+    "plume.playground.pictures": "playground/pictures",
     "plume.runtime": "runtime",
     "plume.speed": "speed",
     "plume.training": "training",
@@ -53,7 +54,7 @@ setup(
     package_data={
         "plume": ["py.typed"],
         "plume.apps.search": ["*.css"],
-        "plume.checkpoints": ["plume-tiny/*"],  # links to the code become files here
+        "plume.checkpoints": ["plume-tiny/*", "plume-pictures/*"],  # links to the code become files here
         "plume.evaluation": ["*.json"],
         "plume.evaluation.parsers": ["*.json"],
     },

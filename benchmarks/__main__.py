@@ -10,6 +10,7 @@
 import argparse
 import json
 import os
+import time
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -46,6 +47,7 @@ def _add_compare(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch", type=int, nargs="+", default=[1], help="with --model: rows per batch")
     parser.add_argument("--systems", nargs="+", choices=SYSTEMS, help="only these systems")
     parser.add_argument("--threads", type=int, help="torch threads; torch's own choice if omitted")
+    parser.add_argument("--processor-time", action="store_true", help="measure it, where others use the machine")
 
 
 def _add_parts(parser: argparse.ArgumentParser) -> None:
@@ -57,6 +59,7 @@ def _add_parts(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", help=_DEVICE)
     parser.add_argument("--min-seconds", type=float, default=2.0, help="time spent per figure")
     parser.add_argument("--plain", action="store_true", help="without speed_up")
+    parser.add_argument("--int8", action="store_true", help="with weights of eight bits")
     parser.add_argument("--json", type=Path, help="also write the rows to this file")
 
 
@@ -90,6 +93,8 @@ def run_compare(options: argparse.Namespace) -> None:
     minutes = options.minutes or (5.0 if options.quick else 16.0)
     quick = {"rounds": (3, 3), "seconds": 0.0, "longest": 60.0} if options.quick else {"longest": 60 * minutes / 8}
     effort = compare.Effort(minutes=minutes, **quick)
+    if options.processor_time:
+        machine["clock"], effort.now = "processor time", time.process_time
     needed = report.claimed(options.device) if options.quick and not options.model else {}
     systems: Sequence[str] = options.systems or SYSTEMS
     if options.model:
@@ -133,11 +138,20 @@ def run_parts(options: argparse.Namespace) -> None:
     from plume.evaluation.store import write_json
 
     model, processor = build_model(options.size, DTYPES[options.dtype], options.device, options.backbone)
-    model.speed_up(not options.plain)
+    model.speed_up(not options.plain, int8=options.int8, reuse=False)
     rows = []
     for batch in options.batch:
-        found = parts.roofline(model, processor, options.input, batch, options.min_seconds)
-        rows.append({"size": options.size, "dtype": options.dtype, "batch": batch, "input": options.input, **found})
+        found = parts.roofline(model, processor, options.input, batch, options.min_seconds, options.int8)
+        rows.append(
+            {
+                "size": options.size,
+                "dtype": options.dtype,
+                "int8": options.int8,
+                "batch": batch,
+                "input": options.input,
+                **found,
+            }
+        )
         milliseconds = found["ms"]
         lines = [[part, f"{ms:.2f}", f"{ms / milliseconds['single pass']:.3f}"] for part, ms in milliseconds.items()]
         floor = [[name, str(value)] for name, value in found.items() if name != "ms"]

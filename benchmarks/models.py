@@ -1,5 +1,6 @@
 """Models and inputs that every benchmark shares. Sizes matter here and nothing else: weights may be random."""
 
+from string import ascii_lowercase
 from typing import Any
 
 import numpy as np
@@ -59,18 +60,19 @@ def _fill(model: PlumeModel) -> None:
             flat.add_(1)
 
 
-def draw_items(processor: PlumeProcessor, kind: str, batch: int) -> list[dict[str, Any]]:
+def draw_items(processor: PlumeProcessor, kind: str, batch: int, variant: int = 0) -> list[dict[str, Any]]:
     """Inputs of one kind and length, for :func:`~plume.evaluation.embedders.prepare`.
 
     Args:
         processor: Its prompt is part of the tokens that :data:`INPUTS` promises.
         kind: A key of :data:`INPUTS`.
         batch: How many.
+        variant: From 0 to 25; texts of two variants differ from their first word on.
     """
-    shape, rng = INPUTS[kind], np.random.default_rng(0)
+    shape, rng, first = INPUTS[kind], np.random.default_rng(variant), ascii_lowercase[variant]
     items: list[dict[str, Any]] = []
     for _ in range(batch):
-        item: dict[str, Any] = {"text": "a"}
+        item: dict[str, Any] = {"text": first}
         if shape.size:
             width, height = shape.size
             pixels = rng.integers(0, 256, (shape.num_frames or 1, height, width, 3), dtype=np.uint8)
@@ -79,7 +81,7 @@ def draw_items(processor: PlumeProcessor, kind: str, batch: int) -> list[dict[st
         items.append(item)
     missing = shape.tokens - _count_text(processor, items[0]) if shape.tokens else 11
     for item in items:
-        item["text"] = " ".join(["a", *rng.choice(_WORDS, max(0, missing))])
+        item["text"] = " ".join([first, *rng.choice(_WORDS, max(0, missing))])
         if not shape.tokens:
             item["text"] = f"{processor.query_prompt}\n{item['text']}"
     return items

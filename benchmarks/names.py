@@ -10,11 +10,20 @@ LATENT_STEPS = {
     "plume_k6": 6,
     "plume_k8": 8,
     "plume_k8_plain": 8,
+    "plume_k8_reuse": 8,
+    "plume_k8_int8": 8,
     "one_at_a_time": 8,
     "explicit_cot": 0,
 }
 SYSTEMS = tuple(LATENT_STEPS)
+# Systems that need other words after the same instruction every turn.
+_QUERY, _OF_QUERIES = "query12", ("plume_k8_reuse", "plume_k8_int8")
 DTYPE_NAMES = ("fp32", "bf16")
+
+
+def runs_on(system: str, kind: str) -> bool:
+    """Whether a system is measured on a kind of input."""
+    return kind == _QUERY or system not in _OF_QUERIES
 
 
 class Shape(NamedTuple):

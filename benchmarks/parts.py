@@ -52,8 +52,8 @@ def measure_parts(model: PlumeModel, inputs: dict[str, torch.Tensor], min_second
     }
 
 
-def step_demand(model: PlumeModel, batch: int, columns: int) -> dict[str, float]:
-    """Bytes and operations of one latent step with ``columns`` columns in the cache."""
+def step_demand(model: PlumeModel, batch: int, columns: int, int8: bool = False) -> dict[str, float]:
+    """Bytes and operations of one latent step with ``columns`` columns in the cache, and a byte per weight if asked."""
     config = model.config.text_config
     adapter = [w for name, w in model.latent_transition.named_parameters() if "step_embedding" not in name]
     weights = sum(weight.numel() for weight in (*model.get_decoder().layers.parameters(), *adapter))
@@ -61,7 +61,7 @@ def step_demand(model: PlumeModel, batch: int, columns: int) -> dict[str, float]
     cached = batch * columns * 2 * config.num_key_value_heads * width * config.num_hidden_layers
     attention = 4 * batch * columns * config.hidden_size * config.num_hidden_layers
     return {
-        "weight_bytes": weights * model.dtype.itemsize,
+        "weight_bytes": weights * (1 if int8 else model.dtype.itemsize),
         "cache_bytes": cached * model.dtype.itemsize,
         "operations": 2 * batch * weights + attention,
     }
@@ -82,10 +82,12 @@ def machine_rates(dtype: torch.dtype, device: str, min_seconds: float = 1.0) -> 
     }
 
 
-def roofline(model: PlumeModel, processor: PlumeProcessor, kind: str, batch: int, min_seconds: float) -> dict[str, Any]:
+def roofline(
+    model: PlumeModel, processor: PlumeProcessor, kind: str, batch: int, min_seconds: float, int8: bool = False
+) -> dict[str, Any]:
     """One row of the roofline: what a step demands, its floor on this machine, and what it took."""
     inputs = prepare(model, processor, draw_items(processor, kind, batch))
-    demand = step_demand(model, batch, inputs["input_ids"].shape[1] + _NUM_LATENT_STEPS // 2)
+    demand = step_demand(model, batch, inputs["input_ids"].shape[1] + _NUM_LATENT_STEPS // 2, int8)
     rates, parts = machine_rates(model.dtype, model.device.type), measure_parts(model, inputs, min_seconds)
     reading = 1000 * (demand["weight_bytes"] + demand["cache_bytes"]) / rates["read_bytes"]
     computing = 1000 * demand["operations"] / rates["operations"]

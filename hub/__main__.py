@@ -30,6 +30,10 @@ def build_parser() -> ArgumentParser:
     about = "check a checkpoint folder; the exit status is 1 if a check fails"
     verify = commands.add_parser("verify", help=about, description=about)
     verify.add_argument("folder", help="checkpoint folder")
+    verify.add_argument("--int8", action="store_true", help="compare speed_up(int8=True) with it, for every K")
+    verify.add_argument(
+        "--quantized", type=Path, help="folder of the same checkpoint, quantized: compare it, for every K"
+    )
     verify.set_defaults(command=run_verify)
 
     about = "a checkpoint folder on the Hub, with a card from its own files"
@@ -70,7 +74,7 @@ def run_verify(options: argparse.Namespace) -> int:
     """Check and print one line per check."""
     from plume.hub.verify import verify
 
-    findings = verify(Path(locate(options.folder)))
+    findings = verify(Path(locate(options.folder)), options.int8, options.quantized)
     for finding in findings:
         print(f"{'ok  ' if finding.passed else 'FAIL'}  {finding.name:<22} {finding.detail}")
     return 0 if all(finding.passed for finding in findings) else 1
@@ -78,11 +82,13 @@ def run_verify(options: argparse.Namespace) -> int:
 
 def run_publish(options: argparse.Namespace) -> int:
     """Print what would go up, or upload it."""
-    from plume.hub.publish import build_card, files_to_publish, publish
+    from plume.hub.publish import build_card, endpoint_files, files_to_publish, publish
 
     if options.dry_run:
         for path in files_to_publish(options.folder):
             print(f"{path.stat().st_size:>14,}  {path.relative_to(options.folder)}")
+        for name, content in endpoint_files(options.folder).items():
+            print(f"{len(content):>14,}  {name}, for Inference Endpoints")
         print(f"\n{build_card(options.folder, options.repo_id, options.license_id)}")
         return 0
     done = publish(

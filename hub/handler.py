@@ -49,6 +49,8 @@ class EndpointHandler:
                 f"task={task!r}, unknown parameters {unknown}: use 'document' or 'query', and {', '.join(_PARAMETERS)}."
             )
         items = items if isinstance(items, list) else [items]
+        if not items:
+            raise ValueError('"inputs" is empty, so there is nothing to embed.')
         for item in items:
             _check_media(item)
         process = self.processor.process_queries if task == "query" else self.processor.process_documents
@@ -56,7 +58,9 @@ class EndpointHandler:
         for start in range(0, len(items), _BATCH):
             inputs = process(items[start : start + _BATCH], prompt=parameters.get("prompt"))
             with torch.inference_mode():
-                output = self.model(**inputs.to(self.device), num_latent_steps=parameters.get("num_latent_steps"))
+                output = self.model(
+                    **inputs.to(self.device), task=task, num_latent_steps=parameters.get("num_latent_steps")
+                )
             vectors += output.embeddings.float().cpu().tolist()
         return vectors
 

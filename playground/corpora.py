@@ -64,7 +64,8 @@ class MediaFolder:
         return path.name
 
 
-def _write_whole(file: Path, content: str) -> Path:
+def write_whole(file: Path, content: str) -> Path:
+    """Write a text file that is whole or absent, whatever kills the run."""
     part = file.with_name(f"{file.name}.part")
     part.write_text(content, encoding="utf-8")
     os.replace(part, file)
@@ -101,7 +102,7 @@ def write_training(
         example = draw_example(task, random.Random(f"train-{seed}-{index}"), "train", asked)
         lines.append(json.dumps(_pair(task, example, media)))
     random.Random(seed).shuffle(lines)
-    return _write_whole(folder / "pairs.jsonl", "\n".join(lines) + "\n")
+    return write_whole(folder / "pairs.jsonl", "\n".join(lines) + "\n")
 
 
 def _pair(task: Task, example: Example, media: MediaFolder) -> dict[str, Any]:
@@ -168,7 +169,7 @@ def write_evaluation(folder: Path, wanted: Iterable[Condition], queries: int, se
         write = _write_pages if condition.task.targets == "page" else _write_rows
         rows.append(write(folder, condition, queries, random.Random(f"{condition.name}-{seed}")))
     table = {"meta": {"benchmark": "playground", "version": f"seed {seed}, {queries} queries"}, "tasks": rows}
-    return _write_whole(folder / TABLE, json.dumps(table, indent=1) + "\n")
+    return write_whole(folder / TABLE, json.dumps(table, indent=1) + "\n")
 
 
 def _table_row(condition: Condition, parser: str, query: str, candidate: str, **fields: Any) -> dict[str, Any]:
@@ -207,7 +208,7 @@ def _write_rows(folder: Path, condition: Condition, queries: int, rng: random.Ra
         query = "image+text" if examples[0].query.image else "text"
         parser = _PARSERS.get(task.name, "image_qa" if as_text else "image_i2i_vg")
         fields = _table_row(condition, parser, query, "text" if as_text else "image+text")
-    _save(folder / "data" / condition.name, {"test": Dataset.from_list(rows)})
+    save_datasets(folder / "data" / condition.name, {"test": Dataset.from_list(rows)})
     return {**fields, "num_queries": queries}
 
 
@@ -258,7 +259,7 @@ def _write_pages(folder: Path, condition: Condition, queries: int, rng: random.R
         "corpus": Dataset.from_list(pages, features=features),
         "qrels": Dataset.from_list(judged),
     }
-    _save(folder / "data" / condition.name, configs)
+    save_datasets(folder / "data" / condition.name, configs)
     fields = _table_row(condition, "beir", "text", "image+text", pool="global", media=None)
     return {**fields, "num_queries": len(texts)}
 
@@ -270,7 +271,7 @@ def _encode(picture: Image.Image | None) -> dict[str, Any]:
     return {"bytes": buffer.getvalue(), "path": None}
 
 
-def _save(folder: Path, configs: dict[str, Dataset]) -> None:
+def save_datasets(folder: Path, configs: dict[str, Dataset]) -> None:
     """A local ``datasets`` folder with one config per entry, or one unnamed config called ``test``."""
     folder.mkdir(parents=True, exist_ok=True)
     header = ["---", "configs:"]

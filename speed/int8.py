@@ -1,9 +1,9 @@
 """Products with weights of eight bits that read half the bytes of bfloat16.
 
 The CPU multiplies bytes by bytes, so the activations must be bytes too. One byte each would cost accuracy; here each is
-rounded to 16 bits, relative to the largest of its row, and multiplied as two bytes:
+rounded to 16 bits, relative to the largest m of its row, and multiplied as two bytes:
 
-    x ~ step (256 high + low),    x W^T ~ step scale (256 high Q^T + low Q^T),    W ~ scale Q
+    x ~ m / 32512 (256 high + low),    W ~ scale Q,    x W^T ~ m scale / 32512 (256 high Q^T + low Q^T)
 
 Both are rows of one product, so the weight is read once. Sums are exact integers: a row does not depend on others.
 """
@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 _LARGEST = 127 * 256  # of an activation, in steps
 _ZERO = 128  # the kernel takes unsigned bytes and subtracts this
-_OFFSET = 256 * _ZERO + _ZERO
+_OFFSET = torch.tensor(256 * _ZERO + _ZERO + 0.5)  # the conversion to an integer cuts, so 0.5 makes it round
 
 
 class Int8Weight(NamedTuple):
@@ -64,20 +64,30 @@ class Int8Product:
 
     def __init__(self, weight: Int8Weight, bias: torch.Tensor | None) -> None:
         self._packed = torch.ops.onednn.qlinear_prepack(weight.values.contiguous(), None)
-        self._scale, self._zeros = weight.scale, torch.zeros(len(weight.scale), dtype=torch.int32)
+        self._scale, self._zeros = weight.scale / _LARGEST, torch.zeros(len(weight.scale), dtype=torch.int32)
         self._bias = None if bias is None else bias.detach().float()
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """The product for ``x``, ``(..., in)``."""
         rows = x.reshape(-1, x.shape[-1]).float()
-        step = torch.linalg.vector_norm(rows, torch.inf, dim=-1, keepdim=True) / _LARGEST
-        step = step.clamp(min=torch.finfo(torch.float32).tiny)
-        # The two low bytes of the integer, which is positive; the conversion cuts, so 0.5 makes it round.
-        whole = (rows / step + (_OFFSET + 0.5)).to(torch.int32)
-        halves = torch.stack([whole & 255, whole >> 8]).to(torch.uint8).flatten(0, 1)
-        arguments: tuple[Any, ...] = (self._packed, self._scale, self._zeros, None, 1.0, 0, torch.float32, "none", [], "")
+        largest = torch.linalg.vector_norm(rows, torch.inf, dim=-1, keepdim=True)
+        # A positive integer, whose two low bytes are wanted. Where a row is 0, its bytes do not matter.
+        whole = torch.addcdiv(_OFFSET, rows, largest, value=_LARGEST).to(torch.int32)
+        halves = whole.view(torch.uint8).view(*rows.shape, 4)[..., :2].movedim(-1, 0).flatten(0, 1)
+        arguments: tuple[Any, ...] = (
+            self._packed,
+            self._scale,
+            self._zeros,
+            None,
+            1.0,
+            0,
+            torch.float32,
+            "none",
+            [],
+            "",
+        )
         low, high = torch.ops.onednn.qlinear_pointwise(halves, 1.0, _ZERO, *arguments).chunk(2)
-        product = torch.add(low, high, alpha=256) * step
+        product = torch.add(low, high, alpha=256).mul_(largest)
         if self._bias is not None:
             product += self._bias
         return product.to(x.dtype).view(*x.shape[:-1], -1)

@@ -2,6 +2,7 @@
 
 import json
 import statistics
+import time
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from plume.benchmarks.names import INPUTS, SYSTEMS
 from plume.evaluation.baselines import ExplicitCoT
 from plume.evaluation.embedders import prepare
 from plume.hub import MODEL_TYPES
+from plume.speed import prefixes
 
 TOKENS = {"text64": 64, "text512": 512, "image448": 320, "page896": 1324, "video8": 640}
 
@@ -21,7 +23,7 @@ TOKENS = {"text64": 64, "text512": 512, "image448": 320, "page896": 1324, "video
 @pytest.fixture(scope="module")
 def loaded():
     model, processor = build_model("tiny")
-    return model.speed_up(), processor
+    return model.speed_up(reuse=False), processor
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +95,7 @@ def test_systems_take_the_steps_that_their_names_say(loaded, monkeypatch):
     hook = model.latent_transition.register_forward_hook(lambda *_: steps.append(1))
     counted = {}
     try:
-        for name, timer in systems.timers(*loaded, "text64", 1).items():
+        for name, timer in systems.timers(*loaded, "query12", 1).items():
             steps.clear()
             with torch.inference_mode():
                 assert timer() > 0
@@ -115,18 +117,52 @@ def test_the_plain_system_shares_the_weights_and_leaves_the_fast_one_fast(loaded
     assert all(one is other for one, other in zip(loaded[0].parameters(), plain.parameters(), strict=True))
 
 
+def test_reuse_meets_other_words_after_the_same_instruction(loaded, monkeypatch):
+    """Nothing but the instruction is known at any turn, and eight bits are those of the weights."""
+    timers, columns, find = systems.timers(*loaded, "query12", 1), [], prefixes._find
+
+    def spy(*args):
+        found = find(*args)
+        columns.append(found[1])
+        return found
+
+    monkeypatch.setattr(prefixes, "_find", spy)
+    with torch.inference_mode():
+        for _ in range(30):
+            timers["plume_k8_reuse"]()
+    batches = [draw_items(loaded[1], "query12", 1, variant) for variant in (1, 2)]
+    one, other = (prepare(*loaded, batch)["input_ids"][0] for batch in batches)
+    length = min(len(one), len(other))
+    assert columns == [0, *[int((one[:length] == other[:length]).long().cumprod(0).sum())] * 29]
+    model, eight = loaded[0], timers["plume_k8_int8"].args[0].args[0]
+    with torch.inference_mode():
+        expected, found = (each(**read(loaded, "query12"), num_latent_steps=8).embeddings for each in (model, eight))
+    assert 0.99 < (expected * found).sum() < 1 - 1e-6
+
+
+def test_processor_time_is_another_condition(tmp_path, monkeypatch):
+    monkeypatch.setattr(compare, "plan", lambda device, quick: CELLS[:1])
+    arguments = ["compare", "--device", "cpu", "--systems", "single_pass", "--output", str(tmp_path / "r.json")]
+    command.main([*arguments, "--processor-time", "--minutes", "0.01"])
+    assert json.loads((tmp_path / "r.json").read_text())["header"]["machine"]["clock"] == "processor time"
+    with pytest.raises(ValueError, match="clock"):
+        command.main([*arguments, "--resume"])
+
+
 def test_the_time_of_a_rationale_is_extrapolated_from_its_tokens(loaded, monkeypatch):
     """One second per call of the clock: the prefix takes one, each token one."""
-    now = iter(range(1000))
-    monkeypatch.setattr(systems, "clock", lambda model: next(now))
+    seconds = iter(range(1000))
+    monkeypatch.setattr(systems, "clock", lambda model, now: next(seconds))
     monkeypatch.setattr(systems, "COT_MEASURED", 4)
-    assert systems.explicit_cot_ms(*loaded, read(loaded, "text64")) == 1000 * (1 + systems.COT_TOKENS)
+    assert systems.explicit_cot_ms(*loaded, read(loaded, "text64"), time.perf_counter) == 1000 * (
+        1 + systems.COT_TOKENS
+    )
 
 
 # The run
 
 
-CELLS = [compare.Cell("tiny", "fp32", 2, "text64"), compare.Cell("tiny", "bf16", 1, "image448")]
+CELLS = [compare.Cell("tiny", "fp32", 2, "query12"), compare.Cell("tiny", "bf16", 1, "image448")]
 
 
 class _Once(compare.Effort):
@@ -178,7 +214,7 @@ def test_a_result_has_all_rows_and_columns(result):
     assert set(written) == {"header", "rows"}
     assert written["header"]["machine"]["torch"] == torch.__version__
     assert written["header"]["left_out"] == []
-    assert len(written["rows"]) == len(CELLS) * len(SYSTEMS)
+    assert len(written["rows"]) == len(CELLS) * len(SYSTEMS) - 2  # a picture is no query
     for row in written["rows"]:
         assert tuple(row) == compare.COLUMNS
         assert row["ms_median"] > 0

@@ -1,12 +1,14 @@
 """Four entry points, one vector: remote code, sentence-transformers, the installed package, the hub by name."""
 
 import pickle
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 import sentence_transformers
 import torch
 from packaging.version import Version
+from remote import Remote
 from sentence_transformers import SentenceTransformer
 
 from inputs import MEDIA, embed, mixed_inputs, noise_image, noise_video
@@ -44,6 +46,19 @@ def test_remote_code_gives_the_same_vectors_and_saves_itself(name, remote, expec
     assert (resaved / "modeling_plume.py").exists()
     assert (resaved / "modules.json").exists()
     assert np.abs(remote("transformers", resaved, ITEMS) - expected).max() <= 1e-5
+
+
+@pytest.mark.slow
+def test_five_processes_fill_one_cache_of_remote_code_at_once(checkpoint, expected, tmp_path):
+    others = [Remote(tmp_path) for _ in range(5)]
+    try:
+        with ThreadPoolExecutor(len(others)) as pool:
+            found = list(pool.map(lambda other: other("transformers", checkpoint, ITEMS[:2]), others))
+    finally:
+        for other in others:
+            other.close()
+    for vectors in found:
+        assert np.abs(vectors - expected[:2]).max() <= 1e-5
 
 
 def test_sentence_transformers_with_remote_code(name, remote, expected):

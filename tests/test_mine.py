@@ -52,6 +52,14 @@ def test_a_candidate_that_may_be_a_positive_is_not_taken():
     assert mined(pairs(("q", "far"), ("far", "near"), ("next", "farther")), VECTORS)[0] == ["farther"]
 
 
+def test_a_model_that_does_not_know_the_data_finds_negatives_too():
+    """A hundred candidates are closer than the positive, and any of them may be a positive."""
+    above = {f"above {place}": 0.1 * place for place in range(100)}
+    vectors = known(q=0, positive=30, below=40, **above)
+    rows = pairs(("q", "positive"), ("below", "below"), *((name, name) for name in above))
+    assert mined(rows, vectors, num_negatives=1)[0] == ["below"]
+
+
 def test_all_positives_of_a_query_are_positives():
     rows = pairs(("q", "near"), ("q", "next"), ("far", "far"))
     assert mined(rows, VECTORS)[:2] == [["far"], ["far"]]

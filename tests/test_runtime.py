@@ -134,7 +134,7 @@ def test_a_k_that_the_model_does_not_know_is_refused(runtime, steps, message):
 def test_unusable_inputs_and_arguments_are_named(runtime):
     for items, options, message in (
         (["a", 3], {}, r"Input 1: An input is given as int"),
-        (["a", "b " * 3000], {"truncation": False}, r"Input 1: An input has .* tokens or more, over max_length=4096"),
+        (["a", "b " * 6000], {"truncation": False}, r"Input 1: An input has .* tokens or more, over max_length=4096"),
         (["a"], {"max_pixel": 3}, r"Unknown options \['max_pixel'\]"),
         (["a"], {"task": "passage"}, r"use the task 'document' or 'query'"),
         ("a", {}, r"Pass a list of inputs"),

@@ -51,6 +51,7 @@ def test_the_stages_follow_from_rationales_and_checkpoint(tmp_path, trained, rat
     plan = planned(tmp_path, is_trained=trained, rationales=rationales)
     assert (plan.get("stage_weights"), plan.get("final_schedule")) == (stages, own_schedule)
     assert plan.get("latent_view_weight") == (1.0 if stages == AGAIN else None)
+    assert plan["max_steps"] == (225 if stages == AGAIN else 150), "150 of them are the last stage's"
 
 
 def test_what_is_given_stays(tmp_path):

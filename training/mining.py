@@ -27,6 +27,8 @@ from plume.training.data import (
     write_rows,
 )
 
+_LOOKED_AT = 200  # closest candidates of a query
+
 
 class KnownVectors:
     """Vectors by name, in the shape of the model that sentence-transformers mines with.
@@ -82,6 +84,8 @@ def mine(
         num_negatives=num_negatives,
         relative_margin=relative_margin,
         range_min=range_min,
+        # A model that does not know the data yet ranks many candidates above the positive; all of them are left out.
+        range_max=range_min + max(_LOOKED_AT, 10 * num_negatives),
         verbose=False,
     )
     found: dict[tuple[str, str], list[str]] = defaultdict(list)

@@ -13,10 +13,10 @@ from plume.training.config import PlumeTrainingConfig
 from plume.training.data import Contents
 
 LARGEST_BATCH, CHUNK_TOKENS, MOST_NEGATIVES = 64, 16_384, 4
-SHORTEST_RUN = 150  # optimizer steps
+PASSES, SHORTEST_RUN = 3, 150  # over the pairs, and optimizer steps, of the last stage
 # The paper trains width 1536 at 5e-5; the rate that a width bears falls with it.
 _PAPER_RATE, _PAPER_WIDTH, _LORA = 5e-5, 1536, 2.0
-FINAL_ONLY, AGAIN = [0.0, 0.0, 0.0, 0.0, 1.0], [0.0, 0.0, 0.0, 1.0, 1.0]
+FINAL_ONLY, AGAIN = [0.0, 0.0, 0.0, 0.0, 1.0], [0.0, 0.0, 0.0, 1.0, 2.0]
 
 
 @dataclass(frozen=True)
@@ -66,8 +66,12 @@ def decide(args: PlumeTrainingConfig, given: Set[str], facts: Facts) -> list[Dec
     batch = chosen.get("per_device_train_batch_size", args.per_device_train_batch_size)
     if facts.num_rows is not None and not given & {"max_steps", "num_train_epochs"}:
         step = batch * args.world_size * args.gradient_accumulation_steps
-        steps = max(math.ceil(3 * facts.num_rows / step), SHORTEST_RUN)
-        decisions.append(Decision("max_steps", steps, f"3 passes over the pairs, at least {SHORTEST_RUN} steps"))
+        steps = max(math.ceil(PASSES * facts.num_rows / step), SHORTEST_RUN)
+        why = f"{PASSES} passes over the pairs, at least {SHORTEST_RUN} steps"
+        stages = chosen.get("stage_weights", FINAL_ONLY)
+        if sum(stages) > stages[-1]:
+            steps, why = math.ceil(steps * sum(stages) / stages[-1]), f"{why}, in the last stage alone"
+        decisions.append(Decision("max_steps", steps, why))
     if "learning_rate" not in given:
         rate = _PAPER_RATE * _PAPER_WIDTH / facts.width * (_LORA if facts.uses_lora else 1.0)
         why = (
@@ -115,7 +119,7 @@ def _decide_stages(given: Set[str], facts: Facts) -> list[Decision]:
         return [Decision("stage_weights", FINAL_ONLY, "no row has rationales, so only the last stage can be trained")]
     decisions = []
     if facts.is_trained:
-        why = "the checkpoint has been through the curriculum: its last two stages, in equal shares"
+        why = "the checkpoint has been through the curriculum, whose last two stages are enough"
         decisions.append(Decision("stage_weights", AGAIN, why))
         if "latent_view_weight" not in given:
             # What carries over to the last stage: the look-ups are learned in the one before within some ten steps, but

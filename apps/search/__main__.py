@@ -26,6 +26,8 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     common.add_argument("--runtime", type=Path, metavar="OUT", help="what `plume export` wrote, instead of --model")
     common.add_argument("--device", help="torch device; CUDA if available")
     common.add_argument("--dtype", default="auto", help="dtype of the weights, e.g. float32")
+    common.add_argument("--int8", action="store_true", help="weights of eight bits for decoder and adapter, on a CPU")
+    common.add_argument("--no-reuse", action="store_true", help="read instructions and pictures again every time")
     parser = ArgumentParser(prog="plume search", description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(dest="command", required=True)
     index = commands.add_parser("index", parents=[common], help="bring the index up to date with folders")
@@ -72,7 +74,9 @@ def run(options: argparse.Namespace) -> None:
     if options.command == "world":
         print(f"{len(write_world(options.folder))} questions and their answers in {options.folder}")
         return
-    encoder = open_encoder(options.model, options.device, options.dtype, options.runtime)
+    encoder = open_encoder(
+        options.model, options.device, options.dtype, options.runtime, int8=options.int8, reuse=not options.no_reuse
+    )
     index = open_index(options.index, encoder, options.k if options.command == "index" else None)
     if options.command == "index":
         report = index_folders(options.folders, index, encoder, batch=options.batch, forget_empty=options.forget_empty)

@@ -15,6 +15,8 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--runtime", type=Path, metavar="OUT", help="what `plume export` wrote, instead of --model")
     parser.add_argument("--device", help="torch device; CUDA if available")
     parser.add_argument("--dtype", default="auto", help="dtype of the weights, e.g. float32")
+    parser.add_argument("--int8", action="store_true", help="weights of eight bits for decoder and adapter, on a CPU")
+    parser.add_argument("--no-reuse", action="store_true", help="read instructions and pictures again every time")
     parser.add_argument("--name", default="plume", help="name of the model for clients")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on")
     parser.add_argument("--port", type=int, default=8000, help="port to listen on")
@@ -43,7 +45,12 @@ def main(arguments: list[str] | None = None) -> None:
         media_root=options.media_root,
         api_key=options.api_key,
     )
-    app = build_app(open_encoder(options.model, options.device, options.dtype, options.runtime), settings)
+    app = build_app(
+        open_encoder(
+            options.model, options.device, options.dtype, options.runtime, int8=options.int8, reuse=not options.no_reuse
+        ),
+        settings,
+    )
     print(f"Serving {options.runtime or options.model} at http://{options.host}:{options.port}/v1", flush=True)
     uvicorn.run(app, host=options.host, port=options.port, log_level="warning", timeout_keep_alive=10)
 

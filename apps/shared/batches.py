@@ -137,7 +137,9 @@ def pack(weights: Sequence[int], budget: int) -> list[list[int]]:
     return batches
 
 
-def open_encoder(model: str, device: str | None, dtype: str, runtime: Path | None) -> BatchEncoder:
+def open_encoder(
+    model: str, device: str | None, dtype: str, runtime: Path | None, *, int8: bool = False, reuse: bool = True
+) -> BatchEncoder:
     """The encoder that a command line names: a checkpoint, or with ``runtime`` an exported one.
 
     Raises:
@@ -146,11 +148,13 @@ def open_encoder(model: str, device: str | None, dtype: str, runtime: Path | Non
     if runtime is None:
         from plume.apps.shared.encoder import Encoder  # with torch, which an exported model does without
 
-        return Encoder(model, device, dtype=dtype)
+        return Encoder(model, device, dtype=dtype, int8=int8, reuse=reuse)
     given = {
         "--model": locate(model) != locate(DEFAULT_MODEL),
         "--device": device is not None,
         "--dtype": dtype != "auto",
+        "--int8": int8,
+        "--no-reuse": not reuse,
     }
     if superfluous := [flag for flag, is_given in given.items() if is_given]:
         raise ValueError(

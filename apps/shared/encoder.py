@@ -22,6 +22,8 @@ class Encoder(BatchEncoder):
         device: Torch device; CUDA if available.
         pixel_budget: Largest weight of a batch, in pixels. Defaults to what suits the device.
         dtype: Of the weights, e.g. ``"float32"``; the checkpoint's with ``"auto"``.
+        int8: Whether decoder and adapter run with weights of eight bits on a CPU (see :mod:`plume.speed`).
+        reuse: Whether common beginnings of inputs, and pictures that come again, are read once on a CPU.
 
     Raises:
         ValueError: If the checkpoint is damaged.
@@ -33,11 +35,15 @@ class Encoder(BatchEncoder):
         device: str | None = None,
         pixel_budget: int | None = None,
         dtype: str = "auto",
+        int8: bool = False,
+        reuse: bool = True,
     ) -> None:
         self.model_id = locate(model_id)
         self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         self.pixel_budget = pixel_budget or (CPU_PIXEL_BUDGET if self.device == "cpu" else PIXEL_BUDGET)
         self.model = AutoModel.from_pretrained(self.model_id, dtype=dtype).to(self.device).eval()
+        self.model.speed_up(pack=int8, int8=int8, reuse=reuse)
+        self._weights = f"{self.model.dtype} in eight bits" if int8 and self.device == "cpu" else str(self.model.dtype)
         self.processor = AutoProcessor.from_pretrained(self.model_id)
 
     @property
@@ -53,7 +59,7 @@ class Encoder(BatchEncoder):
     @cached_property
     def identity(self) -> str:
         """See :func:`~plume.hub.identity.identity_of`."""
-        return identity_of(self.model_id, str(self.model.dtype))
+        return identity_of(self.model_id, self._weights)
 
     def run(self, inputs: BatchFeature, role: str = "query", num_latent_steps: int | None = None) -> PlumeOutput:
         """The forward pass of one batch."""

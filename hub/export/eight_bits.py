@@ -26,13 +26,13 @@ def quantize(model: ir.Model) -> None:
 
 def _replace(graph: ir.Graph, node: ir.Node, weight: np.ndarray) -> None:
     """Put the quantized product in the place of a node; ``weight`` is ``(K, N)``."""
-    name = node.inputs[1].name  # type: ignore[union-attr]
+    name = node.inputs[1].name
     added = [
         ir.Value(name=f"{name}.{part}", const_value=ir.tensor(array, name=f"{name}.{part}"))
         for part, array in zip(("int8", "scale"), quantize_weight(weight), strict=True)
     ]
     for value in added:
-        value.shape, value.dtype = value.const_value.shape, value.const_value.dtype  # type: ignore
+        value.shape, value.dtype = value.const_value.shape, value.const_value.dtype
         graph.register_initializer(value)
     sizes = {"K": weight.shape[0], "N": weight.shape[1], "bits": 8, "block_size": BLOCK}
     product = ir.node("MatMulNBits", [node.inputs[0], *added], sizes, domain=DOMAIN, name=node.name)

@@ -75,7 +75,8 @@ class Decoder(nn.Module):
         self.decoder = model.model.language_model
         self.decoder.config._attn_implementation = _ATTENTION
         self.transition = model.latent_transition
-        self.transition.experts = _SingleExperts(self.transition.experts)
+        single: Any = _SingleExperts(self.transition.experts)
+        self.transition.experts = single
 
     def forward(
         self,
@@ -121,7 +122,8 @@ class _GrowingCache(Cache):
 
     def __init__(self, past: Sequence[torch.Tensor]) -> None:
         super().__init__(layers=[])
-        self.past, self.present = past, []
+        self.past = past
+        self.present: list[torch.Tensor] = []
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *args: Any, **kwargs: Any
@@ -159,7 +161,7 @@ class _SingleExperts(nn.Module):
         super().__init__()
         weights = (bank.up_weight, bank.up_bias, bank.down_weight, bank.down_bias)
         experts = zip(*(weight.detach().unbind(0) for weight in weights), strict=True)
-        self.experts = nn.ModuleList(nn.ParameterList(expert) for expert in experts)
+        self.experts: Any = nn.ModuleList(nn.ParameterList(expert) for expert in experts)
 
     def forward(self, x_BD: torch.Tensor) -> torch.Tensor:
         """The output of every expert, ``(E, B, D)``."""

@@ -77,8 +77,10 @@ _CLASSES: dict[str, tuple[Any, Any]] = {  # configuration and model
 }
 
 
-def build_tokenizer(corpus: Sequence[str] = _CORPUS, model_type: str = "qwen2_vl") -> Qwen2Tokenizer:
-    """A Qwen2 tokenizer with the added tokens of a backbone and at most 500 pieces learned from a corpus."""
+def build_tokenizer(
+    corpus: Sequence[str] = _CORPUS, model_type: str = "qwen2_vl", num_pieces: int = 500
+) -> Qwen2Tokenizer:
+    """A Qwen2 tokenizer with the added tokens of a backbone and at most so many pieces learned from a corpus."""
     trained = Tokenizer(models.BPE())
     trained.normalizer = normalizers.NFC()
     trained.pre_tokenizer = pre_tokenizers.Sequence(
@@ -91,7 +93,7 @@ def build_tokenizer(corpus: Sequence[str] = _CORPUS, model_type: str = "qwen2_vl
     if model_type == "qwen3_vl":  # its embedder reads a vector after the role, one piece in the real vocabulary
         corpus = [*corpus, *["assistant"] * 16]
     trained.train_from_iterator(
-        corpus, trainers.BpeTrainer(vocab_size=500, show_progress=False, initial_alphabet=alphabet)
+        corpus, trainers.BpeTrainer(vocab_size=num_pieces, show_progress=False, initial_alphabet=alphabet)
     )
     model = json.loads(trained.to_str())["model"]
     tokenizer = Qwen2Tokenizer(
@@ -129,9 +131,9 @@ def build_backbone_config(
     shape = shape or SIZES[size]
     to_id: Any = tokenizer.convert_tokens_to_ids
     text = {
+        "num_key_value_heads": 2,
         **shape["text"],
         "vocab_size": shape["vocab_size"] or len(tokenizer) + _SPARE_ROWS,
-        "num_key_value_heads": 2,
         "max_position_embeddings": 32768,
         "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": shape["mrope_section"]},
         "bos_token_id": to_id("<|endoftext|>"),

@@ -1,0 +1,361 @@
+"""Warm up a fresh student before the curriculum: pictures and words meet at one vector per concept.
+
+``python -m plume.playground.pictures.warmup WORLD OUTPUT``. A contrast between a few hundred pairs hardly moves a fresh
+model: it stays at the log of the pool for hundreds of steps. Here every picture and every word is classified among
+*all* concepts instead, with one learned vector per concept that both sides share and that is thrown away at the end.
+
+1. **Parts**: the vision tower and the embedding table, without the decoder. A picture is the mean of its visual tokens,
+   a word the mean of its pieces, each at unit size, which is what the decoder's first layer averages at the start.
+2. **Whole**: the model as it is used, with K latent steps. What is classified is its embedding.
+
+The same command resumes after a kill, from the newest state in OUTPUT, with the random numbers of an uninterrupted run.
+"""
+
+import json
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from types import MethodType
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.functional import normalize
+from transformers.models.qwen2_vl.modeling_qwen2_vl import apply_rotary_pos_emb_vision
+from transformers.utils import logging
+
+import plume
+from plume import PlumeForEmbedding, PlumeProcessor
+from plume.arguments import ArgumentParser
+from plume.playground.pictures.augment import augment
+from plume.playground.pictures.words import Word
+from plume.playground.pictures.world import World, read_world
+
+logger = logging.get_logger(__name__)
+_STATE = "state.pt"
+_LANGUAGE_SHARES = {"en": 5.0}  # all others: 1
+_KEYWORD_SHARE = 0.35
+_SMOOTHING = 0.05
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Sizes and rates of a run: steps, words and pictures per step and highest learning rates of the two phases."""
+
+    steps: tuple[int, int]
+    words: tuple[int, int]
+    pictures: tuple[int, int]
+    learning_rates: tuple[float, float]
+    latent_steps: int
+    seed: int = 0
+    save_every: int = 100
+
+
+class Pictures:
+    """All trained pictures in memory, by concept.
+
+    Args:
+        world: What was built.
+        model: Whose configuration says how pixels become patches.
+    """
+
+    def __init__(self, world: World, model: PlumeForEmbedding, processor: PlumeProcessor) -> None:
+        rows = world.trained_pictures()
+        self.pixels = torch.stack([torch.from_numpy(world.open(row.path)) for row in rows])
+        self.labels = torch.tensor([world.number[row.key] for row in rows])
+        by_concept: dict[int, list[int]] = {}
+        for place, label in enumerate(self.labels.tolist()):
+            by_concept.setdefault(label, []).append(place)
+        self.by_concept = list(by_concept.values())
+        self.patch, self.merge = processor.patch_size, processor.merge_size
+        self.mean = torch.tensor(processor.image_mean).view(3, 1, 1)
+        self.std = torch.tensor(processor.image_std).view(3, 1, 1)
+        self.frames = processor.temporal_patch_size
+        self.template = processor.process_documents([{"image": world.picture(rows[0].path)}], prompt="")
+
+    def draw(self, count: int, generator: torch.Generator) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+        """Model inputs of pictures, concepts equally often, and the labels."""
+        concepts = torch.randperm(len(self.by_concept), generator=generator)[:count].tolist()
+        lots = torch.rand(len(concepts), generator=generator).tolist()
+        own = (self.by_concept[concept] for concept in concepts)
+        places = [rows[int(lot * len(rows))] for rows, lot in zip(own, lots, strict=True)]
+        pixels = augment(self.pixels[places].float() / 255, generator)
+        return self.inputs(pixels), self.labels[places]
+
+    def inputs(self, pixels_BCHW: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Model inputs of pictures in 0..1, in the processor's order of patches."""
+        size, _, height, width = pixels_BCHW.shape
+        p, m = self.patch, self.merge
+        rows, columns = height // p, width // p
+        patches = ((pixels_BCHW - self.mean) / self.std).view(size, 3, rows // m, m, p, columns // m, m, p)
+        patches = patches.permute(0, 2, 5, 3, 6, 1, 4, 7).unsqueeze(6)
+        flat = patches.expand(*patches.shape[:6], self.frames, *patches.shape[7:]).reshape(size * rows * columns, -1)
+        repeated = {name: self.template[name].expand(size, -1) for name in ("input_ids", "attention_mask")}
+        grid = torch.tensor([[1, rows, columns]]).expand(size, -1)
+        return {**repeated, "pixel_values": flat, "image_grid_thw": grid}
+
+
+class Words:
+    """All trained texts as token ids, drawn by language.
+
+    Args:
+        world: What was built.
+        processor: Writes the prompts.
+    """
+
+    def __init__(self, world: World, processor: PlumeProcessor) -> None:
+        words = _with_capitals(world.words)
+        mark = processor.process_documents([{"text": "?"}], prompt="")["input_ids"][0].tolist()
+        inner = processor.tokenizer("?", add_special_tokens=False)["input_ids"]
+        cut = mark.index(inner[0])
+        self.head, self.tail = mark[:cut], mark[cut + len(inner) :]
+        self.ids = processor.tokenizer([word.text for word in words], add_special_tokens=False)["input_ids"]
+        self.pad = processor.tokenizer.pad_token_id
+        self.targets = [[world.number[key] for key in word.keys] for word in words]
+        shares: dict[tuple[str, bool], int] = {}
+        for word in words:
+            shares[word.language, word.is_name] = shares.get((word.language, word.is_name), 0) + 1
+        kind = {True: 1 - _KEYWORD_SHARE, False: _KEYWORD_SHARE}
+        weights = [
+            _LANGUAGE_SHARES.get(word.language, 1.0) * kind[word.is_name] / shares[word.language, word.is_name]
+            for word in words
+        ]
+        self.weights = torch.tensor(weights, dtype=torch.float64)
+
+    def draw(self, count: int, generator: torch.Generator) -> tuple[list[list[int]], list[list[int]]]:
+        """Pieces of words and the concepts that each may mean."""
+        places = torch.multinomial(self.weights, count, replacement=True, generator=generator).tolist()
+        places.sort(key=lambda place: len(self.ids[place]))  # so that halves of a batch have less padding
+        return [self.ids[place] for place in places], [self.targets[place] for place in places]
+
+    def inputs(self, pieces: list[list[int]]) -> dict[str, torch.Tensor]:
+        """Model inputs of words as their prompts."""
+        return self.padded([self.head + ids + self.tail for ids in pieces])
+
+    def padded(self, rows: list[list[int]]) -> dict[str, torch.Tensor]:
+        """Token ids of one width, padded on the left, with their mask."""
+        width = max(map(len, rows))
+        ids = torch.tensor([[self.pad] * (width - len(row)) + row for row in rows])
+        mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
+        return {"input_ids": ids, "attention_mask": mask}
+
+
+def _with_capitals(words: Sequence[Word]) -> list[Word]:
+    """Words, and those that people may also write with a first capital letter."""
+    other = (replace(word, text=word.text[:1].upper() + word.text[1:]) for word in words if word.is_name)
+    known = {(word.language, word.text) for word in words}
+    return [*words, *(word for word in other if (word.language, word.text) not in known)]
+
+
+class Warmup:
+    """The run: model, concept vectors, optimizer, and the random numbers.
+
+    Args:
+        world: What was built.
+        model: A fresh student, changed in place.
+        processor: Its processor.
+        plan: Sizes and rates.
+    """
+
+    def __init__(self, world: World, model: PlumeForEmbedding, processor: PlumeProcessor, plan: Plan) -> None:
+        self.world, self.model, self.plan = world, model.train(), plan
+        attend_together(model)
+        model.set_attn_implementation("eager")  # of CPUs, the fused one is slow in bfloat16
+        self.pictures, self.words = Pictures(world, model, processor), Words(world, processor)
+        self.generator = torch.Generator().manual_seed(plan.seed)
+        width = model.config.text_config.hidden_size
+        self.concepts = nn.Parameter(torch.randn(len(world.number), width, generator=self.generator))
+        self.scale = nn.Parameter(torch.tensor(2.5))  # log of 1 / temperature
+        decayed = [p for p in model.parameters() if p.ndim > 1]
+        groups = [
+            {"params": decayed, "weight_decay": 0.05},
+            {"params": [p for p in model.parameters() if p.ndim <= 1], "weight_decay": 0.0},
+            {"params": [self.concepts, self.scale], "weight_decay": 0.0},
+        ]
+        self.optimizer = torch.optim.AdamW(groups, lr=1.0, betas=(0.9, 0.98), fused=True)
+        self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, self._rate)
+        self.step = 0
+
+    @property
+    def phase(self) -> int:
+        """0 for the parts, 1 for the whole."""
+        return int(self.step >= self.plan.steps[0])
+
+    def _rate(self, step: int) -> float:
+        phase = int(step >= self.plan.steps[0])
+        place, steps = step - phase * self.plan.steps[0], self.plan.steps[phase]
+        rise = max(1, min(150, steps // 10))
+        share = min((place + 1) / rise, max(0.02, (steps - place) / (steps - rise)))
+        return share * self.plan.learning_rates[phase]
+
+    def _embed(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            return self.model(**inputs, num_latent_steps=self.plan.latent_steps).embeddings.float()
+
+    def _see(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+        if self.phase:
+            return self._embed(inputs)
+        with torch.autocast("cpu", torch.bfloat16):
+            seen = self.model.model.visual(inputs["pixel_values"], inputs["image_grid_thw"]).pooler_output
+        return _average(seen.float().unflatten(0, (len(inputs["input_ids"]), -1)))
+
+    def _read(self, pieces: list[list[int]]) -> torch.Tensor:
+        if self.phase:
+            half = (len(pieces) + 1) // 2
+            return torch.cat([self._embed(self.words.inputs(some)) for some in (pieces[:half], pieces[half:]) if some])
+        inputs = self.words.padded(pieces)
+        return _average(self.model.get_input_embeddings()(inputs["input_ids"]), inputs["attention_mask"])
+
+    def _log_probs(self, vectors: torch.Tensor) -> torch.Tensor:
+        return (self.scale.exp() * vectors @ normalize(self.concepts, dim=-1).T).log_softmax(-1)
+
+    def train_step(self) -> dict[str, float]:
+        """One step; the losses of both sides, and how many pictures are named rightly."""
+        inputs, labels = self.pictures.draw(self.plan.pictures[self.phase], self.generator)
+        log_probs = self._log_probs(self._see(inputs))
+        seen = -log_probs.gather(1, labels[:, None]).mean() * (1 - _SMOOTHING) - log_probs.mean() * _SMOOTHING
+        right = (log_probs.argmax(-1) == labels).float().mean()
+        seen.backward()
+        pieces, meant = self.words.draw(self.plan.words[self.phase], self.generator)
+        log_probs = self._log_probs(self._read(pieces))
+        rows = torch.tensor([row for row, keys in enumerate(meant) for _ in keys])
+        shares = torch.tensor([1 / len(keys) for keys in meant for _ in keys])
+        flat = torch.tensor([key for keys in meant for key in keys])
+        read = -(log_probs[rows, flat] * shares).sum() / len(meant)
+        read.backward()
+        nn.utils.clip_grad_norm_([*self.model.parameters(), self.concepts, self.scale], 1.0)
+        self.optimizer.step()
+        self.schedule.step()
+        self.optimizer.zero_grad()
+        self.step += 1
+        return {"pictures": seen.item(), "words": read.item(), "right": right.item()}
+
+    def state(self) -> dict[str, Any]:
+        """Everything that a resumed run needs."""
+        return {
+            "plan": asdict(self.plan),
+            "step": self.step,
+            "model": self.model.state_dict(),
+            "concepts": self.concepts.data,
+            "scale": self.scale.data,
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": self.schedule.state_dict(),
+            "generator": self.generator.get_state(),
+        }
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Continue from a state.
+
+        Raises:
+            ValueError: If it is of another plan.
+        """
+        if state["plan"] != asdict(self.plan):
+            raise ValueError(
+                f"The state in the output folder is of another run ({state['plan']}), so it cannot be continued as "
+                f"{self.plan}. Use the same options or another folder."
+            )
+        self.step = state["step"]
+        self.model.load_state_dict(state["model"])
+        self.concepts.data.copy_(state["concepts"])
+        self.scale.data.copy_(state["scale"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.schedule.load_state_dict(state["schedule"])
+        self.generator.set_state(state["generator"])
+
+
+def _average(vectors_BTD: torch.Tensor, mask_BT: torch.Tensor | None = None) -> torch.Tensor:
+    """Mean of vectors at unit size, at unit length ``(B, D)``."""
+    units_BTD = normalize(vectors_BTD, dim=-1)
+    if mask_BT is not None:
+        units_BTD = units_BTD * mask_BT.unsqueeze(-1)
+    return normalize(units_BTD.sum(dim=1), dim=-1)
+
+
+def attend_together(model: PlumeForEmbedding) -> None:
+    """Let the vision tower attend to pictures of one size in one product; transformers takes them one by one.
+
+    On a CPU the products of one small picture cost several times what they cost as part of a batch. Weights and results
+    are the same.
+    """
+    for block in model.model.visual.blocks:
+        block.attn.forward = MethodType(_attend, block.attn)
+
+
+def _attend(
+    attention: Any, hidden_states: torch.Tensor, cu_seqlens: torch.Tensor, position_embeddings: Any, **kwargs: Any
+) -> torch.Tensor:
+    pictures, total = len(cu_seqlens) - 1, len(hidden_states)
+    query, key, value = attention.qkv(hidden_states).view(total, 3, attention.num_heads, -1).unbind(1)
+    query, key = apply_rotary_pos_emb_vision(query, key, *position_embeddings)
+    heads = (part.unflatten(0, (pictures, -1)).transpose(1, 2).float() for part in (query, key, value))
+    with torch.autocast("cpu", enabled=False):  # the fused attention of CPUs is slow in bfloat16
+        mixed = nn.functional.scaled_dot_product_attention(*heads)
+    return attention.proj(mixed.transpose(1, 2).reshape(total, -1))
+
+
+def _save(file: Path, state: dict[str, Any]) -> None:
+    part = file.with_suffix(".part")
+    torch.save(state, part)
+    os.replace(part, file)
+
+
+def run(world: World, student: Path, output: Path, plan: Plan) -> Path:
+    """Train, or continue, and write the model as a checkpoint.
+
+    Args:
+        world: What was built.
+        student: Fresh checkpoint.
+        output: Where states, log and the checkpoint go.
+        plan: Sizes and rates.
+    """
+    model, processor = plume.load(student)
+    warmup = Warmup(world, model, processor, plan)
+    output.mkdir(parents=True, exist_ok=True)
+    if (output / _STATE).exists():
+        warmup.load(torch.load(output / _STATE, weights_only=False))
+    sums: dict[str, float] = {}
+    while warmup.step < sum(plan.steps):
+        for name, value in warmup.train_step().items():
+            sums[name] = sums.get(name, 0.0) + value
+        if warmup.step % 50 == 0:
+            line = {"step": warmup.step, **{name: round(total / 50, 4) for name, total in sums.items()}}
+            line["cpu_seconds"] = round(time.process_time())
+            with (output / "log.jsonl").open("a", encoding="utf-8") as log:
+                log.write(json.dumps(line) + "\n")
+            sums = {}
+        if warmup.step % plan.save_every == 0 or warmup.step == sum(plan.steps):
+            _save(output / _STATE, warmup.state())
+    model.save_pretrained(output / "model")
+    processor.save_pretrained(output / "model")
+    return output / "model"
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Read the command line and train.
+
+    Args:
+        arguments: Command line without the program; ``sys.argv`` if omitted.
+    """
+    parser = ArgumentParser(prog="python -m plume.playground.pictures.warmup", description=__doc__)
+    parser.add_argument("world", type=Path, help="folder that plume.playground.pictures wrote")
+    parser.add_argument("output", type=Path, help="folder of the run")
+    parser.add_argument("--student", type=Path, help="fresh checkpoint; WORLD/student if omitted")
+    for name, default, of in (
+        ("steps", (4500, 1500), "steps"),
+        ("words", (512, 512), "words per step"),
+        ("pictures", (128, 32), "pictures per step"),
+        ("learning_rates", (1.2e-3, 6e-4), "highest learning rates"),
+    ):
+        parser.add_argument(f"--{name}", type=type(default[0]), nargs=2, default=default, help=f"{of} of both phases")
+    parser.add_argument("--latent_steps", type=int, default=8, help="K of the whole")
+    parser.add_argument("--seed", type=int, default=0, help="seed of everything random")
+    args = parser.parse_args(arguments)
+    phases = (tuple(getattr(args, name)) for name in ("steps", "words", "pictures", "learning_rates"))
+    plan = Plan(*phases, args.latent_steps, args.seed)
+    print(run(read_world(args.world), args.student or args.world / "student", args.output, plan))
+
+
+if __name__ == "__main__":
+    main()

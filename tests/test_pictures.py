@@ -1,0 +1,284 @@
+"""Pictures and words of real packages: builds repeat, splits cannot leak, and only what may be passed on is shipped."""
+
+import hashlib
+import io
+import json
+import tarfile
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image, ImageDraw
+
+pytest.importorskip("mteb")
+
+from plume.evaluation.table import read_table
+from plume.playground.pictures import warmup
+from plume.playground.pictures.augment import augment
+from plume.playground.pictures.concepts import LANGUAGES, PARTIAL_LANGUAGES, family_of, key_of, read_concepts, slug
+from plume.playground.pictures.corpora import aliases, genders, tones, write_pairs, write_tasks
+from plume.playground.pictures.drawing import EDGE, STYLES, on_white
+from plume.playground.pictures.evaluate import Remembering, WordMatch
+from plume.playground.pictures.sources import PACKAGES, REDISTRIBUTABLE, Archive, Package, fetch, manifest
+from plume.playground.pictures.splits import DEV_STYLE, TEST_STYLE, has_unseen_words, split_of, trained_languages
+from plume.playground.pictures.student import save_student
+from plume.playground.pictures.words import training_words
+from plume.playground.pictures.world import read_world, write_concepts
+
+_FACES, _SIGNS = 60, 8
+_PEOPLE = {"1f468-200d-1f692": "man firefighter", "1f469-200d-1f692": "woman firefighter"}
+
+
+def pack(path, files):
+    """An archive as ``npm pack`` writes it."""
+    with tarfile.open(path, "w:gz") as tar:
+        for name, content in files.items():
+            info = tarfile.TarInfo(f"package/{name}")
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+    return Archive(path)
+
+
+def names_of(language):
+    """Key -> name and keywords, as a package of annotations has them."""
+    faces = {f"{0x1F600 + n:x}": f"face {n}" for n in range(_FACES)}
+    flags = {"1f1eb-1f1f7": "flag: France", "1f1f3-1f1f4": "flag: Norway", "1f1e7-1f1fb": "flag: Bouvet Island"}
+    names = {**faces, **flags, **_PEOPLE}
+    return {
+        key: (name if language == "en" else f"{name} {language}", ["thing", f"word of {name}"])
+        for key, name in names.items()
+    }
+
+
+def annotations(folder, language):
+    emoji = lambda key: "".join(chr(int(part, 16)) for part in key.split("-"))  # noqa: E731
+    entries = {
+        emoji(key): {"tts": [name], "default": [*words, name]} for key, (name, words) in names_of(language).items()
+    }
+    return json.dumps({folder: {"annotations": entries if folder == "annotations" else {}}}).encode()
+
+
+@pytest.fixture(scope="module")
+def archives(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("packages")
+    languages = (*LANGUAGES, *PARTIAL_LANGUAGES)
+    entries = [
+        {
+            "unified": key.upper(),
+            "category": "Flags" if name.startswith("flag") else "Smileys & Emotion",
+            "subcategory": "some-thing",
+            "short_names": [f"other_{place}"],
+            "skin_variations": {"1F3FF": {"unified": f"{key}-1f3ff"}} if key in _PEOPLE else {},
+        }
+        for place, (key, (name, _)) in enumerate(names_of("en").items())
+    ]
+    found = {"noto": pack(folder / "noto.tgz", {"emoji.json": json.dumps(entries).encode()})}
+    for source, name in (("names", "annotations"), ("derived", "annotationsDerived")):
+        files = {f"{name}/{language}/annotations.json": annotations(name, language) for language in languages}
+        found[source] = pack(folder / f"{source}.tgz", files)
+    return found
+
+
+@pytest.fixture(scope="module")
+def concepts(archives):
+    return read_concepts(archives, (*LANGUAGES, *PARTIAL_LANGUAGES))
+
+
+@pytest.fixture(scope="module")
+def world(concepts, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("world")
+    for style in ("noto", "openmoji", DEV_STYLE, TEST_STYLE):
+        (folder / "pictures" / style).mkdir(parents=True)
+        for concept in concepts:
+            for key in (concept.key, *concept.toned.values()):
+                picture = Image.new("RGB", (EDGE, EDGE), "white")
+                place = int(hashlib.sha256(f"{style}{key}".encode()).hexdigest(), 16)
+                ImageDraw.Draw(picture).rectangle((5, 5, 10 + place % 40, 50), fill=f"#{place % 0xFFFFFF:06x}")
+                picture.save(folder / "pictures" / style / f"{key}.png")
+    write_concepts(folder, concepts)
+    return read_world(folder)
+
+
+def test_a_world_is_read_as_it_was_written(world, concepts):
+    assert world.concepts == concepts
+
+
+@pytest.mark.parametrize(
+    ("written", "key"),
+    [("0033-FE0F-20E3", "33-20e3"), ("1F468-200D-1F692", "1f468-200d-1f692"), ("1F1EB_1F1F7", "1f1eb-1f1f7")],
+)
+def test_code_points_in_any_spelling_have_one_key(written, key):
+    assert key_of(written) == key
+
+
+@pytest.mark.parametrize(
+    ("key", "other"),
+    [
+        ("1f468-200d-1f692", "1f469-200d-1f692"),  # man and woman firefighter
+        ("1f3c3-200d-2640", "1f3c3-200d-2642"),  # woman and man running
+        ("1f3c3-200d-2640", "1f3c3"),
+        ("1f1f3-1f1f4", "1f1e7-1f1fb"),  # Norway's flag flies on Bouvet Island
+    ],
+)
+def test_what_looks_alike_is_one_family(key, other):
+    assert family_of(key) == family_of(other)
+
+
+def test_different_things_are_different_families():
+    keys = ("1f600", "1f601", "1f1eb-1f1f7", "1f1f3-1f1f4", "2640", "1f3c3")
+    assert len({family_of(key) for key in keys}) == len(keys)
+
+
+@pytest.mark.parametrize(("name", "spelled"), [("Côte d’Ivoire", "cote-divoire"), ("A & B", "a-b"), ("日本", "")])
+def test_names_are_spelled_as_the_sets_spell_them(name, spelled):
+    assert slug(name) == spelled
+
+
+def test_no_family_is_in_two_splits(concepts):
+    by_family = {}
+    for concept in concepts:
+        by_family.setdefault(concept.family, set()).add((split_of(concept), has_unseen_words(concept)))
+    assert all(len(found) == 1 for found in by_family.values())
+
+
+def test_training_words_name_no_untrained_concept(concepts):
+    trained = {concept.key for concept in concepts if split_of(concept) == "train"}
+    assert {key for word in training_words(concepts) for key in word.keys} == trained
+    assert len(trained) < len(concepts)
+
+
+def test_words_left_out_of_a_language_are_left_out_of_it_alone(concepts):
+    left_out = {c.key for c in concepts if has_unseen_words(c)}
+    assert left_out
+    for word in training_words(concepts):
+        assert word.language in LANGUAGES or not left_out & set(word.keys)
+    assert all(
+        set(trained_languages(c)) == set(LANGUAGES) for c in concepts if c.key in left_out and split_of(c) == "train"
+    )
+
+
+def test_training_shows_no_untrained_style_or_concept(world):
+    rows = world.trained_pictures()
+    assert {row.style for row in rows} == {"noto", "openmoji"}
+    assert {split_of(world.by_key[row.key]) for row in rows} == {"train"}
+
+
+def test_pairs_name_no_untrained_concept(world, tmp_path):
+    held_out = {c.names[lang] for c in world.concepts if split_of(c) != "train" for lang in c.names}
+    lines = write_pairs(world, tmp_path, 200, progress=False).read_text(encoding="utf-8").splitlines()
+    said = {
+        turn["value"] for line in lines for side in ("qry", "pos") for turn in json.loads(line)[side]["conversations"]
+    }
+    assert not said & held_out
+    assert not any(f"<answer>{name}</answer>" in text for text in said for name in held_out)
+
+
+@pytest.mark.parametrize(
+    "write", [write_tasks, lambda world, folder, progress: write_pairs(world, folder, 40, progress=progress)]
+)
+def test_writing_twice_gives_the_same_bytes(world, tmp_path, write):
+    def content(name):
+        write(world, tmp_path / name, progress=False)
+        files = sorted(path for path in (tmp_path / name).rglob("*") if path.is_file())
+        return {str(path.relative_to(tmp_path / name)): path.read_bytes() for path in files}
+
+    assert content("once") == content("again")
+
+
+def test_tasks_ask_for_every_concept_of_the_test_style(world, tmp_path):
+    rows = {row.id: row for row in read_table(write_tasks(world, tmp_path, progress=False)).rows}
+    assert {f"words-{language}" for language in LANGUAGES} <= rows.keys()
+    assert rows["words-en"].num_queries == len(world.concepts)
+    assert rows["words-uk-seen"].num_queries + rows["words-uk-unseen"].num_queries == sum(
+        split_of(concept) == "train" for concept in world.concepts
+    )
+
+
+def test_composed_queries_join_one_thing_in_two_forms(world):
+    toned = list(tones(world, TEST_STYLE, world.concepts))
+    assert {(asked.query, Path(asked.answer_picture).stem) for asked in toned} == {
+        ("the same with dark skin tone", f"{key}-1f3ff") for key in _PEOPLE
+    }
+    man, woman = (f"{TEST_STYLE}/{key}.png" for key in _PEOPLE)
+    asked = {(one.query, one.query_picture, one.answer_picture) for one in genders(world, TEST_STYLE)}
+    assert asked == {("the same as a woman", man, woman), ("the same as a man", woman, man)}
+
+
+def test_aliases_are_no_trained_text(concepts):
+    trained = {slug(word.text) for word in training_words(concepts) if word.language == "en"}
+    found = aliases(concepts)
+    assert found["aliases"]
+    assert not {slug(text) for text, _ in found["aliases"]} & trained
+    assert set(found["aliases-without-the-name"]) <= set(found["aliases"])
+
+
+def test_word_match_finds_a_name_among_the_pictures(world):
+    search = Remembering(WordMatch(world))
+    drawn = world.drawn(TEST_STYLE)[:20]
+    pictures = search.encode([{"text": "", "image": world.picture(row.path)} for row in drawn], "document")
+    words = search.encode([{"text": world.by_key[row.key].names["en"]} for row in drawn], "query")
+    assert (words @ pictures.T).argmax(dim=1).tolist() == list(range(len(drawn)))
+    assert (search.encode([{"text": "of nothing shown"}], "query") @ pictures.T).max() < 1
+
+
+def test_pictures_are_changed_but_stay_pictures():
+    pictures = torch.rand(8, 3, EDGE, EDGE)
+    changed = augment(pictures, torch.Generator().manual_seed(0))
+    assert changed.shape == pictures.shape
+    assert 0 <= changed.min() < changed.max() <= 1
+    assert torch.equal(changed, augment(pictures, torch.Generator().manual_seed(0)))
+    assert not torch.allclose(changed, pictures, atol=0.05)
+
+
+def test_transparency_is_white_and_the_picture_in_the_middle():
+    drawn = on_white(Image.new("RGBA", (30, 10), (255, 0, 0, 255)))
+    assert drawn.size == (EDGE, EDGE)
+    assert drawn.getpixel((0, 0)) == (255, 255, 255)
+    assert drawn.getpixel((EDGE // 2, EDGE // 2)) == (255, 0, 0)
+
+
+@pytest.fixture(scope="module")
+def student(world, tmp_path_factory):
+    return save_student(tmp_path_factory.mktemp("student"), [word.text for word in world.words])
+
+
+def plan(latent_steps=2, second=2):
+    return warmup.Plan((3, second), (8, 8), (4, 4), (1e-3, 1e-3), latent_steps, save_every=2)
+
+
+def test_a_killed_warm_up_goes_on_as_if_it_had_not_been(world, student, tmp_path, monkeypatch):
+    whole = warmup.run(world, student, tmp_path / "whole", plan())
+    taken = warmup.Warmup.train_step
+
+    def killed(self):
+        if self.step == 3:
+            raise KeyboardInterrupt
+        return taken(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(warmup.Warmup, "train_step", killed)
+        with pytest.raises(KeyboardInterrupt):
+            warmup.run(world, student, tmp_path / "parts", plan())
+    resumed = warmup.run(world, student, tmp_path / "parts", plan())
+    assert (whole / "model.safetensors").read_bytes() == (resumed / "model.safetensors").read_bytes()
+
+
+def test_a_warm_up_of_another_plan_is_not_continued(world, student, tmp_path):
+    warmup.run(world, student, tmp_path, plan())
+    with pytest.raises(ValueError, match="of another run"):
+        warmup.run(world, student, tmp_path, plan(second=4))
+
+
+def test_an_archive_with_another_content_is_refused(tmp_path):
+    package = Package("some", "1.0.0", "0" * 64, "MIT", "", "")
+    pack(tmp_path / package.file, {"a": b""})
+    with pytest.raises(ValueError, match="fetch it again"):
+        fetch(tmp_path, {"some": package})
+
+
+def test_every_package_may_be_passed_on_and_is_pinned():
+    for row in manifest():
+        assert row["licence"] in REDISTRIBUTABLE
+        assert row["attribution"]
+        assert len(row["sha256"]) == 64
+    assert set(STYLES) - {"openmoji-line"} <= PACKAGES.keys()
