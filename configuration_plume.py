@@ -167,8 +167,9 @@ class LatentConfig:
         own = f"num_latent_steps_{task}"
         name = own if num_latent_steps is None and vars(self).get(own) is not None else "num_latent_steps"
         steps = vars(self)[name] if num_latent_steps is None else num_latent_steps
-        _check_integer(name, steps, 0)
-        if steps > self.max_latent_steps:
+        if type(steps) is not int:  # True is no number of steps
+            raise ValueError(f"{name} must be an integer, got {steps!r}.")
+        if not 0 <= steps <= self.max_latent_steps:
             raise ValueError(
                 f"{name}={steps} is outside 0..{self.max_latent_steps}: the step embedding e(k) has no row for it. "
                 "Choose a K in that range, or train with a larger max_latent_steps."
