@@ -7,7 +7,7 @@ BENCH ?= parts
 # A free worker takes the next file: what a module builds for its tests is built once.
 WORKERS ?= -n logical --maxprocesses 4 --dist loadfile
 
-.PHONY: help demo train-demo test test-all test-min test-examples search search-tiny check fix bench clean
+.PHONY: help demo train-demo test test-all test-min test-runtime test-examples search search-tiny check fix bench clean
 
 help: ## Show this help
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
@@ -33,6 +33,13 @@ $(VENV)/.installed: setup.py pyproject.toml constraints.txt
 	grep -v '^pillow==' constraints.txt | cat - constraints-examples.txt > .venv-examples/constraints.txt
 	.venv-examples/bin/pip install --quiet --constraint .venv-examples/constraints.txt torch
 	.venv-examples/bin/pip install --quiet --constraint .venv-examples/constraints.txt --editable '.[apps,integrations,train]'
+	.venv-examples/bin/pip install --quiet --no-deps langchain-huggingface==1.2.3 # asks for huggingface-hub below 2, runs with 2.4
+	touch $@
+
+.venv-runtime/.installed: setup.py pyproject.toml constraints.txt
+	@echo "Installing the runtime without torch into .venv-runtime"
+	$(PYTHON) -m venv .venv-runtime
+	.venv-runtime/bin/pip install --quiet --constraint constraints.txt --editable '.[runtime,video]'
 	touch $@
 
 .venv-docs/.installed: constraints-docs.txt
@@ -55,11 +62,14 @@ test-all: $(VENV)/.installed ## Run the slow tests too
 	$(RUN) -m pytest $(WORKERS)
 
 test-min: .venv-min/.installed ## Run the core tests on the oldest supported libraries
-	.venv-min/bin/python -m pytest tests/test_vectors.py tests/test_processor.py tests/test_doors.py tests/test_plume_tiny.py tests/test_embed.py
+	.venv-min/bin/python -m pytest tests/test_vectors.py tests/test_processor.py tests/test_entry_points.py tests/test_plume_tiny.py tests/test_embed.py
 
 test-examples: .venv-examples/.installed ## Run the tests of apps/ and examples/
-	.venv-examples/bin/python -m pytest tests/test_search.py tests/test_search_page.py tests/test_distributed.py tests/test_serving.py tests/test_integrations.py \
+	.venv-examples/bin/python -m pytest tests/test_search.py tests/test_search_page.py tests/test_distributed.py tests/test_serving.py tests/test_serving_runtime.py tests/test_integrations.py \
 		tests/test_pages.py::test_a_command_of_the_pages_is_understood_by_its_command_line
+
+test-runtime: $(VENV)/.installed .venv-runtime/.installed ## Run an exported model in an environment without torch
+	$(RUN) -m pytest tests/test_runtime_alone.py
 
 MODEL ?= pictures
 search: .venv-examples/.installed ## Index 400 pictures, open the search page: type any word (MODEL=folder or Hub id)
@@ -80,7 +90,7 @@ fix: $(VENV)/.installed ## Format and fix what can be fixed
 	$(RUN) -m ruff check --fix $(SOURCES)
 	$(RUN) -m ruff format $(SOURCES)
 
-bench: $(VENV)/.installed ## Print what each part of an embedding costs (BENCH="compare --quick": beside other systems)
+bench: $(VENV)/.installed ## Print what each part of an embedding costs (BENCH="compare --quick": next to other systems)
 	$(RUN) -m plume.benchmarks $(BENCH)
 
 .PHONY: docs
@@ -88,4 +98,4 @@ docs: .venv-docs/.installed ## Build the documentation with its API reference in
 	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --quiet --strict
 
 clean: ## Remove environments and build outputs
-	rm -rf .venv .venv-min .venv-examples .venv-docs build dist *.egg-info outputs
+	rm -rf .venv .venv-min .venv-examples .venv-runtime .venv-docs build dist *.egg-info outputs

@@ -2,6 +2,7 @@
 
 Importing this package registers the model with transformers, so that ``AutoModel``, ``AutoProcessor`` and
 ``SentenceTransformer`` load PLUME checkpoints without ``trust_remote_code``. The public names are in ``public.py``.
+Without torch, :mod:`plume.runtime` runs exported models, and public names are refused when they are used.
 """
 
 # The repository root is this package. Tools that import the root under the folder's name (pytest, for one) must
@@ -9,6 +10,7 @@ Importing this package registers the model with transformers, so that ``AutoMode
 if __name__ == "plume":
     import sys
     from importlib import import_module
+    from importlib.util import find_spec
     from pathlib import PurePath
     from typing import TYPE_CHECKING, Any
 
@@ -22,14 +24,22 @@ if __name__ == "plume":
         program = sys.orig_argv[-len(sys.argv)] if 0 < len(sys.argv) <= len(sys.orig_argv) else ""
         return PurePath(program).stem == "plume"
 
-    if TYPE_CHECKING or not _is_command_line():
+    if TYPE_CHECKING or (find_spec("torch") and not _is_command_line()):
         from .public import *  # noqa: F403
     else:
 
         def __getattr__(name: str) -> Any:
             if name.startswith("__"):  # asked for by importlib, never public
                 raise AttributeError(name)
-            public = vars(import_module("plume.public"))
+            try:
+                public = vars(import_module("plume.public"))
+            except ModuleNotFoundError as error:
+                if error.name not in ("torch", "transformers"):
+                    raise
+                raise ImportError(
+                    f"plume.{name} needs {error.name}, which is not installed: pip install 'plume-embedding[torch]'. "
+                    "Exported models run without it: plume.runtime.Runtime."
+                ) from error
             if name not in public["__all__"]:
                 raise AttributeError(f"module 'plume' has no attribute {name!r}")
             return public[name]

@@ -12,17 +12,13 @@ from importlib import import_module
 from pathlib import Path
 from typing import NamedTuple
 
-from plume.arguments import ArgumentParser
-from plume.checkpoints import SHIPPED, locate
+from plume.arguments import KINDS, ArgumentParser
+from plume.checkpoints import DEFAULT_MODEL, SHIPPED, locate
 
-# Each command hands its arguments to the command line of a package, which is imported only then, with torch. Until then
-# nothing here may import more than the standard library and the light modules below: a help must not take seconds.
+# Each command hands its arguments to the command line of a package. What that needs is imported after its arguments are
+# read, and here nothing but the standard library and light modules: a help must not take seconds.
 _TASKS, _ON_ERROR = ("document", "query"), ("raise", "skip", "nan")
-_MEDIA = {
-    "image": (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".avif"),
-    "video": (".mp4", ".m4v", ".mkv", ".webm", ".mov", ".avi", ".mpg", ".mpeg", ".gif"),
-    "pdf": (".pdf",),
-}
+_MEDIA = {"image": KINDS["picture"], "video": KINDS["clip"], "pdf": KINDS["page"]}
 
 
 class Command(NamedTuple):
@@ -33,12 +29,14 @@ class Command(NamedTuple):
         help: One line.
         extra: Extra of the package that it needs.
         first: Arguments before the caller's.
+        takes_plume: Whether ``--model`` is a PLUME checkpoint, so that one that comes with the package has a name.
     """
 
     module: str
     help: str
     extra: str = ""
     first: tuple[str, ...] = ()
+    takes_plume: bool = True
 
 
 COMMANDS = {
@@ -46,12 +44,16 @@ COMMANDS = {
     "serve": Command("plume.apps.serving.__main__", "serve embeddings to OpenAI clients", "serving"),
     "corpus": Command("plume.apps.corpus.__main__", "embed a corpus on many cores or GPUs", "corpus"),
     "train": Command("plume.training.train", "train on pairs, stage by stage", "train"),
-    "rationales": Command("plume.training.rationales.__main__", "write rationales for pairs to train on", "rationales"),
+    "mine": Command("plume.training.mine", "mine hard negatives for pairs to train on", "train"),
+    "rationales": Command(
+        "plume.training.write_rationales", "write rationales for pairs to train on", "rationales", takes_plume=False
+    ),
     "evaluate": Command("plume.evaluation.__main__", "score a checkpoint on MMEB-v2 or other tasks", "eval"),
     "audit": Command("plume.evaluation.__main__", "are the latent steps used?", "eval", ("audit",)),
-    "convert": Command("plume.hub.convert.__main__", "bring a published checkpoint into this layout"),
-    "verify": Command("plume.hub.verify.__main__", "check a checkpoint folder", "st"),
-    "publish": Command("plume.hub.publish.__main__", "upload a checkpoint folder to the Hub"),
+    "convert": Command("plume.hub.__main__", "bring a published checkpoint into this layout", first=("convert",)),
+    "verify": Command("plume.hub.__main__", "check a checkpoint folder", "st", ("verify",)),
+    "publish": Command("plume.hub.__main__", "upload a checkpoint folder to the Hub", first=("publish",)),
+    "export": Command("plume.hub.__main__", "write graphs that run without torch", "export", ("export",)),
     "bench": Command("plume.benchmarks.__main__", "measure what latent thinking costs", "bench"),
     "playground": Command("plume.playground.__main__", "write the generated world out", "train"),
 }
@@ -62,7 +64,9 @@ def embed_parser() -> ArgumentParser:
     parser = ArgumentParser(prog="plume embed", description="Embed texts, pictures, clips and PDF files.")
     parser.add_argument("items", nargs="*", help="texts, and files by their endings; a PDF gives one vector per page")
     parser.add_argument("--items-file", type=Path, help='JSON lines: each a text or an object such as {"image": PATH}')
-    parser.add_argument("--model", default="tiny", help=f"folder or Hub id of a checkpoint, or {', '.join(SHIPPED)}")
+    parser.add_argument(
+        "--model", default=DEFAULT_MODEL, help=f"folder or Hub id of a checkpoint, or {', '.join(SHIPPED)}"
+    )
     parser.add_argument("--output", type=Path, help="file for the vectors (.npz); JSON lines are printed if omitted")
     parser.add_argument("--task", choices=_TASKS, default="document", help="which instruction goes in front")
     parser.add_argument("--prompt", help="instruction instead; the checkpoint's if omitted")
@@ -151,9 +155,12 @@ def run(name: str, arguments: list[str]) -> int:
     if name in OWN:
         return OWN[name][0](arguments)
     command = COMMANDS[name]
-    import_module("plume.public")  # registers the model with transformers, as `import plume` does elsewhere
+    # A help needs no model, an exported one no torch, and imports take seconds.
+    if not {"-h", "--help", "--runtime"} & {argument.partition("=")[0] for argument in arguments}:
+        import_module("plume.public")  # registers the model with transformers, as `import plume` does elsewhere
     try:
-        room = import_module(command.module)
+        own = with_shipped_model(arguments) if command.takes_plume else arguments
+        return import_module(command.module).main([*command.first, *own]) or 0
     except ModuleNotFoundError as error:
         if not command.extra or (error.name or "").startswith("plume"):
             raise
@@ -161,7 +168,6 @@ def run(name: str, arguments: list[str]) -> int:
             f"`plume {name}` needs {error.name}, which is not installed: pip install "
             f"'plume-embedding[{command.extra}]'."
         ) from error
-    return room.main([*command.first, *with_shipped_model(arguments)]) or 0
 
 
 def with_shipped_model(arguments: list[str]) -> list[str]:

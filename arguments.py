@@ -1,9 +1,18 @@
-"""Command lines of this package: every flag in one spelling, every default in the help."""
+"""Command lines of this package: every flag in one spelling, every default in the help, every ending of a file."""
 
 import argparse
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
+
+# Kinds of files by their endings, wherever a command line takes files or folders.
+KINDS = {
+    "picture": (".png", ".jpg", ".jpeg", ".webp", ".avif", ".bmp", ".tif", ".tiff"),
+    "clip": (".mp4", ".m4v", ".mkv", ".webm", ".mov", ".avi", ".mpg", ".mpeg", ".gif"),
+    "page": (".pdf",),
+    "text": (".txt", ".md", ".rst", ".csv", ".tsv", ".html", ".htm", ".docx"),
+}
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
@@ -39,6 +48,18 @@ class ArgumentParser(argparse.ArgumentParser):
         return (
             f"{dashed}{equals}{value}" if flag.startswith("--") and dashed in self._option_string_actions else argument
         )
+
+
+def refuse_output(output: Path, inputs: Sequence[str]) -> None:
+    """Refuse a file that rows cannot be written to.
+
+    Raises:
+        ValueError: If its name does not end in .jsonl, or it is one of the inputs.
+    """
+    if output.suffix.lower() not in (".jsonl", ".ndjson"):
+        raise ValueError(f"--output {output} is written as JSON lines: let its name end in .jsonl.")
+    if any(Path(name).resolve() == output.resolve() for name in inputs):
+        raise ValueError(f"--output {output} is one of the inputs, which would be lost. Choose another name.")
 
 
 def show_dashes(parser: argparse.ArgumentParser) -> None:

@@ -111,10 +111,9 @@ class CachedContext(Context):
     def _read(self, inputs_embeds: torch.Tensor, start: int, stop: int) -> torch.Tensor:
         self._cache = self._cache.for_next_pass(start)
         arguments = {CACHE_ARGUMENT: self._cache, "use_cache": self._returns_cache}
-        if start > 0 and self._shared is not None:
-            return self._step(inputs_embeds, start, stop, arguments)
         if start > 0:
-            return self._run(inputs_embeds, start, stop, **arguments)
+            step = self._step if self._shared else self._run
+            return step(inputs_embeds, start, stop, **arguments)
         states = self._run(inputs_embeds, start, stop, **arguments, **self._prefix_arguments)
         if _takes_plain_masks(self._language_model.config):
             self._shared = self._share(states)
@@ -129,7 +128,7 @@ class CachedContext(Context):
         mask = mask.masked_fill(~visible_BRL, -torch.inf)
         return mask.unsqueeze(1), self._language_model.rotary_emb(hidden, self._position_ids[..., prefix:])
 
-    def _step(self, x_BSD: torch.Tensor, start: int, stop: int, arguments: dict[str, Any]) -> torch.Tensor:
+    def _step(self, x_BSD: torch.Tensor, start: int, stop: int, **arguments: Any) -> torch.Tensor:
         """The decoder's layers, one after the other, over what all passes share."""
         assert self._shared is not None
         mask, (cos, sin) = self._shared
@@ -177,7 +176,7 @@ class PreallocatedCache(Cache):
     def __init__(self, num_columns: int) -> None:
         super().__init__(layers=[])
         self._num_columns, self._start = num_columns, 0
-        self._buffers: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+        self.buffers: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
 
     def for_next_pass(self, start: int) -> "PreallocatedCache":
         """The cache for a pass over the columns from ``start`` on."""
@@ -191,11 +190,11 @@ class PreallocatedCache(Cache):
         self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Write the keys and values of this pass, and return those of all columns so far."""
-        if layer_idx not in self._buffers:
+        if layer_idx not in self.buffers:
             batch, heads, _, width = key_states.shape
             shape = (batch, heads, self._num_columns, width)
-            self._buffers[layer_idx] = (key_states.new_empty(shape), value_states.new_empty(shape))
-        keys, values = self._buffers[layer_idx]
+            self.buffers[layer_idx] = (key_states.new_empty(shape), value_states.new_empty(shape))
+        keys, values = self.buffers[layer_idx]
         stop = self._start + key_states.shape[-2]
         keys[:, :, self._start : stop] = key_states
         values[:, :, self._start : stop] = value_states
@@ -234,8 +233,8 @@ class PieceCache(PreallocatedCache):
         self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Keep the keys and values of this pass, and return them after all earlier ones."""
-        self._buffers[layer_idx] = (key_states, value_states)
-        pieces = [tuple(t[:, :, : piece._kept] for t in piece._buffers[layer_idx]) for piece in self._past]
+        self.buffers[layer_idx] = (key_states, value_states)
+        pieces = [tuple(t[:, :, : piece._kept] for t in piece.buffers[layer_idx]) for piece in self._past]
         keys, values = zip(*pieces, (key_states, value_states), strict=True)
         return torch.cat(keys, dim=-2), torch.cat(values, dim=-2)
 
@@ -261,6 +260,3 @@ def _takes_plain_masks(config: Any) -> bool:
     """Whether every layer of the decoder takes one additive mask; other kernels have formats of their own."""
     sliding = "sliding_attention" in (vars(config).get("layer_types") or ())
     return config._attn_implementation in ("sdpa", "eager") and not sliding
-
-
-__all__ = ["CACHE_ARGUMENT", "CachedContext", "Context", "RecomputedContext", "context_class"]

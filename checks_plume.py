@@ -27,13 +27,7 @@ def left_aligned(input_ids: torch.Tensor, attention_mask: torch.Tensor | None) -
 
 
 def check_prefix(input_ids: torch.Tensor, attention_mask: torch.Tensor, media: list[Media], config: Any) -> None:
-    """Check a batch of prefixes; reads from the device once, before any work is queued there.
-
-    Args:
-        input_ids: ``(B, T)``.
-        attention_mask: ``(B, T)``.
-        media: Images and videos of the batch.
-        config: Of the model.
+    """Check a batch of prefixes, ``(B, T)``; reads from the device once, before any work is queued there.
 
     Raises:
         ValueError: If there is padding after a token, a row lacks ``<slt>`` or ``<anchor>``, or media and placeholders
@@ -71,12 +65,7 @@ def check_prefix(input_ids: torch.Tensor, attention_mask: torch.Tensor, media: l
 
 
 def check_suffix(suffix_input_ids: torch.Tensor, input_ids: torch.Tensor, config: Any) -> None:
-    """Check that every row has a suffix to read its embedding from.
-
-    Args:
-        suffix_input_ids: ``(B, S)``.
-        input_ids: ``(B, T)``.
-        config: Of the model.
+    """Check that each of the rows ``(B, T)`` has a suffix, ``(B, S)``, to read its embedding from.
 
     Raises:
         ValueError: If rows are missing or lack ``<gen>``.
@@ -99,13 +88,8 @@ def check_readout_steps(readout_steps: Sequence[int] | None, num_latent_steps: i
     if readout_steps is None:
         return (num_latent_steps,)
     steps = tuple(readout_steps)
-    whole = all(isinstance(step, int) and not isinstance(step, bool) for step in steps)
-    if (
-        not steps
-        or not whole
-        or list(steps) != sorted(set(steps))
-        or not 0 <= steps[0] <= steps[-1] <= num_latent_steps
-    ):
+    whole = all(type(step) is int for step in steps)  # True is no step
+    if not (steps and whole and list(steps) == sorted(set(steps)) and steps[0] >= 0 and steps[-1] <= num_latent_steps):
         raise ValueError(
             f"readout_steps={list(steps)} must be increasing integers from 0 to num_latent_steps={num_latent_steps}: "
             "the rollout passes these steps once, in order. Sort them, or raise num_latent_steps."
@@ -132,11 +116,7 @@ def emulates_bfloat16() -> bool:
 
 
 def warn_of_emulation(vectors: torch.Tensor) -> None:
-    """Say once that vectors in bfloat16 on such a CPU are slow (``docs/performance.md``).
-
-    Args:
-        vectors: What the decoder is about to read, any shape.
-    """
+    """Say once that vectors of any shape in bfloat16 on such a CPU are slow (``docs/performance.md``)."""
     if vectors.dtype == torch.bfloat16 and vectors.device.type == "cpu" and emulates_bfloat16():
         logger.warning_once(
             "The weights are bfloat16, which this CPU only emulates: embedding takes some three times as long as in "

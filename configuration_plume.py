@@ -8,12 +8,20 @@ that changes a vector is a field here and is written to ``config.json``.
 
 from typing import Any, ClassVar
 
+from huggingface_hub.errors import StrictDataclassError
 from transformers import Qwen2_5_VLConfig, Qwen2VLConfig, Qwen3VLConfig
 
 POSITION_SCHEMES = ("mrope", "kv_length")
 
-# A PLUME config.json must state these: a silent default would change every vector of the checkpoint.
-_STATED_FIELDS = ("num_latent_steps", "num_active_experts", "position_scheme", "suffix_token_ids")
+# A PLUME config.json must state these: a silent default would change every vector, or build a model of another size.
+_STATED_FIELDS = (
+    "num_latent_steps", "num_active_experts", "position_scheme", "suffix_token_ids", "anchor_token_id",
+    "router_uses_anchor", "transition_norm_eps", "text_config.vocab_size", "text_config.hidden_size",
+    "text_config.intermediate_size", "text_config.num_attention_heads", "text_config.num_key_value_heads",
+    "text_config.hidden_act", "text_config.rms_norm_eps", "text_config.rope_parameters.rope_theta",
+    "text_config.rope_parameters.mrope_section", "vision_config.depth", "vision_config.hidden_size",
+    "vision_config.num_heads", "vision_config.hidden_act",
+)  # fmt: skip
 _COUNTS = ("max_latent_steps", "num_experts", "num_active_experts", "expert_expansion")
 _SWITCHES = ("use_shared_expert", "router_uses_anchor", "router_uses_step")
 _TOKENS = ("anchor", "latent_start", "latent_end", "latent", "embedding")
@@ -26,6 +34,8 @@ class LatentConfig:
 
     Args:
         num_latent_steps: K, the latent steps of the rollout (Eq. 3); 0 reads the embedding without any.
+        num_latent_steps_query: K of queries. Defaults to ``num_latent_steps``.
+        num_latent_steps_document: K of documents. Defaults to ``num_latent_steps``.
         max_latent_steps: Rows of the step embedding table e(k), the largest K this model can run.
         num_experts: M_e, specialised experts of the transition adapter; 1 has no router.
         num_active_experts: K_r, experts that the router selects per step (top-k, Eq. 5).
@@ -56,6 +66,8 @@ class LatentConfig:
         self,
         *,
         num_latent_steps: int = 8,
+        num_latent_steps_query: int | None = None,
+        num_latent_steps_document: int | None = None,
         max_latent_steps: int = 32,
         num_experts: int = 4,
         num_active_experts: int = 2,
@@ -74,22 +86,15 @@ class LatentConfig:
         suffix_token_ids: list[int] | None = None,
         **kwargs: Any,
     ) -> None:
-        self.num_latent_steps = num_latent_steps
-        self.max_latent_steps = max_latent_steps
-        self.num_experts = num_experts
-        self.num_active_experts = num_active_experts
-        self.use_shared_expert = use_shared_expert
-        self.expert_expansion = expert_expansion
-        self.expert_dropout = expert_dropout
-        self.transition_norm_eps = transition_norm_eps
-        self.router_uses_anchor = router_uses_anchor
-        self.router_uses_step = router_uses_step
-        self.position_scheme = position_scheme
-        self.anchor_token_id = anchor_token_id
-        self.latent_start_token_id = latent_start_token_id
-        self.latent_end_token_id = latent_end_token_id
-        self.latent_token_id = latent_token_id
-        self.embedding_token_id = embedding_token_id
+        self.num_latent_steps, self.max_latent_steps = num_latent_steps, max_latent_steps
+        self.num_latent_steps_query, self.num_latent_steps_document = num_latent_steps_query, num_latent_steps_document
+        self.num_experts, self.num_active_experts = num_experts, num_active_experts
+        self.use_shared_expert, self.expert_expansion = use_shared_expert, expert_expansion
+        self.expert_dropout, self.transition_norm_eps = expert_dropout, transition_norm_eps
+        self.router_uses_anchor, self.router_uses_step = router_uses_anchor, router_uses_step
+        self.position_scheme, self.anchor_token_id = position_scheme, anchor_token_id
+        self.latent_start_token_id, self.latent_end_token_id = latent_start_token_id, latent_end_token_id
+        self.latent_token_id, self.embedding_token_id = latent_token_id, embedding_token_id
         closing = [latent_end_token_id, embedding_token_id]
         self.suffix_token_ids = closing if suffix_token_ids is None else suffix_token_ids
         self._check_latent_fields()
@@ -108,9 +113,8 @@ class LatentConfig:
         """
         if backbone.model_type != cls.backbone_config_class.model_type:
             raise ValueError(
-                f"A {backbone.model_type!r} checkpoint cannot become a {cls.__name__}, whose backbone is "
-                f"{cls.backbone_config_class.model_type!r}: its weights would not fit. Use plume.from_backbone, which "
-                "picks the class."
+                f"A {backbone.model_type!r} checkpoint cannot become a {cls.__name__}: its weights would not fit. Use "
+                "plume.from_backbone, which picks the class."
             )
         inherited = backbone.to_dict()
         for key in ("model_type", "architectures", "transformers_version"):
@@ -122,8 +126,7 @@ class LatentConfig:
         """Read a configuration, refusing a PLUME one that leaves open what changes its vectors.
 
         Raises:
-            ValueError: If ``config_dict`` is a PLUME configuration without K, K_r, position scheme or suffix, or one of
-                another backbone.
+            ValueError: If ``config_dict`` leaves open what would silently change vectors, or is of another backbone.
         """
         model_type = config_dict.get("model_type", cls.model_type)
         if model_type != cls.model_type and str(model_type).startswith("plume"):
@@ -131,34 +134,47 @@ class LatentConfig:
                 f"The checkpoint is a {model_type!r} and {cls.__name__} reads {cls.model_type!r}: its weights would "
                 "not fit. Load it with AutoModel.from_pretrained, which picks the class."
             )
-        if config_dict.get("model_type") == cls.model_type:
-            absent = [name for name in _STATED_FIELDS if name not in config_dict and name not in kwargs]
-            if absent:
+        try:
+            given = {**config_dict, **kwargs}
+            for part in ("text_config", "vision_config", "text_config.rope_parameters"):
+                given |= {f"{part}.{name}": value for name, value in (given.get(part) or {}).items()}
+            absent = ", ".join(name for name in _STATED_FIELDS if given.get(name) is None)
+            if absent and model_type == cls.model_type:
                 raise ValueError(
-                    f"The PLUME config.json does not state {', '.join(absent)}, so the embeddings it stands for "
-                    "are unknown. Add the values that the checkpoint was trained with, or pass them to "
-                    f"from_pretrained({absent[0]}=...)."
+                    f"The PLUME config.json is missing or does not state {absent}, so vectors are unknown. Add what "
+                    "the checkpoint was trained with, or pass latent fields to from_pretrained."
                 )
-        loaded = super().from_dict(config_dict, **kwargs)  # type: ignore[misc]
+            loaded = super().from_dict(config_dict, **kwargs)  # type: ignore[misc]
+        except (StrictDataclassError, AttributeError, LookupError, TypeError) as error:
+            raise ValueError(f"config.json does not fit a {cls.__name__}: {error}. Take the checkpoint's.") from error
         # Overrides in kwargs are set after construction, so they have not been checked yet.
         config = loaded[0] if isinstance(loaded, tuple) else loaded
         config._check_latent_fields()
         return loaded
 
-    def check_num_latent_steps(self, num_latent_steps: int) -> int:
-        """Return K if this model can run it.
+    def check_num_latent_steps(self, num_latent_steps: int | None = None, task: str | None = None) -> int:
+        """Return K of a call if this model can run it.
+
+        Args:
+            num_latent_steps: K. Defaults to that of the task.
+            task: ``"query"`` or ``"document"``, of which the configuration may have a K of its own.
 
         Raises:
-            ValueError: If K is no integer, negative, or above the step embedding table.
+            ValueError: If the task is unknown, or K is no integer, negative, or above the step embedding table.
         """
-        if isinstance(num_latent_steps, bool) or not isinstance(num_latent_steps, int):
-            raise ValueError(f"num_latent_steps must be an integer, got {num_latent_steps!r}.")
-        if not 0 <= num_latent_steps <= self.max_latent_steps:
+        if task not in (None, "query", "document"):
+            raise ValueError(f"task must be 'query' or 'document', got {task!r}.")
+        own = f"num_latent_steps_{task}"
+        name = own if num_latent_steps is None and vars(self).get(own) is not None else "num_latent_steps"
+        steps = vars(self)[name] if num_latent_steps is None else num_latent_steps
+        if type(steps) is not int:  # True is no number of steps
+            raise ValueError(f"{name} must be an integer, got {steps!r}.")
+        if not 0 <= steps <= self.max_latent_steps:
             raise ValueError(
-                f"num_latent_steps={num_latent_steps} is outside 0..{self.max_latent_steps}: the step embedding "
-                "e(k) has no row for it. Choose a K in that range, or train with a larger max_latent_steps."
+                f"{name}={steps} is outside 0..{self.max_latent_steps}: the step embedding e(k) has no row for it. "
+                "Choose a K in that range, or train with a larger max_latent_steps."
             )
-        return num_latent_steps
+        return steps
 
     def _check_latent_fields(self) -> None:
         least = {name: 1 for name in _COUNTS} | {f"{name}_token_id": 0 for name in _TOKENS}
@@ -171,7 +187,8 @@ class LatentConfig:
             value = vars(self)[name]
             if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < 1:
                 raise ValueError(f"{name} must be a number in [0, 1), got {value!r}.")
-        self.check_num_latent_steps(self.num_latent_steps)
+        for task in (None, "query", "document"):
+            self.check_num_latent_steps(task=task)
         if self.num_active_experts > self.num_experts:
             raise ValueError(
                 f"num_active_experts={self.num_active_experts} exceeds num_experts={self.num_experts}: the router "
@@ -209,9 +226,7 @@ class PlumeConfig(LatentConfig, Qwen2VLConfig):
 
     model_type = "plume"
     backbone_config_class = Qwen2VLConfig
-
-    def __init__(self, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
+    __init__ = LatentConfig.__init__
 
 
 class PlumeQwen2_5_VLConfig(LatentConfig, Qwen2_5_VLConfig):  # noqa: N801 (transformers' spelling)
@@ -219,9 +234,7 @@ class PlumeQwen2_5_VLConfig(LatentConfig, Qwen2_5_VLConfig):  # noqa: N801 (tran
 
     model_type = "plume_qwen2_5_vl"
     backbone_config_class = Qwen2_5_VLConfig
-
-    def __init__(self, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
+    __init__ = LatentConfig.__init__
 
 
 class PlumeQwen3VLConfig(LatentConfig, Qwen3VLConfig):
@@ -229,9 +242,4 @@ class PlumeQwen3VLConfig(LatentConfig, Qwen3VLConfig):
 
     model_type = "plume_qwen3_vl"
     backbone_config_class = Qwen3VLConfig
-
-    def __init__(self, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-
-
-__all__ = ["LatentConfig", "PlumeConfig", "PlumeQwen2_5_VLConfig", "PlumeQwen3VLConfig"]
+    __init__ = LatentConfig.__init__

@@ -5,14 +5,10 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-import numpy as np
-import torch
 from PIL import Image
-from transformers.utils import logging
 
-from .vision_plume import Clip
-
-logger = logging.get_logger(__name__)
+from .options_plume import warn_once
+from .vision_plume import Clip, is_array
 
 
 class MediaKind(NamedTuple):
@@ -86,7 +82,7 @@ def _as_parts(item: Any) -> dict[str, list[Any]]:
         return {"image": [item]}
     if isinstance(item, os.PathLike):
         return {"video" if _is_whole_video(item) else "image": [item]}
-    if isinstance(item, (np.ndarray, torch.Tensor)):
+    if is_array(item):
         return {"video" if item.ndim == 4 else "image": [item]}
     if not isinstance(item, Mapping):
         raise ValueError(
@@ -118,7 +114,7 @@ def _as_several(kind: str, value: Any) -> list[Any]:
 
 
 def _is_whole_video(entry: Any) -> bool:
-    if isinstance(entry, (np.ndarray, torch.Tensor)):
+    if is_array(entry):
         return entry.ndim == 4
     if isinstance(entry, (list, tuple, Clip)):
         return True
@@ -237,7 +233,7 @@ def check_text(text: str) -> None:
 def _warn_of_file_names(texts: list[dict[str, Any]]) -> None:
     name = texts[0]["text"].strip().lower() if len(texts) == 1 else ""
     if "\n" not in name and name.split("?")[0].endswith(_FILE_ENDINGS):
-        logger.warning_once(
+        warn_once(
             "A text that ends like the name of a media file is embedded as a text, not as the file. Pass "
             '{"image": path} or {"video": path} to embed the file.'
         )

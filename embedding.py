@@ -93,13 +93,13 @@ def embed(
     Args:
         items: Inputs of the processor, or ``{"pdf": path}``, which gives one vector per page.
         model: As in :func:`load`, or a loaded model with its processor.
-        task: The instruction in front: ``"document"`` or ``"query"``.
+        task: The instruction in front, and whose K is the default: ``"document"`` or ``"query"``.
         on_error: What an unusable item does: ``"raise"`` ends the call and names it, ``"skip"`` leaves it out,
             ``"nan"`` gives it a row of NaN.
         output: File for the result, in numpy's ``.npz`` format. While the call runs, finished rows lie in
             ``OUTPUT.parts``; the same call after a kill continues from them, and returns a finished file at once.
         prompt: Instruction instead of the checkpoint's.
-        num_latent_steps: K; the checkpoint's if omitted.
+        num_latent_steps: K; the checkpoint's for the task if omitted.
         batch_tokens: Tokens per batch, padding included.
         progress: Whether to show a progress bar.
         **options: Of the processor, e.g. ``max_pixels``.
@@ -233,7 +233,8 @@ class _Encoder:
         features = self._collate([prepared.features for prepared in batch if prepared.features is not None])
         try:
             with torch.inference_mode():
-                output = self.model(**features, num_latent_steps=self.settings["num_latent_steps"])
+                chosen = {name: self.settings[name] for name in ("task", "num_latent_steps")}
+                output = self.model(**features, **chosen)
             return list(output.embeddings.float().cpu().numpy())
         except ValueError as error:
             return [error] if len(batch) == 1 else [self._vectors([prepared])[0] for prepared in batch]

@@ -2,21 +2,23 @@
 
 Three JSON files let sentence-transformers drive the model with its built-in module, so that no custom module
 (and no second implementation) exists; a model card tells people how to load it. Existing cards are kept. A save leaves
-no older weights behind.
+no older weights behind, and a load looks at the headers of weights first.
 """
 
 import json
 import os
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import CommitInfo, HfApi
+from huggingface_hub import CommitInfo, HfApi, try_to_load_from_cache
+from safetensors import SafetensorError, safe_open
 
 # Weights of an earlier save or upload in other pieces would be loaded instead of the new ones.
 WEIGHT_FILES = ["model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json"]
+_FLOATS = ("F64", "F32", "F16", "BF16")
 # What says how sentence-transformers drives the model; a repository's own stay.
 ST_FILES = ("modules.json", "sentence_bert_config.json", "config_sentence_transformers.json")
 # Apart from the weights, what changes vectors.
@@ -32,7 +34,7 @@ _MODULES = [
         "name": "0",
         "path": "",
         "type": "sentence_transformers.base.modules.transformer.Transformer",
-        "kwargs": ["num_latent_steps"],
+        "kwargs": ["num_latent_steps", "task"],
     }
 ]
 
@@ -102,11 +104,7 @@ def write_hub_files(folder: str | os.PathLike, prompts: dict[str, str] | None = 
     """Write the sentence-transformers files into ``folder``, and a model card if there is none.
 
     Settings that the folder has already stay, because sentence-transformers saves its own before it asks model and
-    processor to save theirs.
-
-    Args:
-        folder: Directory of a saved model or processor.
-        prompts: Instruction per role (``"query"``, ``"document"``), where the caller owns them.
+    processor to save theirs. ``prompts`` are the instructions per role, where the caller owns them.
     """
     root = Path(folder)
     settings = root / "config_sentence_transformers.json"
@@ -139,15 +137,8 @@ def push_saved(
 ) -> CommitInfo:
     """Upload what ``save`` writes into a folder; card and settings of sentence-transformers of the repository are kept.
 
-    Args:
-        save: Saves into the folder it is given.
-        repo_id: Repository, created where it does not exist.
-        commit_message: Title of the commit.
-        commit_description: Text of the commit.
-        private: Whether a new repository is private.
-        token: Hub token. Defaults to the stored one.
-        revision: Branch to commit to.
-        create_pr: Whether to open a pull request instead of committing.
+    The repository is created where it does not exist. Options are those of the Hub's ``upload_folder`` and
+    ``create_repo``.
     """
     api = HfApi(token=token)
     repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
@@ -173,13 +164,78 @@ def push_saved(
 def replacing_weights(folder: str | os.PathLike, is_main_process: bool = True) -> Iterator[None]:
     """Around a save: afterwards the folder holds no older weights in other pieces. Only the main process removes."""
     root = Path(folder)
-    index = root / WEIGHT_FILES[-1]
     if is_main_process:
-        index.unlink(missing_ok=True)  # so that the one that is there afterwards is new
+        (root / WEIGHT_FILES[-1]).unlink(missing_ok=True)  # so that the one that is there afterwards is new
     yield
-    placed = json.loads(index.read_text("utf-8"))["weight_map"] if index.is_file() else {}
-    new = {index.name, *placed.values()} if placed else {WEIGHT_FILES[0]}
+    placed = _placed(root)
+    new = {WEIGHT_FILES[-1], *placed.values()} if placed else {WEIGHT_FILES[0]}
     if is_main_process and all((root / name).is_file() for name in new):
         for path in [path for pattern in WEIGHT_FILES for path in root.glob(pattern)]:
             if path.name not in new:
                 path.unlink()
+
+
+def check_weights(name: str | os.PathLike, options: Mapping[str, Any], loaded: bool) -> None:
+    """Refuse a checkpoint of whose weights ``from_pretrained(name, **options)`` would make something else.
+
+    A folder is looked at before it is loaded; a repository of the Hub afterwards, in the cache.
+
+    Raises:
+        ValueError: As :func:`weight_headers`. What is no safetensors passes.
+    """
+    subfolder, is_folder = options.get("subfolder") or "", os.path.isdir(name)
+    file = Path(subfolder, "config.json").as_posix()
+    if is_folder and not loaded:
+        weight_headers(Path(name, subfolder))
+    elif loaded and not is_folder:
+        found = try_to_load_from_cache(str(name), file, options.get("cache_dir"), options.get("revision"))
+        if isinstance(found, str):
+            weight_headers(Path(found).parent)
+
+
+def weight_headers(root: Path) -> dict[str, dict[str, tuple[str, list[int]]]]:
+    """Type and shape of the tensors of each weight file in a folder, by the headers alone, in milliseconds.
+
+    Raises:
+        ValueError: If a file is missing, damaged or outside the folder, two sets of weights are there, a tensor of the
+            index is in no file, or tensors of an unquantized model are no floating-point numbers.
+    """
+    placed, single = _placed(root), [WEIGHT_FILES[0]] * (root / WEIGHT_FILES[0]).is_file()
+    if placed and not set(single) <= set(placed.values()):
+        raise ValueError(f"{root} holds two sets of weights, {single[0]} and {WEIGHT_FILES[-1]}. Remove the older one.")
+    headers = {file: _header(root / file) for file in sorted(set(placed.values())) or single}
+    if lost := sorted(name for name, file in placed.items() if name not in headers[file]):
+        where = f"{root / placed[lost[0]]} lacks {len(lost)} tensors that {WEIGHT_FILES[-1]} places there"
+        raise ValueError(f"{where}, e.g. {lost[0]}: they are of different saves. Download or save both again.")
+    config = root / "config.json"
+    quantized = config.is_file() and "quantization_config" in json.loads(config.read_text("utf-8"))
+    for file, header in headers.items():
+        odd = sorted(name for name, (kind, _) in header.items() if kind not in _FLOATS)
+        if odd and not quantized:
+            raise ValueError(
+                f"{root / file} holds {odd[0]} as {header[odd[0]][0]}, and config.json states no quantization: rounded "
+                "weights give other vectors. Save the model in float32 or bfloat16."
+            )
+    return headers
+
+
+def _header(path: Path) -> dict[str, tuple[str, list[int]]]:
+    try:
+        with safe_open(path, "pt") as file:
+            entries = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+            return {name: (entry.get_dtype(), entry.get_shape()) for name, entry in entries.items()}
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"The shard {path} is missing, truncated or damaged: {error}. Download it again.") from error
+
+
+def _placed(root: Path) -> dict[str, str]:
+    """The file of each tensor by the index of a folder, nothing without one."""
+    index = root / WEIGHT_FILES[-1]
+    try:
+        placed = json.loads(index.read_text("utf-8"))["weight_map"] if index.is_file() else {}
+        outside = [file for file in placed.values() if Path(file).name != file]
+    except (ValueError, AttributeError, KeyError, TypeError) as error:
+        raise ValueError(f"{index} is damaged: it has no weight_map from tensors to files. Take another.") from error
+    if outside:
+        raise ValueError(f"{index} names {outside[0]!r}, a file outside the folder. Put the shards next to it.")
+    return placed

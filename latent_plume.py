@@ -30,8 +30,8 @@ class LatentRouter(nn.Module):
         """Return ``probs_BE``, fp32, for latent step ``step`` in 1..K."""
         query = z_BD + anchor_BD if self.uses_anchor else z_BD
         if self.step_embedding is not None:
-            # `full` is filled on the device. The module is called, not its weight: offloading hooks sit on the call.
-            row_B = torch.full((len(z_BD),), step - 1, device=z_BD.device)
+            # Filled on the device. The module is called, not its weight: offloading hooks sit on the call.
+            row_B = torch.zeros(z_BD.shape[0], dtype=torch.long, device=z_BD.device) + (step - 1)
             query = torch.cat([query, self.step_embedding(row_B)], dim=-1)
         return self.projection(query).float().softmax(dim=-1)
 
@@ -95,7 +95,7 @@ class LatentTransition(nn.Module):
             )
         # 1. Route over all experts.
         if self.router is None:
-            probs_BE = torch.ones(len(z_BD), 1, device=z_BD.device)
+            probs_BE = torch.ones(z_BD.shape[0], 1, device=z_BD.device)
         else:
             probs_BE = self.router(z_BD, step, anchor_BD)
         # 2. Select the top A; their probabilities are kept as they are.
@@ -107,6 +107,3 @@ class LatentTransition(nn.Module):
         outputs_EBD = self.experts(self.layer_norm(z_BD))
         mixed_BD = (gates_BE.T.unsqueeze(-1).to(outputs_EBD.dtype) * outputs_EBD).sum(dim=0)
         return z_BD + mixed_BD, probs_BE
-
-
-__all__ = ["LatentTransition"]

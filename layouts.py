@@ -73,6 +73,9 @@ EMBEDDER_LAYOUT = PromptLayout(
     query_prompt="",
 )
 
+# By the names that command lines and recipes use.
+LAYOUTS = {"paper": PAPER_LAYOUT, "released": RELEASED_LAYOUT, "embedder": EMBEDDER_LAYOUT}
+
 _TEMPLATE = r"""
 {%- set state = namespace(instruction='') -%}
 @HEAD@

@@ -33,7 +33,7 @@ from transformers.utils import logging
 from .cache_plume import Context, context_class
 from .checks_plume import check_finite, check_prefix, check_readout_steps, check_suffix, left_aligned, warn_of_emulation
 from .configuration_plume import PlumeConfig
-from .hub_files_plume import PUSH_OPTIONS, push_saved, replacing_weights, write_hub_files
+from .hub_files_plume import PUSH_OPTIONS, check_weights, push_saved, replacing_weights, write_hub_files
 from .latent_plume import LatentExperts, LatentRouter, LatentTransition
 from .positions_plume import Media, media_of, mrope_index, rollout_positions
 from .rollout_plume import PlumeOutput, rollout, state_at
@@ -88,13 +88,13 @@ class PlumeModel(_Mixed):
         self.latent_transition = LatentTransition(config)
         self.post_init()
 
-    def speed_up(self, enabled: bool = True) -> "PlumeModel":
-        """Opt in to faster latent steps without gradient; vectors change by rounding only (``docs/performance.md``).
+    def speed_up(self, enabled: bool = True, **options: bool) -> "PlumeModel":
+        """Opt in to faster passes without gradient; ``options`` are those of ``plume.speed.speed_up``.
 
         Lives in the installed package: a model that runs a checkpoint's own code logs a message and runs unchanged.
         """
         try:
-            importlib.import_module("plume.speed").speed_up(self, enabled)
+            importlib.import_module("plume.speed").speed_up(self, enabled, **options)
         except ImportError:
             logger.warning(
                 "speed_up() changes nothing: its code is in the package, which is not installed here. Install it with "
@@ -142,6 +142,7 @@ class PlumeModel(_Mixed):
         video_grid_thw: torch.Tensor | None = None,
         second_per_grid_ts: torch.Tensor | None = None,
         num_latent_steps: int | None = None,
+        task: str | None = None,
         readout_steps: Sequence[int] | None = None,
         suffix_input_ids: torch.Tensor | None = None,
         suffix_mask: torch.Tensor | None = None,
@@ -159,9 +160,10 @@ class PlumeModel(_Mixed):
             pixel_values_videos: Video patches, ``(P, C)``.
             video_grid_thw: Patch grids of the videos, ``(M, 3)``.
             second_per_grid_ts: Seconds from one temporal patch of a video to the next, ``(M,)``; Qwen2.5-VL only.
-            num_latent_steps: K; 0 for none. Defaults to ``config.num_latent_steps``.
+            num_latent_steps: K; 0 for none. Defaults to the configuration's for the task.
+            task: ``"query"`` or ``"document"``; changes nothing but the default of K.
             readout_steps: Numbers of steps to return an embedding for, increasing, from 0 to K. One rollout serves them
-                all; each equals the embedding of a call with that K.
+                all; each equals the embedding of a call with that K and the configuration's suffix.
             suffix_input_ids: Tokens after the latent block, ``(B, S)``; what follows a row's last ``<gen>`` does not
                 matter. Defaults to ``config.suffix_token_ids``.
             suffix_mask: Suffix tokens to score with the LM head, ``(B, S)`` of bool. Defaults to none.
@@ -178,45 +180,46 @@ class PlumeModel(_Mixed):
                 media than placeholders, K or a read-out is out of range, a suffix lacks ``<gen>`` or an argument is
                 unknown; in evaluation also if an embedding is not finite.
         """
-        media = self.media_of(
-            dict(
-                pixel_values=pixel_values,
-                image_grid_thw=image_grid_thw,
-                pixel_values_videos=pixel_values_videos,
-                video_grid_thw=video_grid_thw,
-                second_per_grid_ts=second_per_grid_ts,
-            )
-        )
+        given = dict(pixel_values=pixel_values, image_grid_thw=image_grid_thw, second_per_grid_ts=second_per_grid_ts)
+        given |= dict(pixel_values_videos=pixel_values_videos, video_grid_thw=video_grid_thw)
+        media = self.media_of(given)
         if causal_lm:
             return self._next_tokens(input_ids, attention_mask, media, logits_to_keep=logits_to_keep, **kwargs)
         if unknown := sorted(name for name, value in kwargs.items() if value is not None and name not in _SENT_ALONG):
             raise ValueError(
                 f"Unknown arguments {unknown}: they would have no effect. Remove them, or fix their names."
             )
-        if num_latent_steps is None:
-            num_latent_steps = self.config.num_latent_steps
-        self.config.check_num_latent_steps(num_latent_steps)
+        num_latent_steps = self.config.check_num_latent_steps(num_latent_steps, task)
         steps = check_readout_steps(readout_steps, num_latent_steps)
         if input_ids is None or input_ids.numel() == 0:
             raise ValueError("The batch is empty: pass input_ids of shape (B, T) with at least one row.")
-        suffix_input_ids = self._suffix(suffix_input_ids, input_ids)
+        closing_ids = torch.tensor(self.config.suffix_token_ids, device=input_ids.device).expand(len(input_ids), -1)
+        is_fused = suffix_input_ids is None or readout_steps is None
+        if suffix_input_ids is None:
+            suffix_input_ids = closing_ids
+        else:
+            check_suffix(suffix_input_ids, input_ids, self.config)
+        read_ids = suffix_input_ids if is_fused else closing_ids  # what is read in the same pass as a step
 
         # 1. Prefix: one pass over text and media.
         input_ids, attention_mask = left_aligned(input_ids, attention_mask)
-        num_reserved = num_latent_steps + suffix_input_ids.shape[1]
+        num_reserved = num_latent_steps + max(suffix_input_ids.shape[1], read_ids.shape[1])
         context = self.read_prefix(input_ids, attention_mask, media, num_reserved)
         # 2. Anchor: the last <anchor> of each row.
         anchor_BD = state_at(context.hidden, input_ids, self.config.anchor_token_id)
         # 3. Rollout: latent steps and suffix.
-        suffix_BSD = self.get_input_embeddings()(suffix_input_ids)
-        thought = rollout(context, self.latent_transition, anchor_BD, suffix_BSD, num_latent_steps, steps)
+        embed, gen = self.get_input_embeddings(), self.config.embedding_token_id
+        thought = rollout(context, self.latent_transition, anchor_BD, embed(read_ids), num_latent_steps, steps)
         # 4. Embedding at the last <gen> of the suffix, after every read-out.
-        after_BSRD = thought.readouts[:, :, 1:].transpose(1, 2)
-        gen_BRD = state_at(after_BSRD, suffix_input_ids, self.config.embedding_token_id)
+        suffix_states = thought.readouts[:, -1]
+        gen_BRD = state_at(thought.readouts[:, :, 1:].transpose(1, 2), read_ids, gen)
+        if not is_fused:
+            suffix_states = torch.cat([suffix_states[:, :1], context.extend(embed(suffix_input_ids), keep=0)], dim=1)
+            own_BD = state_at(suffix_states[:, 1:], suffix_input_ids, gen)
+            gen_BRD = torch.cat([gen_BRD, own_BD.unsqueeze(1)], dim=1)
         embeddings_BRD = nn.functional.normalize(gen_BRD.float(), dim=-1)
         if not self.training:
             check_finite(embeddings_BRD)
-        suffix_states = thought.readouts[:, -1]
         return PlumeOutput(
             embeddings=embeddings_BRD[:, -1],
             anchor_embeddings=nn.functional.normalize(anchor_BD.float(), dim=-1),
@@ -226,13 +229,6 @@ class PlumeModel(_Mixed):
             suffix_log_probs=None if suffix_mask is None else self._score(suffix_states, suffix_input_ids, suffix_mask),
             readout_embeddings=None if readout_steps is None else embeddings_BRD[:, : len(readout_steps)],
         )
-
-    def _suffix(self, suffix_input_ids: torch.Tensor | None, input_ids: torch.Tensor) -> torch.Tensor:
-        """The suffix of every row, ``(B, S)``."""
-        if suffix_input_ids is not None:
-            check_suffix(suffix_input_ids, input_ids, self.config)
-            return suffix_input_ids
-        return torch.tensor(self.config.suffix_token_ids, device=input_ids.device).expand(len(input_ids), -1)
 
     def read_prefix(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor, media: list[Media], num_reserved: int
@@ -304,10 +300,8 @@ class PlumeModel(_Mixed):
             **kwargs,
         )
 
-    def _plain_positions(
-        self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None, media: list[Media]
-    ) -> torch.Tensor:
-        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+    def _plain_positions(self, input_ids: torch.Tensor, mask: torch.Tensor | None, media: list[Media]) -> torch.Tensor:
+        mask = torch.ones_like(input_ids) if mask is None else mask
         return mrope_index(input_ids, mask, self.position_media(media), self.model.visual.spatial_merge_size)[0]
 
     def prepare_inputs_for_generation(self, input_ids: torch.Tensor, **kwargs: Any) -> dict[str, Any]:
@@ -324,12 +318,12 @@ class PlumeModel(_Mixed):
         """Load a PLUME checkpoint; ``plume.from_backbone`` starts from one of a plain backbone.
 
         Raises:
-            ValueError: If the checkpoint lacks weights, which would otherwise be random.
+            ValueError: If the checkpoint lacks weights, which would otherwise be random, or has damaged or other ones.
         """
-        if __name__.startswith("plume."):  # code that travels with weights works alone
-            importlib.import_module("plume.weights").check_folder(pretrained_model_name_or_path, kwargs)
-        wants_info = kwargs.pop("output_loading_info", False)
-        loaded: Any = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
+        check_weights(pretrained_model_name_or_path, kwargs, loaded=False)
+        options = {**kwargs, "output_loading_info": True}
+        loaded: Any = super().from_pretrained(pretrained_model_name_or_path, *args, **options)
+        check_weights(pretrained_model_name_or_path, kwargs, loaded=True)
         model, info = loaded
         if missing := info["missing_keys"]:
             raise ValueError(
@@ -337,7 +331,7 @@ class PlumeModel(_Mixed):
                 "random and so would the embeddings. If this is a checkpoint of a plain backbone, start from it with "
                 "plume.from_backbone."
             )
-        return loaded if wants_info else model
+        return loaded if kwargs.get("output_loading_info") else model
 
     def save_pretrained(
         self,
@@ -375,5 +369,3 @@ class PlumeForEmbedding(PlumeModel, Qwen2VLForConditionalGeneration):  # type: i
 
 PlumeConfig.register_for_auto_class()
 PlumeForEmbedding.register_for_auto_class("AutoModel")
-
-__all__ = ["PlumeForEmbedding", "PlumeModel", "PlumeOutput"]

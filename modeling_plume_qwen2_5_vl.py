@@ -37,5 +37,3 @@ class PlumeQwen2_5_VLForEmbedding(PlumeModel, Qwen2_5_VLForConditionalGeneration
 
 PlumeQwen2_5_VLConfig.register_for_auto_class()
 PlumeQwen2_5_VLForEmbedding.register_for_auto_class("AutoModel")
-
-__all__ = ["PlumeQwen2_5_VLForEmbedding"]

@@ -45,5 +45,3 @@ class PlumeQwen3VLForEmbedding(PlumeModel, Qwen3VLForConditionalGeneration):
 
 PlumeQwen3VLConfig.register_for_auto_class()
 PlumeQwen3VLForEmbedding.register_for_auto_class("AutoModel")
-
-__all__ = ["PlumeQwen3VLForEmbedding"]

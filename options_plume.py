@@ -1,7 +1,9 @@
 """What a processor is told: its saved settings, and the options of a call, as the libraries pass them."""
 
+import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from inspect import Parameter
 from typing import Any, Literal, get_args, get_origin
 
@@ -45,6 +47,12 @@ def _check(what: str, name: str, value: Any, kind: Any = int) -> None:
     fits, expected = (choices.__contains__, " or ".join(map(repr, choices))) if choices else _RULES[kind]
     if not fits(value):
         raise ValueError(f"The {what} {name} must be {expected}, got {value!r}.")
+
+
+@cache
+def warn_once(message: str) -> None:
+    """Log a warning the first time."""
+    logging.getLogger(__name__).warning(message)
 
 
 def check_settings(known: Mapping[str, Parameter], values: Mapping[str, Any]) -> None:

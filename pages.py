@@ -69,6 +69,6 @@ def _open(path: str | os.PathLike) -> Iterator[Any]:
         with pypdfium2.PdfDocument(path) as pdf:
             yield pdf
     except pypdfium2.PdfiumError as error:
-        raise ValueError(
-            f"The PDF {os.fspath(path)!r} is damaged or locked ({error}). Repair it, or remove its password."
-        ) from error
+        locked = "password" in str(error).lower()
+        why = "encrypted and needs a password. Save it without one." if locked else f"damaged ({error}). Repair it."
+        raise ValueError(f"The PDF {os.fspath(path)!r} is {why}") from error

@@ -11,10 +11,8 @@ from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image
-from transformers import image_utils
-from transformers.image_transforms import normalize, rescale
 
-CLIP_MEAN, CLIP_STD = image_utils.OPENAI_CLIP_MEAN, image_utils.OPENAI_CLIP_STD
+CLIP_MEAN, CLIP_STD = [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]
 _MAX_ASPECT_RATIO = 200
 # The released checkpoint's pipeline resizes to these limits first, by another library, at 28 pixels a token.
 _FIRST_EDGE, _FIRST_LIMITS = 28, (4 * 28 * 28, 16384 * 28 * 28)
@@ -93,6 +91,6 @@ def _first_resize(frame: Image.Image) -> Image.Image:
 
 def _normalized(frame: Image.Image, rows: int, columns: int, mean: Sequence[float], std: Sequence[float]) -> np.ndarray:
     """Channels-first fp32 values, ``(3, rows, columns)``."""
-    resized = np.moveaxis(np.asarray(frame.resize((columns, rows), Image.Resampling.BICUBIC)), -1, 0)
-    scaled = rescale(resized, 1 / 255, input_data_format="channels_first")
-    return normalize(scaled, mean=mean, std=std, input_data_format="channels_first").astype(np.float32)
+    resized = np.asarray(frame.resize((columns, rows), Image.Resampling.BICUBIC))
+    scaled = (resized.astype(np.float64) * (1 / 255)).astype(np.float32)
+    return np.moveaxis((scaled - np.array(mean, np.float32)) / np.array(std, np.float32), -1, 0)

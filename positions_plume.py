@@ -43,23 +43,15 @@ def media_of(config: Any, inputs: Mapping[str, Any]) -> list[Media]:
 
 def split_into_frames(media: list[Media]) -> list[Media]:
     """The same media with every temporal patch as an item of its own (Qwen3-VL), for positions."""
-    return [
-        kind
-        if kind.grid_thw is None
-        else kind._replace(
-            grid_thw=torch.nn.functional.pad(
-                kind.grid_thw[:, 1:].repeat_interleave(kind.grid_thw[:, 0], dim=0), (1, 0), value=1
-            )
-        )
-        for kind in media
-    ]
+
+    def split(grid_thw: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.pad(grid_thw[:, 1:].repeat_interleave(grid_thw[:, 0], dim=0), (1, 0), value=1)
+
+    return [kind if kind.grid_thw is None else kind._replace(grid_thw=split(kind.grid_thw)) for kind in media]
 
 
 def mrope_index(
-    input_ids: torch.Tensor,
-    attention_mask: torch.Tensor,
-    media: list[Media],
-    spatial_merge_size: int,
+    input_ids: torch.Tensor, attention_mask: torch.Tensor, media: list[Media], spatial_merge_size: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Positions of every prefix token and the first free position of every row.
 
@@ -98,19 +90,10 @@ def rollout_positions(
     num_ahead: int,
     position_scheme: str,
 ) -> torch.Tensor:
-    """Positions of the prefix and of the ``num_ahead`` latent steps and suffix tokens after it.
+    """Positions ``(3, B, T + num_ahead)`` of the prefix and of the latent steps and suffix tokens after it, int64.
 
-    Args:
-        input_ids: As in :func:`mrope_index`; every row ends in ``<slt>``.
-        attention_mask: As in :func:`mrope_index`.
-        media: As in :func:`mrope_index`.
-        spatial_merge_size: As in :func:`mrope_index`.
-        num_ahead: K plus the length of the suffix.
-        position_scheme: ``"mrope"`` continues at p_slt + 1 (section 3.3), ``"kv_length"`` at the number of tokens
-            before it, visual tokens counted one by one.
-
-    Returns:
-        Positions ``(3, B, T + num_ahead)``, int64.
+    The prefix is as in :func:`mrope_index`, and every row ends in ``<slt>``. The scheme ``"mrope"`` continues at
+    p_slt + 1 (section 3.3), ``"kv_length"`` at the number of tokens before it, visual tokens counted one by one.
 
     Raises:
         ValueError: If the scheme is unknown.
@@ -132,7 +115,7 @@ def _offsets_within_media(
     sizes = time * height * width
     ends = sizes.cumsum(0)
     rank = is_media.long().cumsum(0) - 1
-    item = torch.searchsorted(ends, rank.clamp(min=0), right=True).clamp(max=len(sizes) - 1)
+    item = torch.searchsorted(ends, rank.clamp(min=0), right=True).clamp(max=sizes.shape[0] - 1)
     index = rank - (ends - sizes)[item]
     area = (height * width)[item]
     seconds = (index // area * time_step[item]).long()

@@ -1,57 +1,18 @@
-"""PLUME processor: owns every string and every pixel of the prompt.
-
-1. **Order** (``content_plume``): chat messages are checked, user text is neutralised.
-2. **See** (``vision_plume``, ``pixels_plume``): images and videos become frames, frames become patches and grids.
-3. **Write**: the chat template is rendered, placeholders are repeated once per visual token.
-4. **Fit** (``truncation_plume``): an over-long prefix loses the end of the user's text, nothing else.
-5. **Pad**: on the left, so that ``<slt>`` is the last column of every row.
-
-What differs between backbones is data, saved in ``processor_config.json`` (``start.py`` has a table of it).
-"""
+"""PLUME processor: the prompt (``prompt_plume``) as a processor of transformers, loaded, saved, in tensors."""
 
 import os
-import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from inspect import signature
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
-import numpy as np
 from huggingface_hub import CommitInfo
-from PIL import Image
-from transformers import BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
+from transformers import BatchFeature, ProcessorMixin
 
-from .content_plume import MEDIA_KINDS, canonical_messages, check_text, to_conversation, with_blank_image
+from .content_plume import MEDIA_KINDS
 from .hub_files_plume import push_saved, write_hub_files
-from .options_plume import (
-    check_limits,
-    check_settings,
-    check_stated,
-    clip_rates,
-    flatten_media,
-    length_limit,
-    split_options,
-)
-from .pixels_plume import CLIP_MEAN, CLIP_STD, Grid, patchify
-from .truncation_plume import fit
-from .vision_plume import WHITE, Clip, describe, load_clip, load_image
-
-# Variables of the chat template that a caller may set, in addition to those of the rendering itself.
-_TEMPLATE_VARIABLES = {"latent"}
-
-
-class Item(NamedTuple):
-    """One image or clip as the model sees it."""
-
-    patches: np.ndarray  # (t * h * w, values)
-    grid: Grid  # (t, h, w) in patches
-    times: Sequence[float] = ()  # of each of the t parts of a clip, in seconds, where they are written as text
-    seconds_per_grid: float = 1.0  # between two of the t parts; 1 where unknown
-
-
-Media = dict[str, list[Item]]  # of one input, by kind
-_VISION_START, _VISION_END = "<|vision_start|>", "<|vision_end|>"
-_TOKENS = ("anchor_token", "latent_start_token", "latent_end_token", "latent_token", "embedding_token")
+from .options_plume import check_stated
+from .pixels_plume import Grid  # noqa: F401 (older loaders copy only the files that are named here)
+from .prompt_plume import SETTINGS, Media, PromptBuilder
+from .truncation_plume import fit  # noqa: F401
+from .vision_plume import Clip  # noqa: F401
 
 
 class _Inputs(dict):
@@ -63,93 +24,11 @@ class _Inputs(dict):
         raise KeyError(f"{name!r} does not exist: {what}" if name == "token_embeddings" else name)
 
 
-class PlumeProcessor(ProcessorMixin):
+class PlumeProcessor(PromptBuilder, ProcessorMixin):
     """Turns texts, images, videos and their mixtures into the inputs of [`PlumeForEmbedding`].
 
-    Args:
-        tokenizer: Qwen2 tokenizer that knows the five PLUME tokens; ``plume.start.build_processor`` adds them.
-        chat_template: Jinja template of the prompt.
-        anchor_token: String of ``<anchor>``.
-        latent_start_token: String of ``<slt>``.
-        latent_end_token: String of ``<elt>``.
-        latent_token: String of ``<ct>``.
-        embedding_token: String of ``<gen>``.
-        suffix: Text between the latent block and the embedding, ``<elt> ... <gen>``.
-        query_prompt: Instruction of queries.
-        document_prompt: Instruction of documents.
-        min_pixels: Smallest area of an image after resizing.
-        max_pixels: Largest area of an image after resizing.
-        video_min_pixels: The smallest for videos.
-        video_max_pixels: The largest for videos.
-        num_frames: Most frames taken from a video, evenly spaced.
-        blank_image_size: Edge in pixels of a white image put before inputs without media; 0 for none. The
-            released checkpoint was trained and scored with one.
-        patch_size: Pixels per patch along an edge.
-        merge_size: Patches per token along an edge.
-        temporal_patch_size: Frames per patch.
-        image_mean: Mean of each colour, for values in [0, 1].
-        image_std: Standard deviation of each colour.
-        background_color: RGB in 0..255 that shows through transparency.
-        resize: ``"once"``, or ``"released"``: twice, and as stored whatever EXIF says, as the released checkpoint was
-            evaluated.
-        video_limits: Whether pixels of a video are limited for each ``"frame"`` or for the whole ``"clip"``.
-        fps: Frames taken per second of a video, up to ``num_frames``; ``num_frames`` of any video if None.
-        min_frames: With ``fps``, fewest frames taken from a video that has them.
-        timestamps: Whether the time of each temporal patch is written into the prompt.
-        time_positions: Whether the model is given ``second_per_grid_ts``.
+    The arguments are those of :class:`~plume.prompt_plume.PromptBuilder`.
     """
-
-    def __init__(
-        self,
-        tokenizer: PreTrainedTokenizerBase,
-        chat_template: str,
-        anchor_token: str,
-        latent_start_token: str,
-        latent_end_token: str,
-        latent_token: str,
-        embedding_token: str,
-        suffix: str,
-        query_prompt: str = "",
-        document_prompt: str = "",
-        min_pixels: int = 56 * 56,
-        max_pixels: int = 1280 * 28 * 28,
-        video_min_pixels: int = 128 * 28 * 28,
-        video_max_pixels: int = 768 * 28 * 28,
-        num_frames: int = 8,
-        blank_image_size: int = 0,
-        patch_size: int = 14,
-        merge_size: int = 2,
-        temporal_patch_size: int = 2,
-        image_mean: Sequence[float] = CLIP_MEAN,
-        image_std: Sequence[float] = CLIP_STD,
-        background_color: Sequence[int] = WHITE,
-        resize: Literal["once", "released"] = "once",
-        video_limits: Literal["frame", "clip"] = "frame",
-        fps: float | None = None,
-        min_frames: int = 1,
-        timestamps: bool = False,
-        time_positions: bool = False,
-    ) -> None:
-        self.anchor_token, self.latent_token, self.embedding_token = anchor_token, latent_token, embedding_token
-        self.latent_start_token, self.latent_end_token, self.suffix = latent_start_token, latent_end_token, suffix
-        self.query_prompt, self.document_prompt = query_prompt, document_prompt
-        self.min_pixels, self.max_pixels = min_pixels, max_pixels
-        self.video_min_pixels, self.video_max_pixels = video_min_pixels, video_max_pixels
-        self.num_frames, self.blank_image_size = num_frames, blank_image_size
-        self.patch_size, self.merge_size, self.temporal_patch_size = patch_size, merge_size, temporal_patch_size
-        self.image_mean, self.image_std, self.background_color = image_mean, image_std, background_color
-        self.resize, self.video_limits, self.fps, self.min_frames = resize, video_limits, fps, min_frames
-        self.timestamps, self.time_positions = timestamps, time_positions
-        check_settings(_SETTINGS, vars(self))
-        self.row_sources: dict[int, int] = {}
-        super().__init__(tokenizer, chat_template=chat_template)
-        unknown = [vars(self)[name] for name in _TOKENS if not is_token(vars(self)[name], tokenizer)]
-        if unknown or not suffix.endswith(embedding_token):
-            raise ValueError(
-                f"The tokenizer does not know {unknown or 'the end of the suffix'}, so no model could read its "
-                "prompts. Start from a backbone with plume.from_backbone, or give the token strings and the "
-                "suffix of this tokenizer."
-            )
 
     @classmethod
     def get_processor_dict(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any) -> Any:
@@ -162,18 +41,8 @@ class PlumeProcessor(ProcessorMixin):
     @classmethod
     def from_args_and_dict(cls, args: Any, processor_dict: dict[str, Any], **kwargs: Any) -> Any:
         """Build from ``processor_config.json``, refusing one that leaves open what changes vectors."""
-        check_stated(_SETTINGS, processor_dict, kwargs)
+        check_stated(SETTINGS, processor_dict, kwargs)
         return super().from_args_and_dict(args, processor_dict, **kwargs)
-
-    def token_fields(self) -> dict[str, Any]:
-        """Fields of [`PlumeConfig`] that hold the ids of this processor's tokens and suffix."""
-        fields: dict[str, Any] = {f"{name}_id": self._ids(vars(self)[name])[0] for name in _TOKENS}
-        return fields | {"suffix_token_ids": self._ids(self.suffix)}
-
-    @property
-    def control_tokens(self) -> list[str]:
-        """Strings that act as tokens of their own, which user text must not contain."""
-        return list(self.tokenizer.get_added_vocab())
 
     @property
     def model_input_names(self) -> list[str]:
@@ -181,120 +50,11 @@ class PlumeProcessor(ProcessorMixin):
         media = [name for kind in MEDIA_KINDS.values() for name in (kind.pixels, kind.grid)]
         return ["input_ids", "attention_mask", *media, *(["second_per_grid_ts"] if self.time_positions else [])]
 
-    def process_queries(self, queries: Sequence[Any], prompt: str | None = None, **kwargs: Any) -> BatchFeature:
-        """Model inputs of queries, with the query instruction.
-
-        Args:
-            queries: Inputs as in :func:`~plume.content_plume.to_conversation`.
-            prompt: Instruction, none where empty; :attr:`query_prompt` by default.
-            **kwargs: Options of :meth:`apply_chat_template`.
-        """
-        return self._process(queries, self.query_prompt if prompt is None else prompt, **kwargs)
-
-    def process_documents(self, documents: Sequence[Any], prompt: str | None = None, **kwargs: Any) -> BatchFeature:
-        """Model inputs of documents, with the document instruction; arguments as in :meth:`process_queries`."""
-        return self._process(documents, self.document_prompt if prompt is None else prompt, **kwargs)
-
-    def _process(self, items: Sequence[Any], prompt: str, **kwargs: Any) -> BatchFeature:
-        if isinstance(items, str) or not isinstance(items, Sequence):
-            raise ValueError(f"Pass a list of inputs, not a single {type(items).__name__}: [input].")
-        conversations = _each(lambda item: to_conversation(item, prompt), items)
-        return self.apply_chat_template(
-            conversations, tokenize=True, return_dict=True, **{"return_tensors": "pt", **kwargs}
-        )
-
-    def apply_chat_template(  # type: ignore[override]
-        self,
-        conversation: Sequence[Any],
-        chat_template: str | None = None,
-        add_generation_prompt: bool = True,
-        tokenize: bool = False,
-        return_dict: bool = False,
-        **kwargs: Any,
-    ) -> Any:
-        """Render chat messages and, with ``tokenize``, turn them into model inputs.
-
-        Args:
-            conversation: Messages of one input, or a list of those.
-            chat_template: Template instead of the checkpoint's.
-            add_generation_prompt: Whether the prompt ends with ``<slt>``, as an embedding needs.
-            tokenize: Whether to return model inputs instead of text.
-            return_dict: With ``tokenize``, return all inputs instead of ``input_ids`` alone.
-            **kwargs: ``return_tensors``, ``padding``, ``truncation`` (False refuses what is too long),
-                ``max_length`` in tokens, ``min_pixels``, ``max_pixels``, ``num_frames``, the groups
-                ``text_kwargs``, ``images_kwargs`` and ``videos_kwargs``, and variables of the template.
-
-        Raises:
-            ValueError: If the batch is empty, an input is unusable, or its media alone exceed ``max_length``.
-        """
-        if len(conversation) == 0:
-            raise ValueError("The batch is empty: pass at least one input.")
-        is_batch = not isinstance(conversation[0], dict)
-        control_tokens = self.control_tokens
-        conversations = _each(
-            lambda messages: canonical_messages(messages, control_tokens), conversation if is_batch else [conversation]
-        )
-        if self.blank_image_size:
-            conversations = [with_blank_image(messages, self.blank_image_size) for messages in conversations]
-        options, variables = split_options(kwargs)
-        unknown = sorted(variables.keys() - _TEMPLATE_VARIABLES)
-        if unknown and chat_template is None:  # a template of the caller may have variables of its own
-            raise ValueError(f"Unknown options {unknown}: they would have no effect. Remove them, or mend their names.")
-        template = {"chat_template": chat_template or self.chat_template, **variables}
-        template["add_generation_prompt"] = add_generation_prompt
-        if not tokenize:
-            prompts = [self._render(messages, template) for messages in conversations]
-            return prompts if is_batch else prompts[0]
-        sources = {kind: [_parts(messages, kind) for messages in conversations] for kind in MEDIA_KINDS}
-        media = self._see_all(sources, options)
-        max_length, truncate = length_limit(options["text"], self.tokenizer.model_max_length)
-        rows = _each(
-            lambda row: self._fit(conversations[row], media[row], template, max_length, truncate), range(len(media))
-        )
-        outputs = self._collate(rows, media, options)
-        return outputs if return_dict else outputs["input_ids"]
-
-    def __call__(
-        self, text: str | list[str] | None = None, images: Any = None, videos: Any = None, **kwargs: Any
-    ) -> BatchFeature:
-        """Encode prompts that are rendered already, as transformers' Qwen2-VL processor does.
-
-        Args:
-            text: Rendered prompts, one placeholder (``<|image_pad|>``, ``<|video_pad|>``) per media item.
-            images: Images of all prompts in order, flat or one list per prompt.
-            videos: Videos of all prompts in order, flat or one list per prompt.
-            **kwargs: As in :meth:`apply_chat_template`.
-
-        Raises:
-            ValueError: If placeholders and media differ in number, or a prompt exceeds ``max_length``.
-        """
-        prompts = [text] if isinstance(text, str) else list(text or [])
-        if not prompts:
-            raise ValueError("The batch is empty: pass rendered prompts, or raw inputs to process_documents.")
-        options, unknown = split_options(kwargs)
-        if unknown:
-            raise ValueError(f"Unknown options {sorted(unknown)}: they would have no effect. Remove them.")
-        sources = {}
-        for kind, given in (("image", images), ("video", videos)):
-            placeholder, flat = MEDIA_KINDS[kind].placeholder, flatten_media(given, kind)
-            counts = [prompt.count(placeholder) for prompt in prompts]
-            if sum(counts) != len(flat):
-                raise ValueError(
-                    f"The prompts hold {sum(counts)} placeholders {placeholder} but {len(flat)} {kind}s are given, so "
-                    f"they cannot be matched. Give one {kind} per placeholder."
-                )
-            remaining = iter(flat)
-            sources[kind] = [[next(remaining) for _ in range(count)] for count in counts]
-        media = self._see_all(sources, options)
-        max_length, _ = length_limit(options["text"], self.tokenizer.model_max_length)
-        rows = _each(lambda row: self._ids(self._expand(prompts[row], media[row])), range(len(prompts)))
-        longest = max(map(len, rows))
-        if longest > max_length:
-            raise ValueError(
-                f"A rendered prompt has {longest} tokens, more than max_length={max_length}; cutting it would lose its "
-                "end. Pass messages to apply_chat_template, which shortens the user's text only, or lower max_pixels."
-            )
-        return self._collate(rows, media, options)
+    def _collate(self, rows: list[list[int]], media: list[Media], text_options: dict[str, Any]) -> BatchFeature:
+        return_tensors = text_options.pop("return_tensors", None)
+        inputs = BatchFeature(super()._collate(rows, media, text_options), tensor_type=return_tensors)
+        inputs.data = _Inputs(inputs.data)
+        return inputs
 
     def save_pretrained(
         self, save_directory: str | os.PathLike, push_to_hub: bool = False, repo_id: str | None = None, **kwargs: Any
@@ -310,151 +70,5 @@ class PlumeProcessor(ProcessorMixin):
         """Upload all that :meth:`save_pretrained` writes; options of :func:`~plume.hub_files_plume.push_saved`."""
         return push_saved(self.save_pretrained, repo_id, **kwargs)
 
-    # 2. See
 
-    def _see_all(self, sources: dict[str, list[list[Any]]], options: dict[str, dict]) -> list[Media]:
-        """The media of each input, from their sources per kind and input."""
-        rates = iter(clip_rates(options["video"], sum(map(len, sources["video"]))))
-
-        def see(row: int) -> Media:
-            images = [self._see_image(source, options["image"]) for source in sources["image"][row]]
-            videos = [self._see_video(source, next(rates), options["video"]) for source in sources["video"][row]]
-            return {"image": images, "video": videos}
-
-        return _each(see, range(len(sources["image"])))
-
-    def _see_image(self, source: Any, chosen: dict[str, Any]) -> Item:
-        frame = load_image(source, self.background_color, upright=self.resize == "once")
-        with _naming(describe("image", source)):
-            return Item(*self._patchify([frame], "image", chosen))
-
-    def _see_video(self, source: Any, rate: float | None, chosen: dict[str, Any]) -> Item:
-        clip = self.read_clip(source, chosen.get("num_frames"), rate)
-        with _naming(describe("video", source)):
-            patches, grid = self._patchify(clip.frames, "video", chosen)
-        step, times = self.temporal_patch_size, list(clip.times or [])
-        times += times[-1:] * (-len(times) % step)
-        middles = [(times[first] + times[first + step - 1]) / 2 for first in range(0, len(times), step)]
-        return Item(patches, grid, middles if self.timestamps else (), step / clip.fps if clip.fps else 1.0)
-
-    def read_clip(self, source: Any, num_frames: int | None = None, rate: float | None = None) -> Clip:
-        """The frames of a clip that the model would see, with their times; stands for the clip in an input.
-
-        Args:
-            source: As in :func:`~plume.vision_plume.load_clip`.
-            num_frames: Most frames. Defaults to the setting.
-            rate: Frames per second of a source that does not say it.
-        """
-        sampling = (num_frames or self.num_frames, self.fps, self.min_frames, rate)
-        return load_clip(source, *sampling, self.background_color, upright=self.resize == "once")
-
-    def _patchify(self, frames: list[Image.Image], kind: str, chosen: dict[str, Any]) -> tuple[np.ndarray, Grid]:
-        settings = vars(self)
-        low, high = (chosen.get(name.removeprefix("video_"), settings[name]) for name in MEDIA_KINDS[kind].limits)
-        check_limits(low, high)
-        return patchify(
-            frames,
-            min_pixels=low,
-            max_pixels=high,
-            patch_size=self.patch_size,
-            merge_size=self.merge_size,
-            temporal_patch_size=self.temporal_patch_size,
-            image_mean=self.image_mean,
-            image_std=self.image_std,
-            whole_clip=kind == "video" and self.video_limits == "clip",
-            resize_twice=self.resize == "released",
-        )
-
-    # 3. Write
-
-    def _render(self, messages: list[dict], template: dict[str, Any]) -> str:
-        return self.tokenizer.apply_chat_template(messages, tokenize=False, **template)
-
-    def _expand(self, prompt: str, media: Media) -> str:
-        """Repeat each placeholder once per visual token of its item, in parts with their times where those are text."""
-        for kind, items in media.items():
-            pad, remaining = MEDIA_KINDS[kind].placeholder, iter(items)
-
-            def write(found: re.Match) -> str:
-                item = next(remaining)  # noqa: B023
-                tokens = int(np.prod(item.grid)) // self.merge_size**2
-                if not item.times:
-                    return (found[1] or "") + pad * tokens + (found[2] or "")  # noqa: B023
-                part = _VISION_START + pad * (tokens // len(item.times)) + _VISION_END  # noqa: B023
-                return "".join(f"<{seconds:.1f} seconds>{part}" for seconds in item.times)
-
-            around = (re.escape(text) for text in (_VISION_START, pad, _VISION_END))
-            prompt = re.sub("({})?{}({})?".format(*around), write, prompt)
-        return prompt
-
-    def _ids(self, text: str) -> list[int]:
-        check_text(text)
-        # Without the tokenizer's warning of the length, which is checked here.
-        return self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
-
-    # 4. Fit
-
-    def _fit(self, messages: list[dict], media: Media, template: dict, max_length: int, truncate: bool) -> list[int]:
-        texts = [p for m in messages if m["role"] == "user" for p in m["content"] if p["type"] == "text" and p["text"]]
-
-        def encode() -> list[int]:
-            return self._ids(self._expand(self._render(messages, template), media))
-
-        if sum(len(part["text"]) for part in texts) <= max_length:  # short: whole as a rule
-            ids = encode()
-            if len(ids) <= max_length:
-                return ids
-        return fit(encode, texts, self.tokenizer, max_length, truncate)
-
-    # 5. Pad
-
-    def _collate(self, rows: list[list[int]], media: list[Media], options: dict[str, dict]) -> BatchFeature:
-        text_options = {"padding": True, "padding_side": "left", **options["text"]}
-        return_tensors = text_options.pop("return_tensors", None)
-        # `pad` is plain Python. Asking the Rust tokenizer to pad would change its state, and fail between threads.
-        padded = self.tokenizer.pad({"input_ids": rows}, **text_options)
-        outputs = {"input_ids": padded["input_ids"], "attention_mask": padded["attention_mask"]}
-        for kind, names in MEDIA_KINDS.items():
-            items = [item for row in media for item in row[kind]]
-            if items:
-                outputs[names.pixels] = np.concatenate([item.patches for item in items])
-                outputs[names.grid] = np.array([item.grid for item in items])
-                if kind == "video" and self.time_positions:
-                    outputs["second_per_grid_ts"] = np.array([item.seconds_per_grid for item in items], np.float32)
-        inputs = BatchFeature(outputs, tensor_type=return_tensors)
-        inputs.data = _Inputs(inputs.data)
-        return inputs
-
-
-def _parts(messages: list[dict], kind: str) -> list[Any]:
-    return [part[kind] for message in messages for part in message["content"] if part["type"] == kind]
-
-
-@contextmanager
-def _naming(what: str) -> Iterator[None]:
-    """Put ``what`` before the message of a ValueError, so that it says which input is meant."""
-    try:
-        yield
-    except ValueError as error:
-        raise ValueError(f"{what}: {error}") from error
-
-
-def is_token(text: str, tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Whether a tokenizer reads a text as exactly one id: a control token, or a word of its vocabulary."""
-    return len(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]) == 1
-
-
-def _each(function: Callable[[Any], Any], inputs: Iterable[Any]) -> list[Any]:
-    """Apply a function to every input; an error says to which it belongs."""
-    results = []
-    for index, given in enumerate(inputs):
-        with _naming(f"Input {index}"):
-            results.append(function(given))
-    return results
-
-
-# What is saved in processor_config.json: the parameters of the constructor after the tokenizer and the template.
-_SETTINGS = dict(list(signature(PlumeProcessor.__init__).parameters.items())[3:])
 PlumeProcessor.register_for_auto_class("AutoProcessor")
-
-__all__ = ["PlumeProcessor"]

@@ -3,6 +3,7 @@
 from transformers import AutoConfig, AutoModel, AutoProcessor
 
 from .configuration_plume import PlumeConfig, PlumeQwen2_5_VLConfig, PlumeQwen3VLConfig
+from .early_exit import Settled, embed_early
 from .embedding import Embeddings, Failure, embed, load
 from .layouts import PAPER_LAYOUT, RELEASED_LAYOUT, PromptLayout
 from .modeling_plume import PlumeForEmbedding, PlumeModel, PlumeOutput
@@ -32,7 +33,9 @@ __all__ = [
     "PlumeQwen3VLConfig",
     "PlumeQwen3VLForEmbedding",
     "PromptLayout",
+    "Settled",
     "embed",
+    "embed_early",
     "from_backbone",
     "load",
     "pdf_pages",

@@ -72,9 +72,9 @@ class Embeddings:
             **facts: Stored with it.
         """
         place = Path(path)
-        beside = place.with_name(f".{place.name}.partial")
+        waiting = place.with_name(f".{place.name}.partial")
         where = [(failure.index, failure.page) for failure in self.failures]
-        with beside.open("wb") as file:
+        with waiting.open("wb") as file:
             np.savez(
                 file,
                 vectors=self.vectors,
@@ -84,7 +84,7 @@ class Embeddings:
                 reasons=np.array([failure.reason for failure in self.failures], dtype=np.str_),
                 facts=np.array(json.dumps(facts)),
             )
-        beside.replace(place)
+        waiting.replace(place)
 
     @classmethod
     def read(cls, path: str | os.PathLike) -> "Embeddings":

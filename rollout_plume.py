@@ -14,26 +14,13 @@ The usual call reads out once, after step K. K = 0 reads the suffix right after 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import torch
 from transformers.utils import ModelOutput
 
+from .cache_plume import Context
 from .latent_plume import LatentTransition
-
-
-class Context(Protocol):
-    """A backbone that has read the prefix; see :mod:`~plume.cache_plume`.
-
-    Attributes:
-        hidden: States of the prefix, ``(B, T, D)``, post-norm; the last column is ``<slt>``.
-    """
-
-    hidden: torch.Tensor
-
-    def extend(self, inputs_embeds: torch.Tensor, keep: int | None = None) -> torch.Tensor:
-        """Read ``(B, S, D)`` input vectors at the next positions; ``keep`` of them stay in the cache."""
-        ...
 
 
 class Rollout(NamedTuple):
@@ -94,7 +81,8 @@ def rollout(
         readout_steps: Steps to read out after, increasing, the last one K.
     """
     z_BD = context.hidden[:, -1]  # z(0), Eq. 2
-    latents_KBD, probs_KBE, readouts = [], [], []
+    latents_BKD = [z_BD.new_empty(len(z_BD), 0, z_BD.shape[-1])]
+    probs_BKE, readouts = [torch.empty(len(z_BD), 0, transition.num_experts, device=z_BD.device)], []
     if 0 in readout_steps:
         readouts.append(torch.cat([z_BD.unsqueeze(1), context.extend(suffix_BSD, keep=0)], dim=1))
     for k in range(1, num_latent_steps + 1):
@@ -104,15 +92,11 @@ def rollout(
             inputs_BSD = torch.cat([inputs_BSD, suffix_BSD], dim=1)
         states_BSD = context.extend(inputs_BSD, keep=1)  # at p_slt + k, Eq. 3
         z_BD = states_BSD[:, 0]  # z(k)
-        latents_KBD.append(z_BD)
-        probs_KBE.append(probs_BE)
+        latents_BKD.append(states_BSD[:, :1])
+        probs_BKE.append(probs_BE.unsqueeze(1))
         if k in readout_steps:
             readouts.append(states_BSD)
-    if num_latent_steps == 0:
-        nothing = z_BD.new_empty(len(z_BD), 0, z_BD.shape[-1])
-        no_probs = torch.empty(len(z_BD), 0, transition.num_experts, device=z_BD.device)
-        return Rollout(nothing, no_probs, torch.stack(readouts, dim=1))
-    return Rollout(torch.stack(latents_KBD, 1), torch.stack(probs_KBE, 1), torch.stack(readouts, 1))
+    return Rollout(torch.cat(latents_BKD, dim=1), torch.cat(probs_BKE, dim=1), torch.stack(readouts, dim=1))
 
 
 def state_at(states_BTD: torch.Tensor, ids_BT: torch.Tensor, token_id: int) -> torch.Tensor:
@@ -120,6 +104,3 @@ def state_at(states_BTD: torch.Tensor, ids_BT: torch.Tensor, token_id: int) -> t
     order_BT = torch.arange(1, ids_BT.shape[1] + 1, device=ids_BT.device) * (ids_BT == token_id)
     index_B = order_BT.argmax(dim=-1).to(states_BTD.device)  # a split model has its last states elsewhere
     return states_BTD[torch.arange(len(index_B), device=index_B.device), index_B]
-
-
-__all__ = ["Context", "PlumeOutput", "Rollout", "rollout", "state_at"]

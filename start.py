@@ -15,7 +15,8 @@ from plume.layouts import PAPER_LAYOUT, PromptLayout, build_chat_template
 from plume.modeling_plume import PlumeForEmbedding, PlumeModel
 from plume.modeling_plume_qwen2_5_vl import PlumeQwen2_5_VLForEmbedding
 from plume.modeling_plume_qwen3_vl import PlumeQwen3VLForEmbedding
-from plume.processing_plume import PlumeProcessor, is_token
+from plume.processing_plume import PlumeProcessor
+from plume.prompt_plume import is_token
 
 # By the model type of the backbone.
 MODEL_CLASSES: dict[str, Any] = {

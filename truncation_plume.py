@@ -3,10 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from transformers import PreTrainedTokenizerBase
-from transformers.utils import logging
-
-logger = logging.get_logger(__name__)
+from .options_plume import warn_once
 
 # A text is read in pieces of this many characters per token that may stay, until it is known to be too long.
 _CHARACTERS_PER_TOKEN = 8
@@ -15,7 +12,7 @@ _CHARACTERS_PER_TOKEN = 8
 def fit(
     encode: Callable[[], list[int]],
     texts: list[dict[str, Any]],
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: Any,
     max_length: int,
     truncate: bool,
 ) -> list[int]:
@@ -54,14 +51,14 @@ def fit(
             texts.pop()
         ids = encode()
     if cut:
-        logger.warning_once(
+        warn_once(
             "An input was longer than max_length and was shortened: the end of its text is not part of the embedding. "
             "Pass a larger max_length, or raise processor.tokenizer.model_max_length, to keep more."
         )
     return ids
 
 
-def _beginning(text: str, tokenizer: PreTrainedTokenizerBase, max_tokens: int) -> str:
+def _beginning(text: str, tokenizer: Any, max_tokens: int) -> str:
     """The text, or its first ``max_tokens`` tokens where it has more, found without reading all of a long one."""
     size = _CHARACTERS_PER_TOKEN * max_tokens
     while size < len(text):
@@ -73,7 +70,7 @@ def _beginning(text: str, tokenizer: PreTrainedTokenizerBase, max_tokens: int) -
     return text
 
 
-def _offsets(text: str, tokenizer: PreTrainedTokenizerBase) -> list[tuple[int, int]]:
+def _offsets(text: str, tokenizer: Any) -> list[tuple[int, int]]:
     return tokenizer(text, add_special_tokens=False, verbose=False, return_offsets_mapping=True)["offset_mapping"]
 
 

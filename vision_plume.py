@@ -9,6 +9,7 @@
 import os
 import shutil
 import struct
+import sys
 import zlib
 from base64 import b64decode
 from collections.abc import Callable, Iterator, Sequence
@@ -22,16 +23,14 @@ from urllib.parse import unquote_to_bytes, urlsplit
 from urllib.request import Request, url2pathname, urlopen
 
 import numpy as np
-import torch
 from PIL import Image, ImageOps
-from transformers.utils import logging
+
+from .options_plume import warn_once
 
 try:
     import av
 except ImportError:  # the extra `video`
     av = None  # type: ignore[assignment]
-
-logger = logging.get_logger(__name__)
 
 WHITE = [255, 255, 255]
 _MAX_16_BIT = 65535
@@ -71,6 +70,12 @@ def _reading(kind: str, source: Any) -> Iterator[None]:
             f"{describe(kind, source)} could not be read ({error}), so it cannot be embedded. Check that the file "
             "exists, is complete and has the format its name says."
         ) from error
+
+
+def is_array(value: Any) -> bool:
+    """Whether a value is an array of numpy or a tensor of torch, which need not be installed."""
+    torch = sys.modules.get("torch")
+    return isinstance(value, np.ndarray) or (torch is not None and isinstance(value, torch.Tensor))
 
 
 # 1. Open
@@ -114,7 +119,7 @@ def load_image(source: Any, background: Sequence[int] = WHITE, upright: bool = T
     Raises:
         ValueError: If the source is unreadable, corrupt or of an unknown kind.
     """
-    if isinstance(source, (np.ndarray, torch.Tensor)):
+    if is_array(source):
         source = _array_to_image(source)
     if isinstance(source, Image.Image):
         with _reading("image", source):
@@ -133,7 +138,7 @@ def load_image(source: Any, background: Sequence[int] = WHITE, upright: bool = T
 def _to_rgb(image: Any, background: Sequence[int], upright: bool) -> Image.Image:
     with suppress(AttributeError, ValueError):  # a format of one picture, or a loaded picture whose file is closed
         if image.n_frames > 1 and image.format != "MPO":  # a photo of a phone, with previews of itself
-            logger.warning_once(
+            warn_once(
                 "A picture file holds several frames or pages, and only one is embedded. Pass an animation as a "
                 'video, {"video": source}, and pages as one picture each, to embed all.'
             )
@@ -157,8 +162,8 @@ def _to_rgb(image: Any, background: Sequence[int], upright: bool) -> Image.Image
     return canvas
 
 
-def _array_to_image(array: np.ndarray | torch.Tensor) -> Image.Image:
-    if isinstance(array, torch.Tensor):
+def _array_to_image(array: Any) -> Image.Image:
+    if not isinstance(array, np.ndarray):
         array = array.detach().cpu()
         array = (array.float() if array.is_floating_point() else array).numpy()
     channels = (1, 3, 4)
@@ -188,11 +193,6 @@ def _array_to_image(array: np.ndarray | torch.Tensor) -> Image.Image:
 
 
 # 3. Clip
-
-
-def load_video(source: Any, num_frames: int) -> list[Image.Image]:
-    """Frames of :func:`load_clip`: at most ``num_frames``, evenly spaced."""
-    return load_clip(source, num_frames).frames
 
 
 def load_clip(
@@ -248,7 +248,7 @@ def load_clip(
 
 
 def _count(source: Any) -> int:
-    if not isinstance(source, (np.ndarray, torch.Tensor, Sequence)):
+    if not is_array(source) and not isinstance(source, Sequence):
         raise ValueError(
             f"A video is given as {type(source).__name__}. Pass a list of frames, an array of shape (T, H, W, 3), a "
             "path, a URL or bytes."

@@ -10,57 +10,70 @@
 import argparse
 import json
 import os
+import time
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from plume.arguments import ArgumentParser
-from plume.benchmarks import compare, parts, report, training
-from plume.benchmarks.models import DTYPES, INPUTS, build_model
-from plume.evaluation.report import markdown
-from plume.evaluation.store import write_json
-from plume.hub.random_checkpoint import MODEL_TYPES, SIZES
+from plume.benchmarks.names import DTYPE_NAMES, INPUTS, SYSTEMS
+from plume.hub import MODEL_TYPES
+from plume.hub.sizes import SIZES
+
+if TYPE_CHECKING:
+    from plume.benchmarks.compare import Cell
+
+# Functions import what is heavy themselves: a help does not wait for torch.
+_DEVICE = "torch device; CUDA if there is one, if omitted"
+
+
+def _add_compare(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", help="a checkpoint, folder or Hub id; random weights of several sizes if omitted")
+    parser.add_argument("--backbone", choices=MODEL_TYPES, default=MODEL_TYPES[0], help="of the random weights")
+    parser.add_argument("--device", help=_DEVICE)
+    parser.add_argument("--quick", action="store_true", help="only the telling cells and systems")
+    parser.add_argument(
+        "--output", type=Path, help="result file; benchmark-DEVICE.json in the working folder if omitted"
+    )
+    parser.add_argument("--resume", action="store_true", help="continue from the rows of the result file")
+    parser.add_argument(
+        "--minutes",
+        type=float,
+        help="start no further cell after this time; 16, or 5 with --quick; more time, more turns",
+    )
+    parser.add_argument("--sizes", nargs="+", choices=SIZES, help="only cells of these sizes")
+    parser.add_argument("--inputs", nargs="+", choices=INPUTS, default=[], help="only cells of these inputs")
+    parser.add_argument("--batch", type=int, nargs="+", default=[1], help="with --model: rows per batch")
+    parser.add_argument("--systems", nargs="+", choices=SYSTEMS, help="only these systems")
+    parser.add_argument("--threads", type=int, help="torch threads; torch's own choice if omitted")
+    parser.add_argument("--processor-time", action="store_true", help="measure it, where others use the machine")
+
+
+def _add_parts(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--size", choices=SIZES, default="0.2b", help="shape of the random model")
+    parser.add_argument("--backbone", choices=MODEL_TYPES, default=MODEL_TYPES[0], help="of the random model")
+    parser.add_argument("--batch", type=int, nargs="+", default=[8], help="rows per batch")
+    parser.add_argument("--input", choices=INPUTS, default="text64", help="kind of input")
+    parser.add_argument("--dtype", choices=DTYPE_NAMES, default="fp32", help="dtype of the weights")
+    parser.add_argument("--device", help=_DEVICE)
+    parser.add_argument("--min-seconds", type=float, default=2.0, help="time spent per figure")
+    parser.add_argument("--plain", action="store_true", help="without speed_up")
+    parser.add_argument("--int8", action="store_true", help="with weights of eight bits")
+    parser.add_argument("--json", type=Path, help="also write the rows to this file")
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = ArgumentParser(prog="plume bench", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-
-    one = commands.add_parser("compare", help="all systems side by side")
-    one.add_argument("--model", help="a checkpoint, folder or Hub id; random weights of several sizes if omitted")
-    one.add_argument("--backbone", choices=MODEL_TYPES, default=MODEL_TYPES[0], help="of the random weights")
-    one.add_argument("--device", default=device, help="torch device")
-    one.add_argument("--quick", action="store_true", help="only the telling cells and systems")
-    one.add_argument("--output", type=Path, help="result file; benchmark-DEVICE.json in the working folder if omitted")
-    one.add_argument("--resume", action="store_true", help="continue from the rows of the result file")
-    one.add_argument(
-        "--minutes",
-        type=float,
-        help="start no further cell after this time; 16, or 5 with --quick; more time, more turns",
-    )
-    one.add_argument("--sizes", nargs="+", choices=SIZES, help="only cells of these sizes")
-    one.add_argument("--inputs", nargs="+", choices=INPUTS, default=[], help="only cells of these inputs")
-    one.add_argument("--batch", type=int, nargs="+", default=[1], help="with --model: rows per batch")
-    one.add_argument("--systems", nargs="+", choices=compare.SYSTEMS, help="only these systems")
-    one.add_argument("--threads", type=int, help="torch threads; torch's own choice if omitted")
-
-    two = commands.add_parser("parts", help="parts of an embedding and the roofline of a step")
-    two.add_argument("--size", choices=SIZES, default="0.2b", help="shape of the random model")
-    two.add_argument("--backbone", choices=MODEL_TYPES, default=MODEL_TYPES[0], help="of the random model")
-    two.add_argument("--batch", type=int, nargs="+", default=[8], help="rows per batch")
-    two.add_argument("--input", choices=INPUTS, default="text64", help="kind of input")
-    two.add_argument("--dtype", choices=DTYPES, default="fp32", help="dtype of the weights")
-    two.add_argument("--device", default=device, help="torch device")
-    two.add_argument("--min-seconds", type=float, default=2.0, help="time spent per figure")
-    two.add_argument("--plain", action="store_true", help="without speed_up")
-    two.add_argument("--json", type=Path, help="also write the rows to this file")
-
-    training.add_arguments(commands.add_parser("training", help="memory and throughput of a training step"))
+    _add_compare(commands.add_parser("compare", help="all systems side by side"))
+    _add_parts(commands.add_parser("parts", help="parts of an embedding and the roofline of a step"))
+    three = commands.add_parser("training", help="memory and throughput of a training step")
+    three.add_argument("--size", choices=SIZES, default="small", help="shape of the random model")
+    three.add_argument("--prefix", type=int, default=64, help="prefix tokens per row")
+    three.add_argument("--suffix", type=int, default=32, help="suffix tokens per row")
+    three.add_argument("--only", choices=["memory", "throughput", "latent_steps"], help="measure one of the three")
 
     four = commands.add_parser("chart", help="draw a result of compare")
     four.add_argument("result", type=Path, help="result file of compare")
@@ -70,16 +83,20 @@ def build_parser() -> argparse.ArgumentParser:
 
 def run_compare(options: argparse.Namespace) -> None:
     """Measure all systems, write the rows, print table and claims."""
-    if options.threads:
-        torch.set_num_threads(options.threads)
+    import torch
+
+    from plume.benchmarks import compare, report
+
+    torch.set_num_threads(options.threads or torch.get_num_threads())
     path = options.output or Path(f"benchmark-{options.device}.json")
     machine = compare.describe_machine(options.device)
     minutes = options.minutes or (5.0 if options.quick else 16.0)
-    effort = compare.Effort(minutes=minutes, longest=60 * minutes / 8)
-    if options.quick:
-        effort = compare.Effort(rounds=(3, 3), seconds=0.0, longest=60.0, minutes=minutes)
+    quick = {"rounds": (3, 3), "seconds": 0.0, "longest": 60.0} if options.quick else {"longest": 60 * minutes / 8}
+    effort = compare.Effort(minutes=minutes, **quick)
+    if options.processor_time:
+        machine["clock"], effort.now = "processor time", time.process_time
     needed = report.claimed(options.device) if options.quick and not options.model else {}
-    systems: Sequence[str] = options.systems or compare.SYSTEMS
+    systems: Sequence[str] = options.systems or SYSTEMS
     if options.model:
         cells, open_model, machine["weights"], most = compare.plan_checkpoint(
             options.model, options.device, options.batch, options.inputs
@@ -89,30 +106,23 @@ def run_compare(options: argparse.Namespace) -> None:
         cells = compare.plan(options.device, options.quick)
         open_model = partial(compare.open_random, model_type=options.backbone)
         machine["backbone"] = options.backbone
-    cells = [cell for cell in cells if not options.sizes or cell.size in options.sizes]
-    cells = [cell for cell in cells if not options.inputs or cell.input in options.inputs]
+    sizes, inputs = options.sizes, options.inputs
+    cells = [cell for cell in cells if (not sizes or cell.size in sizes) and (not inputs or cell.input in inputs)]
     rows = compare.read_rows(path, machine, options.quick) if options.resume else []
     header: dict[str, Any] = {"machine": machine, "load_before": round(os.getloadavg()[0], 2), "quick": options.quick}
     header["note"] = "explicit_cot is extrapolated from 65 to 403 written tokens. latent_steps is K."
 
-    def systems_of(cell: compare.Cell) -> list[str]:
+    def systems_of(cell: "Cell") -> list[str]:
         return [system for system in systems if not needed or system in needed[cell]]
 
-    left_out: list[compare.Cell] = []
+    save = partial(compare.write_result, path, header, rows)
+    left_out: list[Cell] = []
     try:
-        left_out = compare.run(
-            cells,
-            systems_of,
-            options.device,
-            effort,
-            rows,
-            lambda: compare.write_result(path, header, rows),
-            open_model,
-        )
+        left_out = compare.run(cells, systems_of, options.device, effort, rows, save, open_model)
     except KeyboardInterrupt:
         print(f"\nStopped. {len(rows)} rows are in {path}; --resume continues from them.")
     header["left_out"] = [" ".join(map(str, cell)) for cell in left_out]
-    compare.write_result(path, header, rows)
+    save()
     print(report.format_table(rows))
     for name, value, target in report.claims(rows):
         print(f"{name:<52}{value:>9.3f}   target {target}")
@@ -122,12 +132,26 @@ def run_compare(options: argparse.Namespace) -> None:
 
 def run_parts(options: argparse.Namespace) -> None:
     """Measure and print the parts and the roofline for one shape."""
+    from plume.benchmarks import compare, parts
+    from plume.benchmarks.models import DTYPES, build_model
+    from plume.evaluation.report import markdown
+    from plume.evaluation.store import write_json
+
     model, processor = build_model(options.size, DTYPES[options.dtype], options.device, options.backbone)
-    model.speed_up(not options.plain)
+    model.speed_up(not options.plain, int8=options.int8, reuse=False)
     rows = []
     for batch in options.batch:
-        found = parts.roofline(model, processor, options.input, batch, options.min_seconds)
-        rows.append({"size": options.size, "dtype": options.dtype, "batch": batch, "input": options.input, **found})
+        found = parts.roofline(model, processor, options.input, batch, options.min_seconds, options.int8)
+        rows.append(
+            {
+                "size": options.size,
+                "dtype": options.dtype,
+                "int8": options.int8,
+                "batch": batch,
+                "input": options.input,
+                **found,
+            }
+        )
         milliseconds = found["ms"]
         lines = [[part, f"{ms:.2f}", f"{ms / milliseconds['single pass']:.3f}"] for part, ms in milliseconds.items()]
         floor = [[name, str(value)] for name, value in found.items() if name != "ms"]
@@ -146,6 +170,12 @@ def main(arguments: list[str] | None = None) -> None:
         arguments: Command line without the program; ``sys.argv`` if omitted.
     """
     options = build_parser().parse_args(arguments)
+    import torch
+
+    from plume.benchmarks import report, training
+
+    if options.command in ("compare", "parts") and options.device is None:
+        options.device = "cuda" if torch.cuda.is_available() else "cpu"
     if options.command == "compare":
         run_compare(options)
     elif options.command == "parts":

@@ -23,8 +23,9 @@ import transformers
 from tqdm import tqdm
 
 from plume import PlumeModel, PlumeProcessor
-from plume.benchmarks.models import DTYPES, INPUTS, build_model
-from plume.benchmarks.systems import LATENT_STEPS, SLOW, timers
+from plume.benchmarks.models import DTYPES, build_model
+from plume.benchmarks.names import INPUTS, LATENT_STEPS, runs_on
+from plume.benchmarks.systems import SLOW, timers
 from plume.evaluation.embedders import fingerprint, load_checkpoint
 from plume.evaluation.store import check_condition, write_whole
 
@@ -34,7 +35,6 @@ COLUMNS = (
     *("system", "size", "device", "dtype", "batch", "input", "latent_steps"),
     *("ms_median", "ms_iqr", "per_second", "turns"),
 )
-SYSTEMS = tuple(LATENT_STEPS)
 
 
 class Cell(NamedTuple):
@@ -56,12 +56,14 @@ class Effort:
         longest: Time after which it is done whatever its rounds. Where a turn takes a tenth of it, only one system
             has a turn to warm up, because the others gain nothing from theirs.
         minutes: Time after which no further cell starts.
+        now: Gives the seconds that are measured.
     """
 
     rounds: tuple[int, int] = (5, 15)
     seconds: float = 10.0
     longest: float = 120.0
     minutes: float = 18.0
+    now: Callable[[], float] = time.perf_counter
 
 
 def plan(device: str, quick: bool) -> list[Cell]:
@@ -74,13 +76,13 @@ def plan(device: str, quick: bool) -> list[Cell]:
         return [wide[0], wide[1], wide[4]] if quick else [*wide, *more]
     telling = [  # the cheapest first
         Cell("0.2b", "fp32", 32, "text64"),
+        Cell("2b", "bf16", 1, "query12"),
         Cell("2b", "bf16", 8, "text64"),
         Cell("2b", "bf16", 1, "image448"),
     ]
     if quick:
         return telling
-    more = [Cell("2b", "bf16", 1, kind) for kind in ("query12", "text64")]
-    more += [Cell("2b", "fp32", 8, "text64"), Cell("2b", "fp32", 1, "image448")]
+    more = [Cell("2b", "bf16", 1, "text64"), Cell("2b", "fp32", 8, "text64"), Cell("2b", "fp32", 1, "image448")]
     small = [Cell("0.2b", "bf16", batch, "text64") for batch in (32, 8, 1)] + [Cell("0.2b", "bf16", 1, "image448")]
     medium = [cell for cell in _cells("0.2b", "fp32") if cell.batch == 1 or cell.input == "text64"]
     last = [Cell("0.2b", "fp32", 8, kind) for kind in ("image448", "text512")]
@@ -98,7 +100,7 @@ def _cells(size: str, dtype: str) -> list[Cell]:
 def open_random(cell: Cell, device: str, model_type: str = "qwen2_vl") -> Loaded:
     """Random weights of the size and dtype of a cell, sped up."""
     model, processor = build_model(cell.size, DTYPES[cell.dtype], device, model_type)
-    return model.speed_up(), processor
+    return model.speed_up(reuse=False), processor
 
 
 def plan_checkpoint(
@@ -110,7 +112,7 @@ def plan_checkpoint(
         path: Folder or Hub id.
         device: Torch device.
         batches: Rows per batch.
-        kinds: Keys of :data:`~plume.benchmarks.models.INPUTS`; all where empty.
+        kinds: Keys of :data:`~plume.benchmarks.names.INPUTS`; all where empty.
 
     Returns:
         Its cells, what opens it for :func:`run`, what identifies its weights, and the most latent steps that it takes.
@@ -119,7 +121,12 @@ def plan_checkpoint(
     dtypes = {dtype: name for name, dtype in DTYPES.items()}
     dtype = dtypes.get(model.dtype, str(model.dtype).removeprefix("torch."))
     cells = [Cell(Path(path).name, dtype, batch, kind) for batch in batches for kind in kinds or INPUTS]
-    return cells, lambda cell, device: (model.speed_up(), processor), fingerprint(path), model.config.max_latent_steps
+    return (
+        cells,
+        lambda cell, device: (model.speed_up(reuse=False), processor),
+        fingerprint(path),
+        model.config.max_latent_steps,
+    )
 
 
 def runnable(systems: Sequence[str], max_latent_steps: int) -> list[str]:
@@ -195,7 +202,8 @@ def run(
     begin, built, loaded = time.monotonic(), None, None
     left_out = []
     for cell in tqdm(cells, desc="cells", unit="cell"):
-        missing = [system for system in systems_of(cell) if not any(_is_of(row, cell, device, system) for row in rows)]
+        systems = [system for system in systems_of(cell) if runs_on(system, cell.input)]
+        missing = [system for system in systems if not any(_is_of(row, cell, device, system) for row in rows)]
         if not missing:
             continue
         if time.monotonic() - begin > 60 * effort.minutes:
@@ -217,7 +225,7 @@ def measure(loaded: Loaded, cell: Cell, systems: list[str], device: str, effort:
     is_slow = systems[0] in SLOW
     fewest, most = ((count + 2) // 3 for count in effort.rounds) if is_slow else effort.rounds
     with torch.inference_mode():
-        measured = timers(*loaded, cell.input, cell.batch)
+        measured = timers(*loaded, cell.input, cell.batch, effort.now)
         times: dict[str, list[float]] = {system: [] for system in systems}
         if not is_slow:
             first = "plume_k8" if "plume_k8" in systems else systems[-1]  # packs the weights

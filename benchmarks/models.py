@@ -1,6 +1,7 @@
 """Models and inputs that every benchmark shares. Sizes matter here and nothing else: weights may be random."""
 
-from typing import Any, NamedTuple
+from string import ascii_lowercase
+from typing import Any
 
 import numpy as np
 import torch
@@ -9,31 +10,14 @@ from transformers import AutoModel
 from transformers.initialization import no_init_weights
 
 from plume import PlumeModel, PlumeProcessor
+from plume.benchmarks.names import DTYPE_NAMES, INPUTS
 from plume.hub.random_checkpoint import build_backbone_config, build_tokenizer
 from plume.start import build_processor, model_class_of
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+DTYPES = dict(zip(DTYPE_NAMES, (torch.float32, torch.bfloat16), strict=True))
 _NOISE = 1 << 22  # values drawn once and repeated over all weights: drawing two thousand million takes a minute
 # Each is one token of the random tokenizer and of the real ones.
 _WORDS = ("red", "bus", "at", "stop", "two", "dogs", "on", "sofa", "the", "total", "of", "second", "row")
-
-
-class Shape(NamedTuple):
-    """What an input holds: text of so many ``tokens``, the prompt's own among them; pictures of a size; frames."""
-
-    tokens: int
-    size: tuple[int, int] | None = None
-    num_frames: int = 0
-
-
-INPUTS = {
-    "query12": Shape(0),  # twelve words after the processor's instruction, however many tokens that makes
-    "text64": Shape(64),
-    "text512": Shape(512),
-    "image448": Shape(64, (448, 448)),
-    "page896": Shape(64, (896, 1267)),
-    "video8": Shape(64, (336, 336), 8),
-}
 
 
 def build_model(
@@ -46,10 +30,10 @@ def build_model(
     """A random model in evaluation mode, and its processor.
 
     Args:
-        size: A key of :data:`~plume.hub.random_checkpoint.SIZES`.
+        size: A key of :data:`~plume.hub.sizes.SIZES`.
         dtype: Of the weights.
         device: Torch device.
-        model_type: Of the backbone, one of :data:`~plume.hub.random_checkpoint.MODEL_TYPES`.
+        model_type: Of the backbone, one of :data:`~plume.hub.MODEL_TYPES`.
         **fields: Fields of [`PlumeConfig`].
     """
     tokenizer = build_tokenizer(model_type=model_type)
@@ -76,18 +60,19 @@ def _fill(model: PlumeModel) -> None:
             flat.add_(1)
 
 
-def draw_items(processor: PlumeProcessor, kind: str, batch: int) -> list[dict[str, Any]]:
+def draw_items(processor: PlumeProcessor, kind: str, batch: int, variant: int = 0) -> list[dict[str, Any]]:
     """Inputs of one kind and length, for :func:`~plume.evaluation.embedders.prepare`.
 
     Args:
         processor: Its prompt is part of the tokens that :data:`INPUTS` promises.
         kind: A key of :data:`INPUTS`.
         batch: How many.
+        variant: From 0 to 25; texts of two variants differ from their first word on.
     """
-    shape, rng = INPUTS[kind], np.random.default_rng(0)
+    shape, rng, first = INPUTS[kind], np.random.default_rng(variant), ascii_lowercase[variant]
     items: list[dict[str, Any]] = []
     for _ in range(batch):
-        item: dict[str, Any] = {"text": "a"}
+        item: dict[str, Any] = {"text": first}
         if shape.size:
             width, height = shape.size
             pixels = rng.integers(0, 256, (shape.num_frames or 1, height, width, 3), dtype=np.uint8)
@@ -96,7 +81,7 @@ def draw_items(processor: PlumeProcessor, kind: str, batch: int) -> list[dict[st
         items.append(item)
     missing = shape.tokens - _count_text(processor, items[0]) if shape.tokens else 11
     for item in items:
-        item["text"] = " ".join(["a", *rng.choice(_WORDS, max(0, missing))])
+        item["text"] = " ".join([first, *rng.choice(_WORDS, max(0, missing))])
         if not shape.tokens:
             item["text"] = f"{processor.query_prompt}\n{item['text']}"
     return items

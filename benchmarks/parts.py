@@ -17,6 +17,7 @@ from plume.benchmarks.systems import single_pass
 from plume.evaluation.embedders import prepare
 
 _NUM_LATENT_STEPS = 8
+_READOUT_STEPS = (0, 1, 2, 4, 8)
 _READ_BYTES = 1 << 29
 _SQUARE = {"cpu": 2048, "cuda": 8192}
 
@@ -41,13 +42,18 @@ def measure_parts(model: PlumeModel, inputs: dict[str, torch.Tensor], min_second
     return {
         "single pass": median_ms("f(m, i)", {"f": single_pass, "m": model, "i": inputs}, min_seconds),
         f"PLUME K={_NUM_LATENT_STEPS}": run[_NUM_LATENT_STEPS],
+        f"all read-outs of K={', '.join(map(str, _READOUT_STEPS))}": median_ms(
+            "model(**i, num_latent_steps=k, readout_steps=r)",
+            {"model": model, "i": inputs, "k": _NUM_LATENT_STEPS, "r": _READOUT_STEPS},
+            min_seconds,
+        ),
         "one latent step": (run[_NUM_LATENT_STEPS] - run[1]) / (_NUM_LATENT_STEPS - 1),
         "an adapter, by itself": median_ms("t(z, 1, z)", {"t": model.latent_transition, "z": anchor_BD}, min_seconds),
     }
 
 
-def step_demand(model: PlumeModel, batch: int, columns: int) -> dict[str, float]:
-    """Bytes and operations of one latent step with ``columns`` columns in the cache."""
+def step_demand(model: PlumeModel, batch: int, columns: int, int8: bool = False) -> dict[str, float]:
+    """Bytes and operations of one latent step with ``columns`` columns in the cache, and a byte per weight if asked."""
     config = model.config.text_config
     adapter = [w for name, w in model.latent_transition.named_parameters() if "step_embedding" not in name]
     weights = sum(weight.numel() for weight in (*model.get_decoder().layers.parameters(), *adapter))
@@ -55,7 +61,7 @@ def step_demand(model: PlumeModel, batch: int, columns: int) -> dict[str, float]
     cached = batch * columns * 2 * config.num_key_value_heads * width * config.num_hidden_layers
     attention = 4 * batch * columns * config.hidden_size * config.num_hidden_layers
     return {
-        "weight_bytes": weights * model.dtype.itemsize,
+        "weight_bytes": weights * (1 if int8 else model.dtype.itemsize),
         "cache_bytes": cached * model.dtype.itemsize,
         "operations": 2 * batch * weights + attention,
     }
@@ -76,10 +82,12 @@ def machine_rates(dtype: torch.dtype, device: str, min_seconds: float = 1.0) -> 
     }
 
 
-def roofline(model: PlumeModel, processor: PlumeProcessor, kind: str, batch: int, min_seconds: float) -> dict[str, Any]:
+def roofline(
+    model: PlumeModel, processor: PlumeProcessor, kind: str, batch: int, min_seconds: float, int8: bool = False
+) -> dict[str, Any]:
     """One row of the roofline: what a step demands, its floor on this machine, and what it took."""
     inputs = prepare(model, processor, draw_items(processor, kind, batch))
-    demand = step_demand(model, batch, inputs["input_ids"].shape[1] + _NUM_LATENT_STEPS // 2)
+    demand = step_demand(model, batch, inputs["input_ids"].shape[1] + _NUM_LATENT_STEPS // 2, int8)
     rates, parts = machine_rates(model.dtype, model.device.type), measure_parts(model, inputs, min_seconds)
     reading = 1000 * (demand["weight_bytes"] + demand["cache_bytes"]) / rates["read_bytes"]
     computing = 1000 * demand["operations"] / rates["operations"]

@@ -31,6 +31,7 @@ _CHARTED = 4  # cells in the chart, the first ones
 
 _IMAGE = ("2b", "bf16", 1, "image448")
 _TEXTS = ("0.2b", "fp32", 32, "text64")
+_QUERY = ("2b", "bf16", 1, "query12")
 # Milliseconds of one system over another in a cell, and the target. Throughput is the inverse of the milliseconds.
 _CLAIMS = {
     "cpu": [
@@ -39,6 +40,8 @@ _CLAIMS = {
         ("single_pass", "plume_k8", _TEXTS, ">= 0.85"),
         ("one_at_a_time", "plume_k8", _TEXTS, ">= 5"),
         ("explicit_cot", "plume_k8", _IMAGE, ">= 20"),
+        ("plume_k8_int8", "plume_k8", _QUERY, "<= 0.55"),
+        ("plume_k8_int8", "single_pass", _QUERY, "<= 1.5"),
     ],
     "gpu": [
         ("plume_k8", "single_pass", _IMAGE, "<= 1.15"),

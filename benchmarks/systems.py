@@ -3,7 +3,9 @@
 1. **prepare**: the processor, from text and pictures to model inputs. It comes on top of every other system.
 2. **single_pass**: prefix and suffix in one pass of the backbone: a conventional embedding model.
 3. **plume_k4, plume_k6, plume_k8**: this package, with :meth:`~plume.PlumeModel.speed_up`;
-   **plume_k8_plain** without.
+   **plume_k8_plain** without. Nothing is reused, because every turn has the same input.
+   **plume_k8_reuse** and **plume_k8_int8** reuse: every turn has other words after the same instruction. The latter
+   has weights of eight bits.
 4. **one_at_a_time**: the released code's way (see :func:`one_at_a_time`), K = 8.
 5. **explicit_cot**: :class:`~plume.evaluation.baselines.ExplicitCoT` with 403 tokens (the paper's mean), from a
    measured part.
@@ -11,32 +13,25 @@
 
 import copy
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
+from itertools import cycle
 from typing import Any
 
 import torch
 
 from plume import PlumeModel, PlumeProcessor
 from plume.benchmarks.models import draw_items
+from plume.benchmarks.names import LATENT_STEPS, runs_on
 from plume.evaluation.baselines import ExplicitCoT
 from plume.evaluation.embedders import prepare
 from plume.positions_plume import mrope_index
 
 Inputs = dict[str, torch.Tensor]
+Clock = Callable[[], float]
 
 COT_TOKENS = 403
 COT_MEASURED = 64
-LATENT_STEPS = {
-    "prepare": 0,
-    "single_pass": 0,
-    "plume_k4": 4,
-    "plume_k6": 6,
-    "plume_k8": 8,
-    "plume_k8_plain": 8,
-    "one_at_a_time": 8,
-    "explicit_cot": 0,
-}
 # The slow ones, which a few rounds and a clock of minutes must do for.
 SLOW = ("one_at_a_time", "explicit_cot")
 
@@ -106,13 +101,13 @@ def _masked_experts(model: PlumeModel, z_BD: torch.Tensor, step: int, anchor_BD:
     return refined
 
 
-def explicit_cot_ms(model: PlumeModel, processor: PlumeProcessor, inputs: Inputs) -> float:
+def explicit_cot_ms(model: PlumeModel, processor: PlumeProcessor, inputs: Inputs, now: Clock) -> float:
     """Milliseconds of a prefix pass and 403 written tokens, extrapolated from 64 tokens after the first."""
     count = 1 + COT_MEASURED
     explicit = ExplicitCoT(model, processor, count, count, checkpoint={"name": "timed"})
     marks: list[float] = []
-    hook = model.lm_head.register_forward_hook(lambda *_: marks.append(clock(model)))
-    begin = clock(model)
+    hook = model.lm_head.register_forward_hook(lambda *_: marks.append(clock(model, now)))
+    begin = clock(model, now)
     try:
         explicit.think(inputs)
     finally:
@@ -121,26 +116,33 @@ def explicit_cot_ms(model: PlumeModel, processor: PlumeProcessor, inputs: Inputs
     return 1000 * (marks[0] - begin + COT_TOKENS * (marks[-1] - marks[0]) / COT_MEASURED)
 
 
-def clock(model: PlumeModel) -> float:
+def clock(model: PlumeModel, now: Clock) -> float:
     """Seconds, when the device has done what was asked of it."""
     if model.device.type == "cuda":
         torch.cuda.synchronize()
-    return time.perf_counter()
+    return now()
 
 
-def timers(model: PlumeModel, processor: PlumeProcessor, kind: str, batch: int) -> dict[str, Callable[[], float]]:
+def timers(
+    model: PlumeModel, processor: PlumeProcessor, kind: str, batch: int, now: Clock = time.perf_counter
+) -> dict[str, Callable[[], float]]:
     """Per system, a function that runs it once on the same batch and returns milliseconds.
 
     Args:
         model: The model, as ``speed_up`` has set it.
         processor: Its processor.
-        kind: A key of :data:`~plume.benchmarks.models.INPUTS`.
+        kind: A key of :data:`~plume.benchmarks.names.INPUTS`.
         batch: Rows.
+        now: Gives seconds.
     """
     items = draw_items(processor, kind, batch)
     inputs = prepare(model, processor, items)
     shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
-    plain = copy.deepcopy(model, shared).speed_up(False)  # modules of its own over the same weights
+
+    def other(enabled: bool = True, **options: bool) -> PlumeModel:
+        return copy.deepcopy(model, dict(shared)).speed_up(enabled, **options)  # modules of its own, the same weights
+
+    plain = other(False)
     runs: dict[str, Callable[[], Any]] = {
         "prepare": partial(prepare, model, processor, items),
         "single_pass": partial(single_pass, model, inputs),
@@ -150,10 +152,20 @@ def timers(model: PlumeModel, processor: PlumeProcessor, kind: str, batch: int) 
     for system in ("plume_k4", "plume_k6", "plume_k8"):
         runs[system] = partial(model, **inputs, num_latent_steps=LATENT_STEPS[system])
 
+    for system, int8 in (("plume_k8_reuse", False), ("plume_k8_int8", True)):
+        if runs_on(system, kind):
+            # More variants than a model keeps beginnings of: none comes again before it is forgotten.
+            variants = [prepare(model, processor, draw_items(processor, kind, batch, n)) for n in range(1, 26)]
+            runs[system] = partial(_in_turn, other(int8=int8), cycle(variants), LATENT_STEPS[system])
+
     def timed(run: Callable[[], Any]) -> float:
-        start = clock(model)
+        start = clock(model, now)
         run()
-        return 1000 * (clock(model) - start)
+        return 1000 * (clock(model, now) - start)
 
     found: dict[str, Callable[[], float]] = {name: partial(timed, run) for name, run in runs.items()}
-    return {**found, "explicit_cot": partial(explicit_cot_ms, model, processor, inputs)}
+    return {**found, "explicit_cot": partial(explicit_cot_ms, model, processor, inputs, now)}
+
+
+def _in_turn(model: PlumeModel, batches: Iterator[Inputs], num_latent_steps: int) -> Any:
+    return model(**next(batches), num_latent_steps=num_latent_steps)

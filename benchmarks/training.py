@@ -21,7 +21,6 @@ import torch
 
 from plume import PlumeConfig, PlumeModel, PlumeOutput
 from plume.benchmarks.models import build_model
-from plume.hub.random_checkpoint import SIZES
 from plume.training.collator import Rows, split_rows
 from plume.training.grad_cache import cached_backward
 from plume.training.losses import Representations, Weights, pool_loss, suffix_ce
@@ -161,14 +160,6 @@ def latent_steps_table(size: str, prefix: int, suffix: int, pairs: int = 32, chu
         {"latent_steps": latent, "chunk": chunk, "ms": round(ms, 1), "over_k4": round(ms / found[4], 3)}
         for latent, ms in found.items()
     ]
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of the command."""
-    parser.add_argument("--size", choices=SIZES, default="small", help="shape of the random model")
-    parser.add_argument("--prefix", type=int, default=64, help="prefix tokens per row")
-    parser.add_argument("--suffix", type=int, default=32, help="suffix tokens per row")
-    parser.add_argument("--only", choices=["memory", "throughput", "latent_steps"], help="measure one of the three")
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:

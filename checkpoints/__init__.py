@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 SHIPPED = {name: Path(__file__).parent / f"plume-{name}" for name in ("tiny", "pictures")}
+DEFAULT_MODEL = "tiny"
 
 
 def locate(model: str | os.PathLike) -> str:

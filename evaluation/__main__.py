@@ -2,7 +2,7 @@
 
 ``run`` scores a checkpoint; ``table`` prints the scores of result folders next to published ones; ``doctor`` checks a
 result folder or a file in the VLM2Vec layout; ``tasks`` lists the table; ``audit`` asks whether the latent steps are
-used (its own ``--help``). What an embedding costs is measured by ``python -m plume.benchmarks compare``.
+used. What an embedding costs is measured by ``python -m plume.benchmarks compare``.
 """
 
 import argparse
@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 from plume.arguments import ArgumentParser
-from plume.evaluation.table import METRICS, MMEB_V2, PROMPT_SETS, read_table, select
+from plume.evaluation.table import AUDIT_QUERIES, AUDIT_SWEEP, METRICS, MMEB_V2, PROMPT_SETS, read_table, select
 
 
 def _add_run(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -24,10 +24,21 @@ def _add_run(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
     parser.add_argument("--media-root", type=Path, help="images and frames; --data-root if omitted")
     parser.add_argument("--output", dest="out", type=Path, required=True, help="folder of the results")
     parser.add_argument("--prompt-set", choices=PROMPT_SETS, help="instructions; the checkpoint's own if omitted")
-    parser.add_argument("--num-latent-steps", dest="latent_steps", type=int, help="K; the checkpoint's if omitted")
+    parser.add_argument(
+        "--num-latent-steps",
+        "--latent-steps",
+        dest="latent_steps",
+        type=int,
+        nargs="+",
+        help="K; the checkpoint's if omitted. Several give the whole curve in one pass, each in a folder OUT/kK",
+    )
     parser.add_argument(
         "--baseline", choices=["single-pass", "explicit-cot"], help="the same weights, without latent steps"
     )
+    parser.add_argument(
+        "--exit-threshold", type=float, help="1 - cosine of two read-outs below which an input stops thinking"
+    )
+    parser.add_argument("--exit-steps", type=int, nargs="+", help="where it may stop; every step if omitted")
     parser.add_argument("--dim", type=int, help="leading dimensions to keep; all if omitted")
     parser.add_argument("--num-frames", type=int, help="frames per clip; the table's if omitted")
     parser.add_argument("--batch-size", type=int, default=8, help="inputs per forward pass")
@@ -40,6 +51,7 @@ def _add_run(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
 
 def run(options: argparse.Namespace) -> int:
     """Score a checkpoint."""
+    from plume.evaluation.curve import evaluate_curve
     from plume.evaluation.runner import evaluate
     from plume.evaluation.store import FailedTasksError
 
@@ -48,12 +60,19 @@ def run(options: argparse.Namespace) -> int:
         name: value for name, value in vars(options).items() if name not in ("command", "model", "table", "tasks")
     }
     failures: dict[str, str] = {}
+    steps = settings.pop("latent_steps") or [None]
     try:
-        results = evaluate(options.model, rows, **settings)
+        if len(steps) > 1:
+            results = evaluate_curve(options.model, rows, steps=steps, **settings)
+        else:
+            results = evaluate(options.model, rows, latent_steps=steps[0], **settings)
     except FailedTasksError as failed:
         results, failures = failed.results, failed.reasons
     for result in results:
-        print(f"{result['task']:<48}{result['metric']:<16}{100 * result['score']:7.2f}  n={result['n']}")
+        k = f"  K={result['condition'].get('latent_steps')}" if len(steps) > 1 else ""
+        thought = result.get("mean_steps", {})
+        k += "".join(f"  {mean:.2f} steps per {role}" for role, mean in thought.items())
+        print(f"{result['task']:<48}{result['metric']:<16}{100 * result['score']:7.2f}  n={result['n']}{k}")
     for task, reason in failures.items():
         print(f"{task:<48}FAILED  {reason}")
     return int(bool(failures))
@@ -72,14 +91,16 @@ def tasks(options: argparse.Namespace) -> int:
     """List tasks, or check their data."""
     rows = select(read_table(options.table), options.tasks)
     if options.check:
-        from plume.evaluation.tasks import check_data
+        from plume.evaluation.tasks import check_data, data_folder
 
-        differing = 0
+        differing, offline = 0, False
         for row in rows:
             try:
+                if offline and not data_folder(row, options.data_root).is_dir():  # do not wait for the Hub once more
+                    raise ConnectionError("no local copy, and the Hub cannot be reached")
                 differences = check_data(row, options.data_root)
-            except ValueError as error:  # the other tasks are worth a look
-                differences = [str(error)]
+            except (ValueError, ConnectionError) as error:  # the other tasks are worth a look
+                differences, offline = [str(error)], offline or isinstance(error, ConnectionError)
             differing += bool(differences)
             print(f"{row.id:<48}{'; '.join(differences) or 'as the table says'}")
         return int(differing > 0)
@@ -153,6 +174,67 @@ def doctor(options: argparse.Namespace) -> int:
     return int(any(finding.level == "fault" for finding in findings))
 
 
+def _add_audit(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    parser = commands.add_parser("audit", prog="plume audit", help="are the latent steps used?")
+    parser.add_argument("--model", required=True, help="checkpoint: a folder or a Hub id")
+    parser.add_argument("--table", type=Path, default=MMEB_V2, help="table of tasks; MMEB-v2 if omitted")
+    parser.add_argument("--data-root", type=Path, required=True, help="folder of local copies of the data sets")
+    parser.add_argument("--media-root", type=Path, help="folder of images and frames; --data-root if omitted")
+    parser.add_argument("--tasks", nargs="*", help="task ids, groups or modalities; all if omitted")
+    parser.add_argument("--output", dest="out", type=Path, required=True, help="folder of the report")
+    parser.add_argument(
+        "--max-queries", type=int, default=AUDIT_QUERIES, help="queries per task, drawn by seed; 0 for all"
+    )
+    parser.add_argument(
+        "--num-latent-steps", dest="latent_steps", type=int, help="K to audit; the checkpoint's if omitted"
+    )
+    parser.add_argument(
+        "--sweep", type=int, nargs="*", help=f"numbers of latent steps to compare; {AUDIT_SWEEP} if omitted"
+    )
+    parser.add_argument("--prompt-set", choices=PROMPT_SETS, help="instructions; the checkpoint's own if omitted")
+    parser.add_argument("--batch-size", type=int, default=8, help="inputs per forward pass")
+    parser.add_argument("--device", help="torch device; a GPU if available")
+    parser.add_argument("--dtype", default="auto", help="dtype of the weights")
+    parser.add_argument("--revision", help="of a Hub checkpoint")
+    parser.add_argument("--seed", type=int, default=0, help="of queries drawn, shuffles and noise")
+    parser.set_defaults(command=audit)
+
+
+def audit(options: argparse.Namespace) -> int:
+    """Audit the latent steps of a checkpoint."""
+    from plume.evaluation.audit import audit as measure
+    from plume.evaluation.audit.report import headline
+    from plume.evaluation.embedders import ModelEmbedder, load_embedder
+    from plume.evaluation.store import FailedTasksError
+
+    embedder = load_embedder(
+        options.model,
+        latent_steps=options.latent_steps,
+        devices=[options.device] if options.device else [],
+        dtype=options.dtype,
+        revision=options.revision,
+    )
+    assert isinstance(embedder, ModelEmbedder), "one device, one model"
+    try:
+        results = measure(
+            embedder,
+            select(read_table(options.table), options.tasks),
+            options.data_root,
+            options.out,
+            media_root=options.media_root,
+            prompt_set=options.prompt_set,
+            max_queries=options.max_queries or None,
+            sweep=options.sweep,
+            batch_size=options.batch_size,
+            seed=options.seed,
+        )
+    except FailedTasksError as failed:
+        print(failed)
+        return 1
+    print("\n".join([*headline(results), f"Report: {options.out / 'audit.md'}"]))
+    return 0
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run one command.
 
@@ -166,21 +248,10 @@ def main(arguments: list[str] | None = None) -> int:
     if arguments[:1] == ["efficiency"]:
         print("Costs are measured by: python -m plume.benchmarks compare --model MODEL --output FILE", file=sys.stderr)
         return 2
-    if arguments[:1] == ["audit"]:
-        from plume.evaluation import audit
-        from plume.evaluation.store import FailedTasksError
-
-        try:
-            print(audit.main(arguments[1:]))
-        except FailedTasksError as failed:
-            print(failed)
-            return 1
-        return 0
     parser = ArgumentParser(prog="plume evaluate", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for add in (_add_run, _add_table, _add_doctor, _add_tasks):
+    for add in (_add_run, _add_table, _add_doctor, _add_tasks, _add_audit):
         add(commands)
-    commands.add_parser("audit", help="see plume evaluate audit --help")
     options = parser.parse_args(arguments)
     return options.command(options)
 

@@ -5,7 +5,8 @@ role is ``"query"`` or ``"document"``. Instructions are part of the texts alread
 """
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from inspect import signature
 from pathlib import Path
 from typing import Any, Protocol
@@ -13,7 +14,8 @@ from typing import Any, Protocol
 import torch
 from transformers import AutoConfig, AutoModel, AutoProcessor
 
-from plume import PlumeModel, PlumeProcessor
+from plume import PlumeModel, PlumeProcessor, embed_early
+from plume.early_exit import check_exit
 from plume.hub_files_plume import SETTINGS_FILES
 
 _LIMITS = ("min_pixels", "max_pixels", "video_min_pixels", "video_max_pixels", "blank_image_size")
@@ -53,27 +55,79 @@ class ModelEmbedder:
         checkpoint: Mapping[str, Any] | None = None,
     ) -> None:
         self.model, self.processor, self.latent_steps = model, processor, latent_steps
-        model.config.check_num_latent_steps(self._num_latent_steps())
         identity = checkpoint or {"hash": weights_hash(model)}
-        self.condition = processor_condition(processor, self._num_latent_steps()) | {
+        self.condition = processor_condition(processor, steps_condition(model.config, latent_steps)) | {
             "dtype": str(model.dtype).removeprefix("torch."),
             "checkpoint": identity,
         }
 
-    def _num_latent_steps(self) -> int:
-        return self.model.config.num_latent_steps if self.latent_steps is None else self.latent_steps
+    @torch.inference_mode()
+    def encode(self, inputs: Sequence[Mapping[str, Any]], role: str) -> torch.Tensor:
+        """Vectors of the inputs, ``(B, D)``, fp32, on the CPU; each role at its K of the checkpoint."""
+        with evaluating(self.model):
+            features = prepare(self.model, self.processor, inputs)
+            output = self.model(**features, task=role, num_latent_steps=self.latent_steps)
+        return output.embeddings.float().cpu()
+
+    @torch.inference_mode()
+    def readouts(self, inputs: Sequence[Mapping[str, Any]], steps: Sequence[int]) -> torch.Tensor:
+        """Vectors after several numbers of steps from one rollout, ``(B, R, D)``, fp32, on the CPU."""
+        with evaluating(self.model):
+            features = prepare(self.model, self.processor, inputs)
+            output = self.model(**features, num_latent_steps=steps[-1], readout_steps=steps)
+        return output.readout_embeddings.float().cpu()
+
+
+class EarlyEmbedder(ModelEmbedder):
+    """A model in memory whose inputs stop thinking when their steps no longer move them.
+
+    Args:
+        model: As in :class:`ModelEmbedder`.
+        processor: Likewise.
+        exit_threshold: As in :func:`~plume.embed_early`.
+        exit_steps: Where to read out. Defaults to every step.
+        **options: Of :class:`ModelEmbedder`.
+    """
+
+    def __init__(
+        self,
+        model: PlumeModel,
+        processor: PlumeProcessor,
+        exit_threshold: float,
+        exit_steps: Sequence[int] | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__(model, processor, **options)
+        for role in ("query", "document"):
+            check_exit(model, exit_threshold, self.latent_steps, role, exit_steps)
+        self.early = {"exit_threshold": exit_threshold, "readout_steps": exit_steps}
+        self.condition |= {"exit_threshold": exit_threshold, "exit_steps": list(exit_steps) if exit_steps else None}
+        self.taken: dict[str, list[int]] = {}  # steps of every input, per role
 
     @torch.inference_mode()
     def encode(self, inputs: Sequence[Mapping[str, Any]], role: str) -> torch.Tensor:
-        """Vectors of the inputs, ``(B, D)``, fp32, on the CPU; ``role`` makes no difference without instructions."""
-        was_training = self.model.training
-        self.model.eval()
-        try:
+        """Vectors of the inputs, ``(B, D)``, fp32, on the CPU."""
+        with evaluating(self.model):
             features = prepare(self.model, self.processor, inputs)
-            output = self.model(**features, num_latent_steps=self._num_latent_steps())
-        finally:
-            self.model.train(was_training)
-        return output.embeddings.float().cpu()
+            early: Any = self.early
+            settled = embed_early(self.model, features, task=role, num_latent_steps=self.latent_steps, **early)
+        self.taken.setdefault(role, []).extend(settled.steps.tolist())
+        return settled.embeddings.cpu()
+
+    def mean_steps(self) -> dict[str, float]:
+        """Mean number of steps per role."""
+        return {role: sum(steps) / len(steps) for role, steps in self.taken.items()}
+
+
+@contextmanager
+def evaluating(model: PlumeModel) -> Iterator[None]:
+    """The model in evaluation mode for as long as the context is open."""
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)
 
 
 def prepare(
@@ -110,14 +164,13 @@ class PooledEmbedder:
         self.model = SentenceTransformer(path, device="cpu", revision=revision, model_kwargs={"dtype": dtype})
         transformer: Any = self.model[0]
         processor, config = transformer.processor, transformer.model.config
-        steps = config.num_latent_steps if latent_steps is None else latent_steps
-        config.check_num_latent_steps(steps)
-        self.condition = processor_condition(processor, steps) | {
+        self.condition = processor_condition(processor, steps_condition(config, latent_steps)) | {
             "dtype": str(transformer.model.dtype).removeprefix("torch."),
             "checkpoint": fingerprint(path, revision),
         }
         processor.num_frames = _MANY_FRAMES
-        self.latent_steps, self.batch_size = steps, batch_size
+        self.steps = {role: config.check_num_latent_steps(latent_steps, role) for role in ("query", "document")}
+        self.batch_size = batch_size
         self.pool = self.model.start_multi_process_pool(list(devices))
 
     def encode(self, inputs: Sequence[Mapping[str, Any]], role: str) -> torch.Tensor:
@@ -128,7 +181,7 @@ class PooledEmbedder:
             pool=self.pool,
             batch_size=self.batch_size,
             chunk_size=self.batch_size,
-            num_latent_steps=self.latent_steps,
+            num_latent_steps=self.steps[role],
             convert_to_numpy=True,
             show_progress_bar=False,
         )
@@ -147,6 +200,8 @@ def load_embedder(
     batch_size: int = 8,
     dtype: str = "auto",
     revision: str | None = None,
+    exit_threshold: float | None = None,
+    exit_steps: Sequence[int] | None = None,
 ) -> ModelEmbedder | PooledEmbedder:
     """Load a checkpoint for evaluation.
 
@@ -157,11 +212,21 @@ def load_embedder(
         batch_size: Inputs per forward pass, where several devices share a call.
         dtype: Of the weights, e.g. ``"bfloat16"``; the checkpoint's with ``"auto"``.
         revision: Of a Hub checkpoint.
+        exit_threshold: As in :class:`EarlyEmbedder`; none lets every input take all steps.
+        exit_steps: Likewise.
+
+    Raises:
+        ValueError: If there is a threshold and several devices.
     """
     if len(devices) > 1:
+        if exit_threshold is not None:
+            raise ValueError("Early exit runs on one device: give one with --devices, or leave out --exit-threshold.")
         return PooledEmbedder(str(path), devices, latent_steps, batch_size, dtype, revision)
     model, processor = load_checkpoint(path, devices[0] if devices else None, dtype, revision)
-    return ModelEmbedder(model, processor, latent_steps, fingerprint(path, revision))
+    options: dict[str, Any] = {"latent_steps": latent_steps, "checkpoint": fingerprint(path, revision)}
+    if exit_threshold is None:
+        return ModelEmbedder(model, processor, **options)
+    return EarlyEmbedder(model, processor, exit_threshold, exit_steps, **options)
 
 
 def load_checkpoint(
@@ -174,7 +239,17 @@ def load_checkpoint(
     return model.to(device).eval(), processor
 
 
-def processor_condition(processor: PlumeProcessor, latent_steps: int) -> dict[str, Any]:
+def steps_condition(config: Any, latent_steps: int | None = None) -> int | str:
+    """K for the condition of a score; a text if the checkpoint has another one for documents.
+
+    Raises:
+        ValueError: If the model cannot run it.
+    """
+    of_queries, of_documents = (config.check_num_latent_steps(latent_steps, role) for role in ("query", "document"))
+    return of_queries if of_queries == of_documents else f"{of_queries} (documents {of_documents})"
+
+
+def processor_condition(processor: PlumeProcessor, latent_steps: int | str) -> dict[str, Any]:
     """What of the processor changes vectors, and K; settings of newer processors only where they are not the usual."""
     usual = {name: parameter.default for name, parameter in signature(type(processor)).parameters.items()}
     settings = {

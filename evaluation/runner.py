@@ -16,7 +16,14 @@ import mteb
 from tqdm import tqdm
 
 from plume.evaluation import baselines
-from plume.evaluation.embedders import Embedder, PooledEmbedder, fingerprint, load_checkpoint, load_embedder
+from plume.evaluation.embedders import (
+    EarlyEmbedder,
+    Embedder,
+    PooledEmbedder,
+    fingerprint,
+    load_checkpoint,
+    load_embedder,
+)
 from plume.evaluation.encoder import PlumeEncoder, digest
 from plume.evaluation.store import Failures, read_kept, write_json
 from plume.evaluation.table import METRICS, Row, make_row
@@ -36,6 +43,8 @@ def evaluate(
     prompt_set: str | None = None,
     latent_steps: int | None = None,
     baseline: str | None = None,
+    exit_threshold: float | None = None,
+    exit_steps: Sequence[int] | None = None,
     dim: int | None = None,
     num_frames: int | None = None,
     batch_size: int = 8,
@@ -61,6 +70,8 @@ def evaluate(
         latent_steps: K. Defaults to the checkpoint's. Not with an embedder in memory.
         baseline: ``"single-pass"`` (K = 0) or ``"explicit-cot"`` (writes the rationale, then embeds) over the same
             checkpoint. Not with an embedder in memory.
+        exit_threshold: 1 - cosine of two read-outs below which an input stops thinking. Not with an embedder in memory.
+        exit_steps: Where it may stop. Defaults to every step.
         dim: Leading dimensions to keep. Defaults to all.
         num_frames: Frames per clip. Defaults to the table's.
         batch_size: Inputs per forward pass.
@@ -75,10 +86,11 @@ def evaluate(
     Returns:
         One result per task: ``task``, ``group``, ``metric``, ``score`` in [0, 1], ``n`` (queries),
         ``num_candidates``, ``scores``, ``condition``, ``data`` (hashes), ``vectors``, ``seconds``, ``libraries``, and
-        the row's extra keys.
+        the row's extra keys; with a threshold also ``mean_steps`` per role, of the inputs embedded in this run.
 
     Raises:
         ValueError: If options are unusable, or ``out`` holds results of another condition.
+        ConnectionError: At the first task whose data must come from the Hub, if it cannot be reached.
         FailedTasksError: After the last task, if some failed, e.g. by unusable data; the others are in its ``results``.
     """
     embedder = _embedder(
@@ -89,6 +101,8 @@ def evaluate(
         batch_size=batch_size,
         dtype=dtype,
         revision=revision,
+        exit_threshold=exit_threshold,
+        exit_steps=exit_steps,
     )
     prompt_set = prompt_set or default_prompt_set(embedder)
     out = Path(out) if out else None
@@ -127,14 +141,16 @@ def _keep(file: Path | None, result: Mapping[str, Any]) -> None:
 
 def _embedder(model: str | Path | Embedder, baseline: str | None, **options: Any) -> Embedder:
     if not isinstance(model, (str, Path)):
-        if baseline or options["latent_steps"] is not None:
+        if baseline or options["latent_steps"] is not None or options["exit_threshold"] is not None:
             raise ValueError(
-                "baseline and latent_steps have no effect on an embedder in memory. Build the embedder with them."
+                "baseline, latent_steps and exit_threshold have no effect on an embedder in memory. Build the embedder "
+                "with them."
             )
         return model
-    if baseline and options["latent_steps"] is not None:
+    if baseline and (options["latent_steps"] is not None or options["exit_threshold"] is not None):
         raise ValueError(
-            f"The baseline {baseline} takes no latent steps, so --num-latent-steps contradicts it. Drop one."
+            f"The baseline {baseline} takes no latent steps, which contradicts --num-latent-steps and "
+            "--exit-threshold. Drop one."
         )
     if baseline in (None, "single-pass"):
         return load_embedder(model, **{**options, **({"latent_steps": 0} if baseline else {})})
@@ -178,6 +194,9 @@ def run_task(
     """Score one task; arguments and result as in :func:`evaluate`."""
     started, row = time.perf_counter(), task.row
     encoder.vectors = {}
+    early = encoder.embedder if isinstance(encoder.embedder, EarlyEmbedder) else None
+    if early:
+        early.taken.clear()
     task.load_data()
     split = row.dataset["split"]
     queries, corpus = (task.dataset["default"][split][name] for name in ("queries", "corpus"))
@@ -203,6 +222,7 @@ def run_task(
         "condition": condition_of(encoder, task),
         "data": {"queries": digest(queries), "corpus": digest(corpus)},
         "vectors": dict(encoder.vectors),
+        **({"mean_steps": early.mean_steps()} if early else {}),
         "seconds": round(time.perf_counter() - started, 3),
         "libraries": {library: version(library) for library in _LIBRARIES},
         **row.extras,

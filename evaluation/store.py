@@ -100,6 +100,8 @@ class FailedTasksError(ValueError):
 class Failures:
     """Lets the other tasks run where one fails, and records each failure in ``folder/failed``.
 
+    A plain ConnectionError is raised: without a network the others would fail too, one after the other.
+
     Args:
         folder: Folder of the results; nothing is recorded where it is None.
     """
@@ -114,6 +116,8 @@ class Failures:
         try:
             yield
         except _FAILURES as error:
+            if type(error) is ConnectionError:  # no network: the other tasks would wait for it and fail in turn
+                raise
             self.reasons[task] = f"{type(error).__name__}: {error}"
             logger.warning(f"The task {task} failed and the next one runs. {self.reasons[task]}")
             if self.folder:

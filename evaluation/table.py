@@ -27,6 +27,7 @@ from typing import Any
 
 MMEB_V2 = Path(__file__).with_name("mmeb_v2.json")
 PROMPT_SETS = ("clean", "official")
+AUDIT_QUERIES, AUDIT_SWEEP = 200, (0, 1, 2, 4, 6, 8)  # per task, as in Fig. 6; numbers of latent steps
 # Our metric name -> the key under which mteb reports the same number.
 METRICS = {"hit@1": "hit_rate_at_1", "ndcg_linear@5": "ndcg_at_5", "hit@10": "hit_rate_at_10"}
 _REQUIRED = ("id", "group", "modality", "dataset", "parser", "query", "candidate", "pool", "metric")

@@ -96,6 +96,7 @@ def read_data(row: Row, data_root: Path) -> dict[str, Dataset]:
 
     Raises:
         ValueError: If they can be read neither locally nor from the Hub.
+        ConnectionError: If the Hub cannot be reached: no other task that needs it would run either.
     """
     if row.parser == PAGES:
         return {config: _load(row, config, data_root) for config in ("queries", "corpus", "qrels")}
@@ -120,6 +121,12 @@ def _load(row: Row, config: str | None, data_root: Path) -> Dataset:
     cache = str(Path(HF_DATASETS_CACHE) / "plume-local" / _state(folder)) if is_local else None
     try:
         return load_dataset(source, config, split=row.dataset["split"], revision=revision, cache_dir=cache)
+    except ConnectionError as error:
+        raise ConnectionError(
+            f"The data of {row.id} could not be read: {str(folder)!r} has no copy of {repo}, and the Hub cannot be "
+            f"reached ({error}). Other tasks without a copy would fail alike, so the run ends here; finished tasks are "
+            "kept. Check the connection, put copies there, or name the tasks that have one with --tasks."
+        ) from error
     except (ValueError, OSError) as error:  # the Hub's and the file system's errors are kinds of these
         raise ValueError(
             f"The data of {row.id} could not be read from {source!r} (config {config!r}, split "

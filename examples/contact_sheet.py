@@ -5,7 +5,7 @@ from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
-from plume.vision_plume import load_image, load_video
+from plume.vision_plume import load_clip, load_image
 
 TILE, GAP, CAPTION = 150, 14, 22
 _TEXT = 36
@@ -18,7 +18,7 @@ def thumbnail(item: Any) -> Image.Image:
     content = item if isinstance(item, dict) else {"text": item}
     room = (TILE, TILE if "text" not in content else TILE - _TEXT)  # a text stands below its picture
     if "video" in content:
-        frames = load_video(content["video"], num_frames=3)
+        frames = load_clip(content["video"], num_frames=3).frames
         strip = Image.new("RGB", (frames[0].width, sum(frame.height + 4 for frame in frames)), CARD)
         for place, frame in enumerate(frames):
             strip.paste(frame, (0, place * (frame.height + 4)))

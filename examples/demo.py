@@ -163,11 +163,11 @@ def main() -> None:
     corpus = lookups(options.output.parent.resolve() / "demo") if is_tiny else everyday()
 
     package = embed_with_package(options.model, corpus)
-    for name, door in (
+    for name, embed in (
         ("sentence-transformers", embed_with_sentence_transformers),
         ("AutoModel, remote code", embed_with_remote_code),
     ):
-        vectors = door(options.model, corpus)
+        vectors = embed(options.model, corpus)
         apart = max(np.abs(side - other).max() for side, other in zip(package, vectors, strict=False))
         print(f"{name:<24} agrees with the package to {apart:.0e}")
         if apart > 1e-4:

@@ -2,8 +2,8 @@
 
 python examples/langchain_local.py [MODEL]
 
-Needs langchain-huggingface, whose releases up to 1.2 want huggingface-hub below 2. Texts only: LangChain's interface
-has no pictures.
+Needs the extra `integrations` and langchain-huggingface. Release 1.2.3 of the latter asks for huggingface-hub below 2
+but runs with 2.4: pip install --no-deps langchain-huggingface. Texts only: LangChain's interface has no pictures.
 """
 
 import sys

@@ -12,8 +12,8 @@ import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from plume.training.data import load_rows, read_pair
-from plume.training.rationales import Ask, Journal, Reply, ask, make_plan, write_rows
+from plume.training.data import load_rows, read_pair, write_rows
+from plume.training.rationales import Ask, Journal, Reply, ask, make_plan, with_rationales
 
 WORLD = Path(sys.argv[1])
 MEDIA = WORLD / "train" / "media"
@@ -53,5 +53,5 @@ rows, writer = load_rows([str(plain)]), FactsWriter(WORLD)
 with Journal(WORLD / "replies.jsonl").opened() as journal:
     plan = make_plan(rows, str(WORLD), writer.name, journal.found)
     outcome = ask(plan.asks, rows, str(WORLD), writer, journal)
-    write_rows(output, rows, plan, journal.found)
+    write_rows(output, with_rationales(rows, plan, journal.found))
 print(f"{output}: {len(rows)} pairs, {outcome.asked} sides asked, {len(outcome.failures)} without a rationale")

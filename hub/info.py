@@ -9,8 +9,7 @@ from typing import Any
 from huggingface_hub import HfApi, hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError
 
-from plume.hub_files_plume import ST_FILES
-from plume.weights import check_weights
+from plume.hub_files_plume import ST_FILES, weight_headers
 
 _BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
 
@@ -42,7 +41,7 @@ def describe(model: str, revision: str | None = None) -> dict[str, str]:
         "type": f"{config['model_type']} ({', '.join(config['architectures'])})",
         "weights": _weights(model, revision),
         "backbone": f"{text['num_hidden_layers']} layers, width {text['hidden_size']}, which is the length of a vector",
-        "latent steps": f"{config['num_latent_steps']}, at most {config['max_latent_steps']}",
+        "latent steps": _steps(config),
         "experts": f"{config['num_active_experts']} of {config['num_experts']} per step{shared}",
         "positions": config["position_scheme"],
         "query prompt": repr(processor.get("query_prompt")),
@@ -52,6 +51,13 @@ def describe(model: str, revision: str | None = None) -> dict[str, str]:
         f"{processor.get('video_max_pixels')} pixels",
         "loads": "anywhere, with trust_remote_code=True" if is_repository else "after `import plume` only",
     }
+
+
+def _steps(config: dict[str, Any]) -> str:
+    """K, that of one side where it has its own, and the largest."""
+    own = {side: config.get(f"num_latent_steps_{side}") for side in ("query", "document")}
+    told = [f"{steps} for a {side}" for side, steps in own.items() if steps is not None]
+    return ", ".join([str(config["num_latent_steps"]), *told, f"at most {config['max_latent_steps']}"])
 
 
 def _settings(model: str, name: str, revision: str | None) -> Any:
@@ -68,9 +74,9 @@ def _settings(model: str, name: str, revision: str | None) -> Any:
 def _weights(model: str, revision: str | None) -> str:
     counts: Counter[str] = Counter()
     if Path(model).is_dir():
-        for header in check_weights(model).values():
-            for entry in header.values():
-                counts[entry["dtype"]] += math.prod(entry["shape"])
+        for header in weight_headers(Path(model)).values():
+            for kind, shape in header.values():
+                counts[kind] += math.prod(shape)
     else:
         counts.update(HfApi().get_safetensors_metadata(model, revision=revision).parameter_count)
     size = sum(count * _BYTES.get(dtype, 1) for dtype, count in counts.items())

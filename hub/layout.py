@@ -3,12 +3,11 @@
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import safe_open
 
-from plume.weights import check_weights
+from plume.hub_files_plume import weight_headers
 
 ADAPTER = "latent_moe_transition."
 _WRAPPERS = re.compile(r"^(?:module\.|base_model\.model\.)+")
@@ -21,11 +20,11 @@ class Source:
 
     Attributes:
         folder: Where it lies.
-        shards: File name -> name of a tensor -> its ``dtype`` and ``shape``.
+        shards: File name -> name of a tensor -> its type and shape.
     """
 
     folder: Path
-    shards: dict[str, dict[str, dict[str, Any]]]
+    shards: dict[str, dict[str, tuple[str, list[int]]]]
 
     @property
     def names(self) -> list[str]:
@@ -51,7 +50,7 @@ class Source:
         for header in self.shards.values():
             for name, entry in header.items():
                 if rename(name) == target:
-                    return entry["shape"][0]
+                    return entry[1][0]
         raise ValueError(f"{self.folder} lacks {target}: it is no Qwen-VL checkpoint, or a shard is missing.")
 
 
@@ -61,7 +60,7 @@ def open_source(folder: Path) -> Source:
     Raises:
         ValueError: If there are none, or only pickles, or a shard is missing or damaged.
     """
-    headers = check_weights(folder)
+    headers = weight_headers(folder)
     if not headers:
         pickles = sorted(path.name for path in [*folder.glob("*.bin"), *folder.glob("*.pt")])
         why = f"only pickles ({', '.join(pickles)}), which can run code when read" if pickles else "no weights"

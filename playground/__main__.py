@@ -7,9 +7,6 @@ their tables, ``DIR/student`` a fresh model to train, ``DIR/sheet.png`` one exam
 from pathlib import Path
 
 from plume.arguments import ArgumentParser
-from plume.playground.corpora import conditions, write_evaluation, write_training
-from plume.playground.sheet import draw_sheet
-from plume.playground.student import save_student
 from plume.playground.tasks import TASKS
 
 
@@ -34,6 +31,10 @@ def main(arguments: list[str] | None = None) -> None:
         help="numbers of look-ups that vary from row to row, e.g. 1 2 3 4, and then 5 and 6 in test; 3 if omitted",
     )
     args = parser.parse_args(arguments)
+    from plume.playground.corpora import conditions, write_evaluation, write_training  # torch: not for a help
+    from plume.playground.sheet import draw_sheet
+    from plume.playground.student import save_student
+
     write_training(args.output / "train", args.rows, args.seed, args.tasks, hops=args.hops)
     for split in ("dev", "test"):
         wanted = conditions(split, args.tasks, extrapolate=split == "test", hops=args.hops)

@@ -52,8 +52,9 @@ class MediaFolder:
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
 
-    def add(self, picture: Image.Image) -> str:
+    def add(self, picture: Image.Image | None) -> str:
         """Save a picture and return its file name."""
+        assert picture is not None, "an item without text has a picture"
         digest = hashlib.blake2b(picture.tobytes() + repr(picture.size).encode(), digest_size=10).hexdigest()
         path = self.folder / f"{digest}.png"
         if not path.exists():

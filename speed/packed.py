@@ -1,16 +1,17 @@
 """Packed weights for products with few rows on a CPU.
 
 A product with one to some dozen rows takes as long as reading its weight. The usual kernels rearrange the weight at
-every call; here it is rearranged once, into oneDNN's blocked layout. The copies take the memory of the decoder once
-more.
+every call; here it is rearranged once, into oneDNN's blocked layout, in its own dtype or in eight bits.
 
-1. :func:`speed_up` replaces the ``forward`` of the decoder's linear modules and of the adapter's experts. Modules are
-   still called as modules, so hooks, adapters around them and later patches run.
+1. :func:`pack_products` replaces the ``forward`` of the decoder's linear modules and of the adapter's experts. Modules
+   are still called as modules, so hooks, adapters around them and later patches run.
 2. A packed product serves calls without gradient on a CPU; any other call is the module's own.
 3. Before each prefix, weights are compared with those that were packed, and packed again if they changed.
 
-On a CPU without bfloat16 arithmetic, products of three rows or more use a float32 copy of twice the size, made at the
-first such product.
+In their own dtype, copies serve products of few rows, as more rows gain nothing. On a CPU without bfloat16 arithmetic,
+products of three rows or more use a float32 copy of twice the size, made at the first such product. In eight bits they
+serve any number of rows: a vector then does not depend on how many rows a product happens to have. Weights that torchao
+has quantized to eight bits are packed as they are.
 """
 
 import threading
@@ -23,6 +24,8 @@ from torch import nn
 from transformers.utils import logging
 
 from plume.checks_plume import emulates_bfloat16
+from plume.speed.freshness import stamp_weights
+from plume.speed.int8 import Int8Product, computes_exactly, quantize, read_quantized
 
 logger = logging.get_logger(__name__)
 
@@ -35,6 +38,7 @@ _FLOAT32_ROWS = 3
 _FORWARD = "forward"
 
 Weights = Callable[[], tuple[torch.Tensor, torch.Tensor | None]]
+Product = Callable[[torch.Tensor], torch.Tensor]
 
 
 class PackedProduct:
@@ -68,27 +72,36 @@ class PackedForward:
 
     Args:
         module: Whose forward it is.
+        int8: Whether to pack in eight bits.
     """
 
-    def __init__(self, module: nn.Module) -> None:
+    def __init__(self, module: nn.Module, int8: bool) -> None:
         self.module: Any = module
-        self.products: list[PackedProduct] = []
+        self.int8 = int8
+        self.products: list[Product] = []
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"module": self.module, "products": []}
+        return {"module": self.module, "int8": self.int8, "products": []}
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        """As the module's own forward, to rounding."""
+        """As the module's own forward, to rounding or to the error of eight bits."""
         module = self.module
         plain = torch.is_grad_enabled() or module.training or torch.is_autocast_enabled("cpu")
-        if plain or x.device.type != "cpu" or not 0 < x.numel() <= _MOST_ROWS * x.shape[-1]:
+        most = x.numel() if self.int8 else _MOST_ROWS * x.shape[-1]
+        if plain or x.device.type != "cpu" or not 0 < x.numel() <= most:
             return type(module).forward(module, x)
-        products = self.products = self.products or [PackedProduct(weights) for weights in _weights_of(module)]
+        products = self.products = self.products or [self._pack(weights) for weights in _weights_of(module)]
         if len(products) == 1:
             return products[0](x)
         up, *downs = products  # the experts: all of them as one product up, one product each down
         hidden = nn.functional.gelu(up(x)).chunk(len(downs), dim=-1)
         return torch.stack([down(part) for down, part in zip(downs, hidden, strict=True)])
+
+    def _pack(self, weights: Weights) -> Product:
+        if not self.int8:
+            return PackedProduct(weights)
+        weight, bias = weights()
+        return Int8Product(read_quantized(weight) or quantize(weight), bias)
 
 
 def _weights_of(module: Any) -> list[Weights]:
@@ -105,7 +118,7 @@ def _down(experts: Any, index: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 class _Freshness:
-    """Drops the copies of weights that changed, before a prefix; a write through ``.data`` shows in the last entry."""
+    """Drops the copies of weights that changed, before a prefix."""
 
     def __init__(self, forwards: list[PackedForward]) -> None:
         self._forwards = forwards
@@ -119,9 +132,9 @@ class _Freshness:
         self.__init__(**{name.strip("_"): value for name, value in state.items()})  # type: ignore[misc]
 
     def __call__(self, *arguments: Any) -> None:
-        weights = [weight for forward in self._forwards for weight in forward.module.parameters(recurse=False)]
-        last = torch.stack([weight.detach()[(-1,) * weight.ndim].float().cpu() for weight in weights]).tolist()
-        stamp = [(weight.data_ptr(), 0 if weight.is_inference() else weight._version) for weight in weights] + last
+        stamp = stamp_weights(
+            weight for forward in self._forwards for weight in forward.module.parameters(recurse=False)
+        )
         with self._lock:
             if stamp != self._stamp:
                 for forward in self._forwards:
@@ -129,8 +142,14 @@ class _Freshness:
                 self._stamp = stamp
 
 
-def speed_up(model: Any, enabled: bool) -> None:
-    """Give the modules of a PLUME model their packed forward, or their own again; says what stays as it is."""
+def pack_products(model: Any, enabled: bool, int8: bool) -> None:
+    """Give the modules of a PLUME model their packed forward, or their own again; says what stays as it is.
+
+    Args:
+        model: The model.
+        enabled: False gives every module its own forward again.
+        int8: Whether to pack in eight bits.
+    """
     for module in model.modules():
         if isinstance(vars(module).get(_FORWARD), PackedForward):
             del module.forward
@@ -139,17 +158,27 @@ def speed_up(model: Any, enabled: bool) -> None:
         del hooks[handle]
     if not enabled:
         return
+    if int8 and not computes_exactly():
+        logger.warning(
+            f"speed_up(int8=True): this CPU or this build of torch {torch.__version__} does not multiply eight bits "
+            "exactly, so weights are packed in their own dtype."
+        )
+        int8 = False
     linears = [m for m in model.model.language_model.layers.modules() if isinstance(m, nn.Linear)]
     candidates = [*linears, model.latent_transition.experts]
     problems = {type(module).__name__: problem for module in candidates if (problem := _why_not(module))}
     for name, problem in problems.items():
         logger.warning(f"speed_up(): some modules ({name}) run as they are: {problem}.")
     packed = [module for module in candidates if not _why_not(module)]
-    forwards = [PackedForward(module) for module in packed]
+    forwards = [PackedForward(module, int8 or _is_quantized(module)) for module in packed]
     for forward in forwards:
         forward.module.forward = forward
     if forwards:
         model.model.language_model.register_forward_pre_hook(_Freshness(forwards))
+
+
+def _is_quantized(module: Any) -> bool:
+    return isinstance(module, nn.Linear) and read_quantized(module.weight) is not None and computes_exactly()
 
 
 def _why_not(module: nn.Module) -> str | None:
@@ -159,10 +188,12 @@ def _why_not(module: nn.Module) -> str | None:
     weights = dict(module.named_parameters(recurse=False))
     if "up_weight" not in weights and type(module) is not nn.Linear:
         return "they are replaced or wrapped"
-    if any(type(weight) is not nn.Parameter or weight.device.type != "cpu" for weight in weights.values()):
-        return "weights are packed on a CPU and in their plain form only"
+    if any(weight.device.type != "cpu" for weight in weights.values()):
+        return "weights are packed on a CPU only"
+    if any(type(weight) is not nn.Parameter for weight in weights.values()) and not _is_quantized(module):
+        return "weights are packed in their plain form, or in torchao's symmetric int8 with a scale per channel"
     if not {weight.dtype for weight in weights.values()} <= {torch.float32, torch.bfloat16} or not weights:
-        return "weights are packed in float32 or bfloat16"
+        return "weights are packed from float32 or bfloat16"
     return None if _works() else f"this build of torch {torch.__version__} has no packed products"
 
 
@@ -174,4 +205,4 @@ def _works() -> bool:
     return True
 
 
-__all__ = ["speed_up"]
+__all__ = ["PackedForward", "pack_products"]

@@ -7,6 +7,7 @@ import os
 import tempfile
 
 os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HAYSTACK_TELEMETRY_ENABLED"] = "False"
 os.environ["OMP_NUM_THREADS"] = "1"  # tensors are tiny: more threads only wait for each other
 os.environ["HF_MODULES_CACHE"] = tempfile.mkdtemp(prefix="plume-modules-")
 os.environ["HF_DATASETS_CACHE"] = tempfile.mkdtemp(prefix="plume-datasets-")

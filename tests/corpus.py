@@ -1,5 +1,7 @@
 """A small training corpus in the UME-R1 format, drawn and written in a second."""
 
+import csv
+import itertools
 import json
 import random
 from pathlib import Path
@@ -49,10 +51,25 @@ def write_corpus(folder: Path, rows: int = 200, negatives: int = 0, seed: int = 
         row = {"dataset_name": name, "qry": query, "pos": target}
         if negatives:
             row["neg"] = [_side(f"a {outer} box inside a {inner} one", reply) for _ in range(negatives)]
+            row["teacher_scores"] = [1.0 + index % 3, *[0.5] * negatives]
         lines.append(json.dumps(row))
     file = folder / "pairs.jsonl"
     file.write_text("\n".join(lines) + "\n")
     return file
+
+
+def write_own_pairs(folder: Path) -> Path:
+    """50 captions and their pictures, as a user would have them: a CSV next to its files."""
+    combinations = [c for c in itertools.product(COLORS, COLORS, ("ellipse", "rectangle")) if c[0] != c[1]]
+    with open(folder / "pairs.csv", "w", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(["query", "positive"])
+        for outer, inner, shape in random.Random(0).sample(combinations, 50):
+            picture = Image.new("RGB", (56, 56), COLORS[outer])
+            getattr(ImageDraw.Draw(picture), shape)((16, 16, 40, 40), fill=COLORS[inner])
+            picture.save(folder / f"{outer}-{inner}-{shape}.png")
+            table.writerow([f"a {inner} {shape} on {outer}", f"{outer}-{inner}-{shape}.png"])
+    return folder / "pairs.csv"
 
 
 def make_trainer(corpus: Path, output: Path, **options):

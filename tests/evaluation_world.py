@@ -48,7 +48,7 @@ def write_dataset(folder: Path, config: str | None, split: str, data: Dataset) -
 
 
 def rotate(values: list, start: int) -> list:
-    """The positive first, the others behind it, one of them twice."""
+    """The positive first, the others after it, one of them twice."""
     turned = values[start:] + values[:start]
     return [*turned, turned[1]]
 

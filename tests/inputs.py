@@ -8,7 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
-from plume.hub.random_checkpoint import MODEL_TYPES
+from plume.hub import MODEL_TYPES
+from plume.vision_plume import load_clip
 
 ROOT = Path(__file__).resolve().parents[1]
 MEDIA = ROOT / "examples" / "media"
@@ -29,6 +30,10 @@ def free_port() -> int:
 def noise_image(seed: int, width: int = 84, height: int = 56) -> Image.Image:
     values = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
     return Image.fromarray(values)
+
+
+def load_video(source, num_frames: int) -> list[Image.Image]:
+    return load_clip(source, num_frames).frames
 
 
 def noise_video(seed: int, frames: int = 5) -> list[Image.Image]:

@@ -1,14 +1,14 @@
 """One training step with parameters sharded by FSDP2, or whole; rank 0 saves the gradients. Used by test_training_ranks.py."""
 
-import os
 import sys
 from pathlib import Path
 
 import torch
 from corpus import make_trainer
-from torch import distributed
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
+
+from plume.training.distributed import leave
 
 CASES = [(0, None), (2, 3), (4, None), (4, 3)]  # stage and chunk size
 
@@ -36,9 +36,7 @@ def main(folder: Path, out: Path) -> None:
         trainer.model.zero_grad()
     if rank == 0:
         torch.save(gradients, out / f"shard-{world}.pt")
-    if distributed.is_initialized():
-        distributed.barrier()
-        os._exit(0)  # as in launch_step.py
+    leave()
 
 
 if __name__ == "__main__":

@@ -68,13 +68,20 @@ class Remote:
 
     def __call__(self, way: str, name: str | Path, items: list, resaved: Path | None = None) -> np.ndarray:
         """Vectors of items one by one, by `transformers` or by `sentence_transformers`; saved again where asked."""
+        reply = self._ask(way, name, items, resaved)
+        assert "error" not in reply, reply["error"]
+        return np.array(reply["vectors"], dtype=np.float32)
+
+    def error(self, way: str, name: str | Path) -> str:
+        """The traceback of a checkpoint that does not open."""
+        return self._ask(way, name, [], None)["error"]
+
+    def _ask(self, way: str, name: str | Path, items: list, resaved: Path | None) -> dict:
         self._process = self._process or self._start()
         print(json.dumps([way, str(name), items, resaved and str(resaved)]), file=self._process.stdin, flush=True)
         answer = self._process.stdout.readline()
         assert answer, (self.folder / "stderr").read_text()[-3000:]
-        reply = json.loads(answer)
-        assert "error" not in reply, reply["error"]
-        return np.array(reply["vectors"], dtype=np.float32)
+        return json.loads(answer)
 
     def publish(self, name: str, checkpoint: Path) -> str:
         """Make a folder a cached repository of the hub under a name, offline; returns the name."""

@@ -92,7 +92,7 @@ def test_variants_are_compared_seed_by_seed():
     assert compare(full, full)[1] == "within spread"
 
 
-def test_results_behind_another_start_are_not_mixed(swept):
+def test_results_from_another_start_are_not_mixed(swept):
     moved = swept / "sweep/explicit-0/model.safetensors"
     weights = load_file(moved)
     save_file({name: tensor + 1 for name, tensor in weights.items()}, moved, {"format": "pt"})

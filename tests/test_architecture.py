@@ -9,7 +9,7 @@ import pytest
 
 from inputs import ROOT
 
-ROOMS = ("apps", "benchmarks", "evaluation", "hub", "playground", "speed", "training")
+ROOMS = ("apps", "benchmarks", "evaluation", "hub", "playground", "runtime", "speed", "training")
 LIBRARY = sorted([*ROOT.glob("*.py"), *(path for room in ROOMS for path in (ROOT / room).rglob("*.py"))])
 LIBRARY = [path for path in LIBRARY if path.name not in ("setup.py",)]
 CLOSURE = sorted(ROOT.glob("*_plume*.py"))
@@ -22,7 +22,7 @@ ORDER = [
     {"modeling_plume_qwen2_5_vl", "modeling_plume_qwen3_vl"},
 ]
 PROCESSING = "processing_plume"
-CLOSURE_LIBRARIES = {"torch", "transformers", "PIL", "numpy", "av", "huggingface_hub"}
+CLOSURE_LIBRARIES = {"torch", "transformers", "PIL", "numpy", "av", "huggingface_hub", "safetensors"}
 MAX_FUNCTION_LINES = 50
 
 
@@ -97,7 +97,10 @@ TRAINING_ARROWS = {
     "data": set(),
     "grad_cache": {"losses"},
     "config": {"curriculum", "learning_rate", "losses"},
-    "checkpoints": {"curriculum"},
+    "checkpoints": {"curriculum", "distributed"},
+    "teacher": {"config", "data"},
+    "mine": {"mining"},
+    "mining": {"data"},
     "plan": {"config", "data"},
     "report": {"config", "curriculum", "diagnostics", "trainer"},
     "collator": {"config", "curriculum", "data"},
@@ -107,9 +110,10 @@ TRAINING_ARROWS = {
     "callbacks": {"sampler"},
     "learning_rate": {"curriculum"},
     "trainer": {
-        "callbacks", "card", "checkpoints", "learning_rate", "collator", "config", "curriculum", "diagnostics", "distributed", "grad_cache", "losses", "sampler"
+        "callbacks", "card", "checkpoints", "learning_rate", "collator", "config", "curriculum", "diagnostics", "distributed", "grad_cache", "losses", "sampler",
+        "teacher",
     },
-    "train": {"collator", "config", "data", "dry_run", "plan", "report", "trainer"},
+    "train": {"collator", "config", "data", "distributed", "dry_run", "plan", "report", "trainer"},
 }  # fmt: skip
 
 
@@ -139,7 +143,9 @@ def test_there_is_one_rollout():
         if isinstance(node, (ast.For, ast.comprehension))
         and re.search(r"range\(.*num_latent_steps", ast.unparse(node.iter))
     ]
-    assert loops == [("rollout_plume.py", "range(1, num_latent_steps + 1)")]
+    # The runtime's is on the host, over exported graphs: golden vectors tie it to the model's.
+    exported = ("__init__.py", "range(1, max(1, num_latent_steps) + 1)")
+    assert sorted(loops) == [exported, ("rollout_plume.py", "range(1, num_latent_steps + 1)")]
     rollout = next(node for node in functions(ROOT / "rollout_plume.py") if node.name == "rollout")
     assert code_lines(rollout) <= 40
 
@@ -161,13 +167,15 @@ def test_the_library_is_free_of_smells():
             elif isinstance(node, ast.Attribute) and node.attr in ("environ", "getenv"):
                 environment.append(path.name)
     assert not [
-        call for call in calls if call[1] == "print" and call[0] not in ("__main__.py", "train.py", "training.py")
+        call
+        for call in calls
+        if call[1] == "print" and call[0] not in ("__main__.py", "mine.py", "train.py", "training.py")
     ]
     assert not {"bare", "Exception", "BaseException"} & set(handlers)
     assert not environment
-    # getattr and hasattr on our own objects hide mistakes. The uses: a dtype by name, a peft model, a streamed dataset,
-    # a switch of newer transformers.
-    assert sum(name in ("getattr", "hasattr") for _, name in calls) <= 4
+    # getattr and hasattr on our own objects hide mistakes. The uses: the fields of a plan, a peft model, a streamed
+    # dataset, the parts of a quantized weight (twice), the method of a backbone that is replaced.
+    assert sum(name in ("getattr", "hasattr") for _, name in calls) <= 6
     text = "".join(path.read_text() for path in LIBRARY)
     assert "TODO" not in text
     assert "coconut" not in text.lower()

@@ -13,8 +13,8 @@ from torch.nn.functional import normalize
 
 from inputs import noise_image
 from plume.cache_plume import CachedContext
-from plume.evaluation.__main__ import main as room
-from plume.evaluation.audit import audit, main
+from plume.evaluation.__main__ import main
+from plume.evaluation.audit import audit
 from plume.evaluation.audit.data import gather, load_task
 from plume.evaluation.audit.intervene import (
     REPLACEMENTS,
@@ -429,10 +429,10 @@ def test_costs_are_paired_means_with_their_error():
 
 
 def test_the_command_writes_page_pictures_and_numbers_and_goes_on_where_it_stopped(checkpoint, world, tmp_path, capsys):
-    arguments = ["--model", str(checkpoint), "--table", str(world / "tasks.json"), "--data-root", str(world)]
+    arguments = ["audit", "--model", str(checkpoint), "--table", str(world / "tasks.json"), "--data-root", str(world)]
     arguments += ["--sweep", "0", "2", "--out", str(tmp_path), "--device", "cpu"]
-    summary = main(arguments)
-    assert "dropping the latents costs" in summary
+    assert main(arguments) == 0
+    assert "dropping the latents costs" in capsys.readouterr().out
     page = (tmp_path / "audit.md").read_text()
     report = json.loads((tmp_path / "audit.json").read_text())
     assert [task["task"] for task in report["tasks"]] == ["colours", "tables"]
@@ -459,7 +459,7 @@ def test_module_and_room_offer_the_command(capsys, monkeypatch):
     with pytest.raises(SystemExit, match="0"):
         runpy.run_module("plume.evaluation.audit", run_name="__main__")
     with pytest.raises(SystemExit, match="0"):
-        room(["audit", "--help"])
+        main(["audit", "--help"])
     assert capsys.readouterr().out.count("--max-queries") >= 2
 
 

@@ -10,7 +10,8 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 
 import plume
 from inputs import MEDIA, embed, noise_image, noise_video
-from plume.hub.random_checkpoint import MODEL_TYPES, save_random_backbone, save_random_plume
+from plume.hub import MODEL_TYPES
+from plume.hub.random_checkpoint import save_random_backbone, save_random_plume
 from plume.layouts import EMBEDDER_LAYOUT
 from plume.positions_plume import Media, mrope_index, split_into_frames
 

@@ -2,6 +2,7 @@
 
 import json
 import statistics
+import time
 
 import pytest
 import torch
@@ -9,10 +10,12 @@ import torch
 from inputs import ROOT
 from plume.benchmarks import __main__ as command
 from plume.benchmarks import compare, parts, report, systems, training
-from plume.benchmarks.models import INPUTS, build_model, draw_items
+from plume.benchmarks.models import build_model, draw_items
+from plume.benchmarks.names import INPUTS, SYSTEMS
 from plume.evaluation.baselines import ExplicitCoT
 from plume.evaluation.embedders import prepare
-from plume.hub.random_checkpoint import MODEL_TYPES
+from plume.hub import MODEL_TYPES
+from plume.speed import prefixes
 
 TOKENS = {"text64": 64, "text512": 512, "image448": 320, "page896": 1324, "video8": 640}
 
@@ -20,7 +23,7 @@ TOKENS = {"text64": 64, "text512": 512, "image448": 320, "page896": 1324, "video
 @pytest.fixture(scope="module")
 def loaded():
     model, processor = build_model("tiny")
-    return model.speed_up(), processor
+    return model.speed_up(reuse=False), processor
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +48,7 @@ def test_inputs_have_the_tokens_that_they_promise(loaded, kind):
     assert all(torch.equal(inputs[name], again[name]) for name in inputs)
 
 
-def test_the_short_query_has_twelve_words_behind_the_instruction(loaded):
+def test_the_short_query_has_twelve_words_after_the_instruction(loaded):
     instruction, _, words = draw_items(loaded[1], "query12", 1)[0]["text"].partition("\n")
     assert instruction == loaded[1].query_prompt
     assert len(words.split()) == 12
@@ -92,7 +95,7 @@ def test_systems_take_the_steps_that_their_names_say(loaded, monkeypatch):
     hook = model.latent_transition.register_forward_hook(lambda *_: steps.append(1))
     counted = {}
     try:
-        for name, timer in systems.timers(*loaded, "text64", 1).items():
+        for name, timer in systems.timers(*loaded, "query12", 1).items():
             steps.clear()
             with torch.inference_mode():
                 assert timer() > 0
@@ -114,18 +117,52 @@ def test_the_plain_system_shares_the_weights_and_leaves_the_fast_one_fast(loaded
     assert all(one is other for one, other in zip(loaded[0].parameters(), plain.parameters(), strict=True))
 
 
+def test_reuse_meets_other_words_after_the_same_instruction(loaded, monkeypatch):
+    """Nothing but the instruction is known at any turn, and eight bits are those of the weights."""
+    timers, columns, find = systems.timers(*loaded, "query12", 1), [], prefixes._find
+
+    def spy(*args):
+        found = find(*args)
+        columns.append(found[1])
+        return found
+
+    monkeypatch.setattr(prefixes, "_find", spy)
+    with torch.inference_mode():
+        for _ in range(30):
+            timers["plume_k8_reuse"]()
+    batches = [draw_items(loaded[1], "query12", 1, variant) for variant in (1, 2)]
+    one, other = (prepare(*loaded, batch)["input_ids"][0] for batch in batches)
+    length = min(len(one), len(other))
+    assert columns == [0, *[int((one[:length] == other[:length]).long().cumprod(0).sum())] * 29]
+    model, eight = loaded[0], timers["plume_k8_int8"].args[0].args[0]
+    with torch.inference_mode():
+        expected, found = (each(**read(loaded, "query12"), num_latent_steps=8).embeddings for each in (model, eight))
+    assert 0.99 < (expected * found).sum() < 1 - 1e-6
+
+
+def test_processor_time_is_another_condition(tmp_path, monkeypatch):
+    monkeypatch.setattr(compare, "plan", lambda device, quick: CELLS[:1])
+    arguments = ["compare", "--device", "cpu", "--systems", "single_pass", "--output", str(tmp_path / "r.json")]
+    command.main([*arguments, "--processor-time", "--minutes", "0.01"])
+    assert json.loads((tmp_path / "r.json").read_text())["header"]["machine"]["clock"] == "processor time"
+    with pytest.raises(ValueError, match="clock"):
+        command.main([*arguments, "--resume"])
+
+
 def test_the_time_of_a_rationale_is_extrapolated_from_its_tokens(loaded, monkeypatch):
     """One second per call of the clock: the prefix takes one, each token one."""
-    now = iter(range(1000))
-    monkeypatch.setattr(systems, "clock", lambda model: next(now))
+    seconds = iter(range(1000))
+    monkeypatch.setattr(systems, "clock", lambda model, now: next(seconds))
     monkeypatch.setattr(systems, "COT_MEASURED", 4)
-    assert systems.explicit_cot_ms(*loaded, read(loaded, "text64")) == 1000 * (1 + systems.COT_TOKENS)
+    assert systems.explicit_cot_ms(*loaded, read(loaded, "text64"), time.perf_counter) == 1000 * (
+        1 + systems.COT_TOKENS
+    )
 
 
 # The run
 
 
-CELLS = [compare.Cell("tiny", "fp32", 2, "text64"), compare.Cell("tiny", "bf16", 1, "image448")]
+CELLS = [compare.Cell("tiny", "fp32", 2, "query12"), compare.Cell("tiny", "bf16", 1, "image448")]
 
 
 class _Once(compare.Effort):
@@ -177,14 +214,14 @@ def test_a_result_has_all_rows_and_columns(result):
     assert set(written) == {"header", "rows"}
     assert written["header"]["machine"]["torch"] == torch.__version__
     assert written["header"]["left_out"] == []
-    assert len(written["rows"]) == len(CELLS) * len(compare.SYSTEMS)
+    assert len(written["rows"]) == len(CELLS) * len(SYSTEMS) - 2  # a picture is no query
     for row in written["rows"]:
         assert tuple(row) == compare.COLUMNS
         assert row["ms_median"] > 0
         assert row["per_second"] == pytest.approx(1000 * row["batch"] / row["ms_median"], rel=1e-2)
         assert row["latent_steps"] == systems.LATENT_STEPS[row["system"]]
         assert (row["ms_iqr"] is None) == (row["system"] in systems.SLOW)
-    assert {row["system"] for row in written["rows"]} == set(compare.SYSTEMS)
+    assert {row["system"] for row in written["rows"]} == set(SYSTEMS)
 
 
 def test_the_committed_result_is_read_by_todays_code():
@@ -200,10 +237,10 @@ def test_a_resumed_run_keeps_rows_and_measures_the_rest(result):
     lost = [row for row in rows if row["system"] == "plume_k4"]
     kept = [row for row in rows if row not in lost]
     saved = []
-    compare.run(CELLS, lambda cell: compare.SYSTEMS, "cpu", _Once(), kept, lambda: saved.append(len(kept)))
+    compare.run(CELLS, lambda cell: SYSTEMS, "cpu", _Once(), kept, lambda: saved.append(len(kept)))
     assert saved == [len(rows) - 1, len(rows)]
     assert [row["system"] for row in kept[-2:]] == ["plume_k4"] * 2
-    assert compare.run(CELLS, lambda cell: compare.SYSTEMS, "cpu", _Once(minutes=-1), [], lambda: None) == CELLS
+    assert compare.run(CELLS, lambda cell: SYSTEMS, "cpu", _Once(minutes=-1), [], lambda: None) == CELLS
 
 
 @pytest.mark.parametrize("changed", [{"threads": 99}, {"quick": True}, {"weights": {"hash": "1"}}])
@@ -228,7 +265,7 @@ def test_a_checkpoint_is_measured_as_well_as_random_weights(checkpoint, tmp_path
 def test_a_checkpoint_without_so_many_steps_leaves_those_systems_out(checkpoint, tmp_path):
     _, _, _, steps = compare.plan_checkpoint(str(checkpoint), "cpu", [1])
     assert steps == 8
-    assert compare.runnable(compare.SYSTEMS, 4) == ["prepare", "single_pass", "plume_k4", "explicit_cot"]
+    assert compare.runnable(SYSTEMS, 4) == ["prepare", "single_pass", "plume_k4", "explicit_cot"]
 
 
 def test_table_claims_and_chart_say_what_the_rows_say(result, tmp_path):
@@ -240,7 +277,7 @@ def test_table_claims_and_chart_say_what_the_rows_say(result, tmp_path):
     ours = ("single_pass", "plume_k4", "plume_k8", "one_at_a_time", "explicit_cot")
     as_2b = [
         {**row, "size": "2b", "batch": 1, "input": "image448", "dtype": "bf16"}
-        for row in written["rows"][: len(compare.SYSTEMS)]
+        for row in written["rows"][: len(SYSTEMS)]
         if row["system"] in ours
     ]
     for row, ms in zip(as_2b, (100.0, 1.0, 120.0, 1.0, 3600.0), strict=True):
@@ -262,7 +299,7 @@ def test_quick_and_full_plans_begin_with_the_cells_of_the_claims():
         assert len(full) == len(set(full))
         claimed = report.claimed(device)
         assert set(quick) == set(claimed)
-        assert all(names <= set(compare.SYSTEMS) and len(names) > 1 for names in claimed.values())
+        assert all(names <= set(SYSTEMS) and len(names) > 1 for names in claimed.values())
         assert full.index(max(claimed, key=full.index)) <= 4
         assert {cell.input for cell in full} <= INPUTS.keys()
         assert compare.Cell("2b", "bf16", 1, "query12") in full
@@ -289,6 +326,7 @@ def test_the_parts_command_prints_and_writes_what_it_found(tmp_path, capsys):
     )  # fmt: skip
     (row,) = json.loads((tmp_path / "p.json").read_text())["rows"]
     assert row["ms"]["PLUME K=8"] > row["ms"]["single pass"] > 0
+    assert row["ms"]["all read-outs of K=0, 1, 2, 4, 8"] > row["ms"]["single pass"]
     assert "| one latent step " in capsys.readouterr().out
 
 

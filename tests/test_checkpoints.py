@@ -1,6 +1,7 @@
 """Loading and saving: base checkpoints in both key layouts, complete PLUME folders, and what is refused."""
 
 import json
+import re
 import shutil
 import time
 from pathlib import Path
@@ -14,8 +15,8 @@ from inputs import embed, mixed_inputs
 from plume import RELEASED_LAYOUT, PlumeConfig, PlumeForEmbedding, PlumeProcessor, from_backbone
 from plume.hub.closure import closure
 from plume.hub.random_checkpoint import build_backbone_config, build_tokenizer, save_random_backbone
+from plume.hub_files_plume import weight_headers
 from plume.start import processor_from_backbone
-from plume.weights import check_weights
 
 ADAPTER = "latent_transition."
 
@@ -97,15 +98,36 @@ def test_a_checkpoint_without_its_adapter_is_refused(checkpoint, tmp_path):
         PlumeForEmbedding.from_pretrained(tmp_path)
 
 
-@pytest.mark.parametrize("field", ["num_latent_steps", "num_active_experts", "position_scheme", "suffix_token_ids"])
+LATENT = ("num_latent_steps", "num_active_experts", "position_scheme", "suffix_token_ids", "anchor_token_id",
+          "router_uses_anchor", "transition_norm_eps")  # fmt: skip
+
+
+def without(config: dict, field: str) -> object:
+    """Take a field, of a part where it has dots, out of a configuration; returns its value."""
+    *parts, name = field.split(".")
+    for part in parts:
+        config = config[part]
+    return config.pop(name)
+
+
+@pytest.mark.parametrize(
+    "field",
+    [
+        *LATENT,
+        *(f"text_config.{name}" for name in ("num_attention_heads", "rms_norm_eps", "hidden_act", "hidden_size")),
+        *(f"text_config.rope_parameters.{name}" for name in ("rope_theta", "mrope_section")),
+        *(f"vision_config.{name}" for name in ("num_heads", "hidden_act", "depth")),
+    ],
+)
 def test_a_config_that_leaves_a_vector_open_is_refused(checkpoint, tmp_path, field):
     shutil.copytree(checkpoint, tmp_path, dirs_exist_ok=True)
     stated = json.loads((tmp_path / "config.json").read_text())
-    value = stated.pop(field)
+    value = without(stated, field)
     (tmp_path / "config.json").write_text(json.dumps(stated))
     with pytest.raises(ValueError, match=f"does not state {field}"):
         PlumeForEmbedding.from_pretrained(tmp_path)
-    assert PlumeForEmbedding.from_pretrained(tmp_path, **{field: value}) is not None
+    if field in LATENT:
+        assert PlumeForEmbedding.from_pretrained(tmp_path, **{field: value}) is not None
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -423,9 +445,9 @@ def _as_int32(folder: Path) -> None:
 
 
 DAMAGE = {
-    "truncated shard": (lambda d: _cut(sorted(d.glob("model-*"))[0], 0.5), "model-00001-of-.* is truncated"),
-    "empty shard": (lambda d: _cut(sorted(d.glob("model-*"))[0], 0), "model-00001-of-.* is (truncated|damaged)"),
-    "no header": (lambda d: sorted(d.glob("model-*"))[0].write_bytes(b"\4" + bytes(7) + b"what"), "no readable header"),
+    "truncated shard": (lambda d: _cut(sorted(d.glob("model-*"))[0], 0.5), "model-00001-of-.* truncated or damaged.* Download it"),
+    "empty shard": (lambda d: _cut(sorted(d.glob("model-*"))[0], 0), "model-00001-of-.* truncated or damaged"),
+    "no header": (lambda d: sorted(d.glob("model-*"))[0].write_bytes(b"\4" + bytes(7) + b"what"), "model-00001-of-.* damaged.*header"),
     "missing shard": (lambda d: sorted(d.glob("model-*"))[0].unlink(), "model-00001-of-.* is missing"),
     "missing tensor": (_drop_one, "model-00001-of-.* lacks 1 tensors that model.safetensors.index.json places there"),
     "no weight_map": (lambda d: _change_index(d, lambda i: {"metadata": {}}), "index.json is damaged: it has no weight_map"),
@@ -436,7 +458,7 @@ DAMAGE = {
     ),
     "two sets": (_both, "two sets of weights"),
     "int32": (_as_int32, "as I32, and config.json states no quantization"),
-    "no config.json": (lambda d: (d / "config.json").unlink(), "has no config.json"),
+    "no config.json": (lambda d: (d / "config.json").unlink(), "config.json is missing"),
 }  # fmt: skip
 
 
@@ -460,10 +482,26 @@ def test_a_damaged_checkpoint_is_refused_with_file_cause_and_fix(sharded, tmp_pa
             AutoModel.from_pretrained(tmp_path)
 
 
+@pytest.mark.parametrize("damage", [damage for damage in DAMAGE if damage != "no config.json"])
+def test_code_that_travels_with_a_damaged_checkpoint_refuses_it(sharded, remote, tmp_path, damage):
+    shutil.copytree(sharded, tmp_path, dirs_exist_ok=True)
+    spoil, message = DAMAGE[damage]
+    spoil(tmp_path)
+    assert re.search(f"^ValueError: .*{message}", remote.error("transformers", tmp_path), re.MULTILINE)
+
+
+@pytest.mark.parametrize("way", ["transformers", "sentence_transformers"])
+def test_integers_in_a_repository_of_the_hub_are_refused(sharded, remote, tmp_path, way):
+    shutil.copytree(sharded, tmp_path, dirs_exist_ok=True)
+    _as_int32(tmp_path)
+    name = remote.publish(f"org/rounded-{way}", tmp_path)
+    assert re.search("^ValueError: .* as I32, and config.json states no", remote.error(way, name), re.MULTILINE)
+
+
 def test_a_truncated_single_file_is_refused(checkpoint, tmp_path):
     shutil.copytree(checkpoint, tmp_path, dirs_exist_ok=True)
     _cut(tmp_path / "model.safetensors", 0.9)
-    with pytest.raises(ValueError, match="model.safetensors is truncated"):
+    with pytest.raises(ValueError, match="model.safetensors is missing, truncated or damaged"):
         PlumeForEmbedding.from_pretrained(tmp_path)
 
 
@@ -472,10 +510,10 @@ def test_integers_of_a_quantized_checkpoint_pass(sharded, tmp_path):
     _as_int32(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({**config, "quantization_config": {"quant_method": "any"}}))
-    assert check_weights(tmp_path)
+    assert weight_headers(tmp_path)
 
 
 def test_looking_at_the_weights_takes_no_time(sharded):
     before = time.process_time()
-    check_weights(sharded)
+    weight_headers(sharded)
     assert time.process_time() - before < 0.2

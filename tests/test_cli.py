@@ -5,7 +5,6 @@ import resource
 import runpy
 import subprocess
 import sys
-from importlib.util import find_spec
 
 import numpy as np
 import pytest
@@ -16,17 +15,6 @@ from plume import __main__ as command_line
 from plume.arguments import ArgumentParser
 from plume.checkpoints import SHIPPED
 
-# What the command line of a room imports first, and tests may lack.
-NEEDS = {
-    "train": "trl",
-    "rationales": "datasets",
-    "evaluate": "mteb",
-    "audit": "mteb",
-    "bench": "trl",
-    "playground": "matplotlib",
-}
-APPS = {"search", "serve", "corpus"}
-
 
 def run(*arguments) -> subprocess.CompletedProcess:
     return subprocess.run(
@@ -34,13 +22,13 @@ def run(*arguments) -> subprocess.CompletedProcess:
     )
 
 
-def has(name: str) -> bool:
-    if name in APPS:
-        return find_spec("plume.apps") is not None and find_spec("lancedb") is not None
-    return name not in NEEDS or find_spec(NEEDS[name]) is not None
+COMMANDS = sorted({*command_line.COMMANDS, *command_line.OWN} - {"train"})  # its flags are those of trl's classes
+SUBCOMMANDS = [["search", "index"], ["search", "query"], ["search", "page"], ["evaluate", "run"], ["evaluate", "audit"]]
+SUBCOMMANDS += [["bench", "compare"], ["bench", "training"]]
+ASKED = [["--help"], *([name, "--help"] for name in COMMANDS), *([*names, "--help"] for names in SUBCOMMANDS)]
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["embed", "--help"], ["info", "--help"]], ids=" ".join)
+@pytest.mark.parametrize("arguments", ASKED, ids=" ".join)
 def test_help_takes_less_than_half_a_second_of_processor_time(arguments):
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     done = run("-m", "plume", *arguments)
@@ -49,12 +37,13 @@ def test_help_takes_less_than_half_a_second_of_processor_time(arguments):
     assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 0.5
 
 
-def test_help_imports_no_heavy_library():
-    done = run("-X", "importtime", "-m", "plume", "embed", "--help")
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_imports_no_heavy_library(name):
+    done = run("-X", "importtime", "-m", "plume", name, "--help")
     imported = {line.rsplit("|", 1)[-1].strip() for line in done.stderr.splitlines()}
     assert "plume.__main__" not in imported  # runpy runs it
     assert "plume.arguments" in imported
-    assert not imported & {"torch", "transformers", "numpy", "PIL", "huggingface_hub"}
+    assert not imported & {"torch", "transformers", "huggingface_hub", "datasets", "lancedb", "gradio", "ray", "mteb"}
 
 
 KNOWN = "from transformers import AutoConfig; print(AutoConfig.for_model('plume').model_type)"
@@ -74,8 +63,8 @@ def test_in_the_command_line_the_first_public_name_registers_the_model():
 
 @pytest.mark.parametrize("name", sorted({*command_line.COMMANDS, *command_line.OWN}))
 def test_every_command_shows_its_flags_with_dashes_and_defaults(name, capsys):
-    if not has(name):
-        pytest.skip(f"the libraries of `plume {name}` are not installed")
+    if name == "train":
+        pytest.importorskip("trl", reason="training needs the extra `train`")
     with pytest.raises(SystemExit) as ended:
         command_line.main([name, "--help"])
     text = capsys.readouterr().out
@@ -87,8 +76,6 @@ def test_every_command_shows_its_flags_with_dashes_and_defaults(name, capsys):
 
 
 def test_sub_parsers_show_defaults_too(capsys):
-    if not has("evaluate"):
-        pytest.skip("the libraries of `plume evaluate` are not installed")
     with pytest.raises(SystemExit):
         command_line.main(["evaluate", "run", "--help"])
     assert "(default: 8)" in " ".join(capsys.readouterr().out.split())
@@ -224,3 +211,14 @@ def test_info_of_a_plain_backbone_is_refused(backbone, capsys):
 def test_a_former_command_says_what_replaced_it(module, command):
     with pytest.raises(SystemExit, match=f"use `{command}`"):
         runpy.run_module(f"examples.{module}", run_name="__main__")
+
+
+def test_the_model_of_an_endpoint_keeps_its_name(monkeypatch):
+    """`tiny` names a model of the package, but not to a server."""
+    pytest.importorskip("datasets", reason="the writer needs the extra `rationales`")
+    from plume.training.rationales import __main__ as writer
+
+    seen = []
+    monkeypatch.setattr(writer, "main", lambda arguments: seen.append(arguments) or 0)
+    command_line.main(["rationales", "pairs.csv", "--endpoint", "http://localhost/v1", "--model", "tiny"])
+    assert seen == [["pairs.csv", "--endpoint", "http://localhost/v1", "--model", "tiny"]]

@@ -65,6 +65,23 @@ def test_latent_steps_are_rounded_to_the_nearest():
     assert [stage.num_latent_steps for stage in Curriculum(5).stages] == [0, 1, 2, 4, 5]
 
 
+def test_a_step_stands_for_the_same_in_short_and_long_rationales():
+    """Two steps a sentence, at most K; the last stage has K however many stages there are."""
+    stages = Curriculum(8, (1.0,) * 6, per_segment=2).stages
+    assert [stage.num_latent_steps for stage in stages] == [0, 2, 4, 6, 8, 8]
+    assert [[stage.num_replaced(count) for stage in stages[:5]] for count in (1, 4, 6)] == [
+        [0, 1, 1, 1, 1],
+        [0, 1, 2, 3, 4],
+        [0, 1, 2, 3, 4],
+    ]
+    assert [stage.num_latent_steps for stage in Curriculum(8, (1.0,) * 3, per_segment=2).stages] == [0, 2, 8]
+
+
+def test_no_latent_steps_for_a_sentence_are_refused():
+    with pytest.raises(ValueError, match="steps_per_sentence must be at least 1, got 0"):
+        Curriculum(8, per_segment=0)
+
+
 def test_the_paper_s_schedule_as_shares_of_the_run():
     """3 epochs, 1 shared by three stages, 1: of 45 steps 27, 3, 3, 3, 9."""
     curriculum = Curriculum(8)
@@ -119,7 +136,7 @@ def test_latent_steps_are_left_out_of_the_final_stage_only():
 
 
 def test_the_learning_rate_is_scaled_per_stage_and_rises_anew():
-    """Stages of 4 steps each: factors 1 and 0.5, two steps of warm-up behind each change."""
+    """Stages of 4 steps each: factors 1 and 0.5, two steps of warm-up after each change."""
     curriculum, shape = Curriculum(8, (1.0, 1.0)), StageLearningRate([1.0, 0.5], 2)
     assert [shape.factor(step, curriculum, 8) for step in range(8)] == [1.0, 1.0, 1.0, 1.0, 0.25, 0.5, 0.5, 0.5]
     assert {StageLearningRate().factor(step, curriculum, 8) for step in range(8)} == {1.0}

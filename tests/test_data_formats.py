@@ -24,11 +24,12 @@ from plume.training.data import RowError, check, load_rows, parse_columns, parse
 from plume.training.data.__main__ import main
 
 PLAIN = ["query", "positive", "negative_1", "negative_2", "rationale_query", "rationale_positive", "dataset"]
+SCORED = [*PLAIN, "teacher_scores"]
 
 
 @pytest.fixture(scope="module")
 def rows(tmp_path_factory) -> tuple[Path, list[dict]]:
-    """20 rows of texts and pictures, with none, one or two negatives; pictures are PNG and JPEG files."""
+    """20 rows of texts and pictures, with none, one or two negatives, and scores; pictures are PNG and JPEG files."""
     folder, table = tmp_path_factory.mktemp("rows"), []
     for index in range(20):
         name = f"picture {index}.png" if index % 2 else f"picture-{index}.jpg"
@@ -37,7 +38,7 @@ def rows(tmp_path_factory) -> tuple[Path, list[dict]]:
             "query": f"caption {index}, \"quoted\"\nand é 🙂", "positive": name,
             "negative_1": "picture-0.jpg" if index % 3 else None, "negative_2": "no file.png here" if index % 3 == 2 else None,
             "rationale_query": "One. Two." if index % 2 else None, "rationale_positive": "Three." if index % 2 else None,
-            "dataset": "even" if index % 2 else "odd",
+            "dataset": "even" if index % 2 else "odd", "teacher_scores": [2.5, 0.25 * index, -1.0][: 1 + index % 3],
         })  # fmt: skip
     return folder, table
 
@@ -65,12 +66,13 @@ def in_image_columns(folder: Path, table: list[dict]) -> datasets.Dataset:
     filled = [{**row, **held, "when": datetime.date(2020, 1, 1)} for row, held in zip(table, pictures, strict=True)]
     kinds = {name: datasets.Value("string") for name in PLAIN} | {"when": datasets.Value("date32")}
     kinds |= {"positive": datasets.Image(), "negative_1": datasets.Image()}
+    kinds |= {"teacher_scores": datasets.Sequence(datasets.Value("float64"))}
     return datasets.Dataset.from_list(filled, features=datasets.Features(kinds))
 
 
 def write(folder: Path, table: list[dict], out: Path, form: str) -> str:
     """A file of a form; its name."""
-    frame, file = pandas.DataFrame(table, columns=PLAIN), out / f"rows.{form.split('-')[0]}"
+    frame, file = pandas.DataFrame(table, columns=SCORED), out / f"rows.{form.split('-')[0]}"
     if form == "jsonl":
         file.write_text("\n".join(json.dumps({k: v for k, v in row.items() if v}) for row in table), "utf-8")
     elif form == "json-uris":
@@ -122,6 +124,7 @@ def assert_same(batch: dict, reference: dict) -> None:
     for name, tensor in reference["prefix"].items():
         assert torch.equal(batch["prefix"][name], tensor), name
     assert batch["texts"].rows == reference["texts"].rows
+    torch.testing.assert_close(batch["teacher_scores"], reference["teacher_scores"], rtol=0, atol=0, equal_nan=True)
     assert batch["texts"].num_media == reference["texts"].num_media
     same = [ids[:, None] == ids[None] for ids in (batch["candidate_ids"], reference["candidate_ids"])]
     assert torch.equal(*same), "other candidates count as equal"
@@ -146,6 +149,48 @@ def test_columns_are_renamed(processor, rows, reference, tmp_path):
         parse_columns(["caption"])
     with pytest.raises(RowError, match=r"no query or anchor; its columns are caption, photo.* --column query=NAME"):
         parse_row({**other[0]}, folder)
+
+
+@pytest.mark.parametrize(
+    ("row", "found"),
+    [
+        ({"negative": ["c", "d"], "teacher_scores": [3, 2, 1]}, (3.0, 2.0, 1.0)),
+        ({"negative_1": "c", "negative_2": None, "scores": [3, 2]}, (3.0, 2.0)),
+        ({"negative": "c", "score": 0.7}, ()),  # of the pair: it ranks nothing
+        ({"negative": "c", "teacher_scores": []}, ()),
+    ],
+)
+def test_a_teacher_s_scores_stand_for_positive_and_negatives(row, found):
+    assert parse_row({"query": "a", "positive": "b", **row}).scores == found
+
+
+@pytest.mark.parametrize(
+    ("scores", "message"),
+    [
+        ([1, 2], "holds 2 numbers for a positive and 2 negatives. Give one for each"),
+        ([1, 2, "three"], "something else than finite numbers"),
+        ([1, 2, float("nan")], "something else than finite numbers"),
+        ([1, 2, True], "something else than finite numbers"),
+    ],
+)
+def test_scores_that_rank_nothing_are_refused(scores, message):
+    for row in ({"query": "a", "positive": "b", "negative": ["c", "d"]}, as_conversations("a", "b", "c", "d")):
+        with pytest.raises(RowError, match=message):
+            parse_row({**row, "teacher_scores": scores})
+
+
+def as_conversations(query: str, positive: str, *negatives: str) -> dict:
+    """A row in the UME-R1 format."""
+
+    def side(text: str) -> dict:
+        return {"conversations": [{"from": "human", "value": text}]}
+
+    return {"qry": side(query), "pos": side(positive), "neg": [side(text) for text in negatives]}
+
+
+def test_a_negative_has_a_rationale_of_its_own_column():
+    row = {"query": "a", "positive": "b", "negative_1": "c", "negative_2": "d", "rationale_negative_2": "It is d."}
+    assert [side.rationale for side in parse_row(row).negatives] == ["", "It is d."]
 
 
 def test_the_names_of_sentence_transformers_mean_the_same(tmp_path):
@@ -296,7 +341,9 @@ configs:
 
 
 def test_columns_that_are_not_used_are_named(tmp_path):
-    (tmp_path / "rows.csv").write_text("query,positive,score,negative_1\na,b,0.3,c\n")
+    (tmp_path / "rows.csv").write_text(
+        'query,positive,score,negative_1,rationale_negative_1,scores\na,b,0.3,c,It is c.,"[1, 2]"\n'
+    )
     with CaptureLogger(logging.get_logger("plume.training.data")) as captured:
         load_rows([str(tmp_path / "rows.csv")])
     assert "Columns that training does not use: score." in captured.out

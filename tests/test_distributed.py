@@ -185,7 +185,7 @@ def test_a_parquet_corpus_and_documents_that_fail(encoder, tmp_path):
         make_plan(tmp_path / "twice.parquet", tmp_path / "other", encoder, 4)
 
 
-def test_one_machine_goes_on_behind_a_document_that_fails(checkpoint, encoder, tmp_path):
+def test_one_machine_goes_on_after_a_document_that_fails(checkpoint, encoder, tmp_path):
     (tmp_path / "corpus").mkdir()
     noise_image(1).save(tmp_path / "corpus" / "a.png")
     Image.new("RGB", (9000, 30)).save(tmp_path / "corpus" / "banner.png")

@@ -8,7 +8,8 @@ from inputs import noise_image, noise_video
 from plume.evaluation.audit.passes import Reader
 from plume.evaluation.baselines import load
 from plume.evaluation.embedders import ModelEmbedder, load_checkpoint, load_embedder, prepare
-from plume.hub.random_checkpoint import MODEL_TYPES, save_random_plume
+from plume.hub import MODEL_TYPES
+from plume.hub.random_checkpoint import save_random_plume
 
 OF_QWEN2_VL = {
     *("latent_steps", "anchor_token", "dtype", "checkpoint", "blank_image_size"),

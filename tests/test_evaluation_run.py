@@ -16,6 +16,7 @@ from PIL import ImageFile
 
 from inputs import ROOT, noise_image, noise_video
 from plume.evaluation import encoder as encoder_module
+from plume.evaluation import tasks
 from plume.evaluation.__main__ import main
 from plume.evaluation.embedders import ModelEmbedder, PooledEmbedder, load_embedder
 from plume.evaluation.encoder import PlumeEncoder, describe, finish, to_inputs
@@ -171,7 +172,7 @@ def test_a_path_and_a_model_in_memory_score_the_same(world, checkpoint, embedder
     assert [result["scores"] for result in on_disk] == [result["scores"] for result in in_memory]
 
 
-def test_extra_keys_of_a_row_stand_beside_its_score(world, embedder, tmp_path):
+def test_extra_keys_of_a_row_stand_next_to_its_score(world, embedder, tmp_path):
     fields = next(f for f in json.loads(MMEB_V2.read_text())["tasks"] if f["id"] == "MSVD")
     moved = {**fields, "dataset_folder": "elsewhere", "hops": 2, "control": True}
     shutil.copytree(world / "VLM2Vec" / "MSVD", tmp_path / "elsewhere")
@@ -312,7 +313,8 @@ def test_changed_local_data_are_read_again(embedder, tmp_path):
 
 
 def test_unusable_data_say_so(world, embedder, tmp_path):
-    with pytest.raises(ValueError, match=r"could not be read from 'VLM2Vec/MSVD'.*Put a copy"):
+    (tmp_path / "VLM2Vec" / "MSVD").mkdir(parents=True)
+    with pytest.raises(ValueError, match=r"could not be read from '.*VLM2Vec/MSVD'.*Put a copy"):
         evaluate(embedder, select(TABLE, ["MSVD"]), tmp_path, progress=False)
     blank = [{**fields, "tgt_text": ["", "b"]} for fields in image_rows(ROWS[0])]
     write_dataset(tmp_path / "ziyjiang" / "MMEB_Test_Instruct", "ImageNet-1K", "test", Dataset.from_list(blank))
@@ -414,6 +416,30 @@ def test_a_task_that_fails_is_recorded_and_the_others_run(damaged, checkpoint, c
     assert not (out / "failed" / "MSVD.json").exists()
 
 
+def test_a_run_without_a_network_ends_at_the_first_task_that_needs_it(damaged, embedder, monkeypatch):
+    folder, rows, _ = damaged
+    asked = []
+    monkeypatch.setattr(tasks, "load_dataset", lambda source, *_, **__: asked.append(source) or refuse_connection())
+    with pytest.raises(ConnectionError, match=r"MSVD could not be read: .* cannot be reached \(no route\).*--tasks"):
+        evaluate(embedder, rows, folder / "elsewhere", folder / "out", progress=False)
+    assert len(asked) == 1
+    assert not (folder / "out" / "failed").exists()
+
+
+def test_the_check_of_the_data_asks_the_hub_only_once_without_a_network(tmp_path, monkeypatch, capsys):
+    asked = []
+    monkeypatch.setattr(tasks, "load_dataset", lambda source, *_, **__: asked.append(source) or refuse_connection())
+    assert main(["tasks", "--check", "--data-root", str(tmp_path), "--tasks", "I-QA"]) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) > 5
+    assert len(asked) == 1
+    assert all("cannot be reached" in line for line in lines)
+
+
+def refuse_connection() -> None:
+    raise ConnectionError("no route")
+
+
 def test_all_failures_are_raised_together_with_the_results_of_the_others(damaged, embedder):
     folder, rows, cut = damaged
     cut.write_bytes(b"no picture")
@@ -448,7 +474,7 @@ def test_settings_of_vectors_are_whole_or_absent(tmp_path, monkeypatch):
 # The command
 
 
-def test_the_check_of_the_data_goes_on_behind_data_that_cannot_be_read(world, capsys):
+def test_the_check_of_the_data_goes_on_after_data_that_cannot_be_read(world, capsys):
     assert main(["tasks", "--check", "--data-root", str(world), "--tasks", "DiDeMo", "ImageNet-1K"]) == 1
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 2

@@ -176,7 +176,7 @@ def test_per_task_table_has_all_tasks():
     assert "63.50" in next(line for line in lines if "MomentSeeker" in line)
 
 
-def test_our_results_stand_beside_published_ones_of_their_version(tmp_path, capsys):
+def test_our_results_stand_next_to_published_ones_of_their_version(tmp_path, capsys):
     out = write_results(tmp_path / "ours")
     names = ["VLM2Vec-V2.0-Qwen2VL-2B@v2.1", "UME-R1-2B"]
     assert main(["table", str(out), "--reference", *names, "--per-task"]) == 0

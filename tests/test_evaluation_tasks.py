@@ -37,7 +37,7 @@ def row_of(name):
     return next(row for row in TABLE.rows if row.id == name)
 
 
-def behind_media(string):
+def after_media(string):
     """A string of VLM2Vec as PLUME reads it: media stand in front, both ends are stripped."""
     return re.sub(r"<\|(image|video)_pad\|>", "", string).strip()
 
@@ -113,7 +113,7 @@ def test_rows_say_what_is_wrong_with_them(tmp_path):
 def test_image_task(row, world):
     data, written = load(row, world), image_rows(row)
     template = row.query.template.replace("{inst}", row.query.instruction)
-    expected = [behind_media(template.replace("{qry_text}", fields["qry_text"])) for fields in written]
+    expected = [after_media(template.replace("{qry_text}", fields["qry_text"])) for fields in written]
     assert texts(data["queries"]) == expected
     if "image" in row.query.modality:
         assert colors(data["queries"]["image"]) == [(10 * index, 0, 0) for index in range(ROWS)]
@@ -124,7 +124,7 @@ def test_image_task(row, world):
         [(positive, grade)] = data["relevant_docs"][name].items()
         assert grade == 1
         template = row.candidate.template.replace("{inst}", row.candidate.instruction or "")
-        assert items[positive]["text"] == behind_media(template.replace("{tgt_text[i]}", f'"thing {index}"'))
+        assert items[positive]["text"] == after_media(template.replace("{tgt_text[i]}", f'"thing {index}"'))
         if "image" in row.candidate.modality:
             assert colors([items[positive]["image"]]) == [(10 * (ROWS + index), 0, 0)]
 

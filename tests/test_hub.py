@@ -243,7 +243,7 @@ def test_training_from_a_converted_checkpoint_keeps_its_adapter(tmp_path):
 
 
 @pytest.mark.parametrize("trained", [6, 8])
-def test_k_of_the_trainer_s_state_is_said_beside_the_authors_default(tmp_path, trained):
+def test_k_of_the_trainer_s_state_is_said_next_to_the_authors_default(tmp_path, trained):
     source = make_source(tmp_path / "source", "plume")
     history = [{"curriculum_latent_tokens": 2}, {"loss": 1.0}, {"curriculum_latent_tokens": trained}]
     (source / "trainer_state.json").write_text(json.dumps({"log_history": history}))

@@ -10,12 +10,13 @@ from transformers import AutoModel, AutoModelForImageTextToText, AutoProcessor
 
 import plume
 from inputs import mixed_inputs, noise_image, noise_video
+from plume.hub import BACKBONES, MODEL_TYPES
+from plume.hub.__main__ import main
 from plume.hub.closure import closure
-from plume.hub.convert import BACKBONES, convert
-from plume.hub.convert.__main__ import main
+from plume.hub.convert import convert
 from plume.hub.layout import rename
 from plume.hub.publish import build_card, files_to_publish
-from plume.hub.random_checkpoint import MODEL_TYPES, save_random_backbone
+from plume.hub.random_checkpoint import save_random_backbone
 from plume.hub.verify import verify
 
 
@@ -92,7 +93,17 @@ def test_long_lists_give_the_vectors_of_single_inputs(converted):
 def test_an_embedder_s_own_prompt_gives_its_own_vectors_at_k_0(tmp_path, capsys):
     """The published recipe of Qwen3-VL-Embedding: its system line, the normalised state of the last token."""
     save_random_backbone(tmp_path / "source", model_type="qwen3_vl")
-    main([str(tmp_path / "source"), str(tmp_path / "target"), "--layout", "embedder", "--num_latent_steps", "0"])
+    main(
+        [
+            "convert",
+            str(tmp_path / "source"),
+            str(tmp_path / "target"),
+            "--layout",
+            "embedder",
+            "--num_latent_steps",
+            "0",
+        ]
+    )
     assert "recognised as qwen3-vl" in capsys.readouterr().out
     model, processor = plume.load(tmp_path / "target")
     text = (

@@ -9,12 +9,14 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 
 pytest.importorskip("sentence_transformers", reason="the extra `st` is not installed")
 
 from sentence_transformers import SentenceTransformer
+from transformers import AutoModel, AutoProcessor, TorchAoConfig
 
-from inputs import MEDIA, ROOT, noise_image
+from inputs import MEDIA, ROOT, embed, noise_image
 from servers import serving
 
 TINY = str(ROOT / "checkpoints" / "plume-tiny")
@@ -103,7 +105,7 @@ def test_langchain_through_the_server(run, tiny):
 
 
 def test_langchain_in_the_process(run, tiny):
-    pytest.importorskip("langchain_huggingface", reason="langchain-huggingface up to 1.2 wants huggingface-hub below 2")
+    pytest.importorskip("langchain_huggingface", reason="make test-examples installs it")
     left, said = run("langchain_local.py", TINY)
     embeddings = left["embeddings"]
     assert len(said) == 3
@@ -132,8 +134,49 @@ def test_lancedb_registry(run, tiny, tmp_path):
     assert re.search(r"bus\.png$", said[2])
 
 
+def test_haystack(run, tiny):
+    pytest.importorskip("haystack_integrations.components.embedders.sentence_transformers", reason="`integrations`")
+    left, said = run("haystack_pictures.py", TINY)
+    vectors = {found.content or found.meta["file_path"]: found.embedding for found in left["store"].filter_documents()}
+    assert len(said) == 3
+    assert largest_difference([vectors[BUS], vectors[DOGS]], tiny.encode_document([BUS, DOGS])) <= 1e-5
+    assert largest_difference(left["query"], tiny.encode_query([ASKED])[0]) <= 1e-5
+    picture = tiny.encode_document([{"image": str(MEDIA / "bus.png")}])[0]
+    assert largest_difference(vectors[str(MEDIA / "bus.png")], picture) <= 1e-5
+
+
+def test_txtai(run, tiny):
+    pytest.importorskip("txtai", reason="the extra `integrations` is not installed")
+    left, said = run("txtai_index.py", TINY)
+    index, picture = left["embeddings"], left["Image"].open(MEDIA / "bus.png")
+    assert said[2] == "1.000  bus.png"
+    assert (
+        largest_difference(index.batchtransform([BUS, picture], "data"), tiny.encode_document([BUS, picture])) <= 1e-5
+    )
+    assert largest_difference(index.transform(ASKED, "query"), tiny.encode_query([ASKED])[0]) <= 1e-5
+
+
 def test_every_script_of_the_examples_is_listed():
     page = (ROOT / "examples" / "README.md").read_text()
     helpers = {"__init__.py", "contact_sheet.py", "make_media.py"}
     scripts = {path.name for path in (ROOT / "examples").glob("*.py")} - helpers
     assert {name for name in re.findall(r"\]\((\w+\.py)\)", page)} == scripts
+
+
+def test_a_torchao_int8_model_is_sped_up_in_its_eight_bits_and_loads_again(monkeypatch, tmp_path):
+    quantization = pytest.importorskip("torchao.quantization", reason="the extra `integrations` is not installed")
+    said = []
+    monkeypatch.setattr("plume.speed.packed.logger.warning", said.append)
+    kept = ["model.visual", "lm_head", "latent_transition"]  # in their own dtype
+    config = TorchAoConfig(quantization.Int8WeightOnlyConfig(), modules_to_not_convert=kept)
+    model = AutoModel.from_pretrained(TINY, quantization_config=config).eval()
+    processor = AutoProcessor.from_pretrained(TINY)
+    assert all(type(weight) is torch.nn.Parameter for weight in model.model.visual.parameters())
+    expected = embed(model, processor, [BUS, DOGS])
+    found = embed(model.speed_up(), processor, [BUS, DOGS])
+    assert said == []
+    assert (found * expected).sum(-1).min() >= 1 - 1e-6
+    assert type(model.model.language_model.layers[0].mlp.up_proj.forward.products[0]).__name__ == "Int8Product"
+    model.speed_up(False).save_pretrained(tmp_path)
+    again = AutoModel.from_pretrained(tmp_path).eval()
+    assert torch.equal(embed(again, processor, [BUS, DOGS]), expected)

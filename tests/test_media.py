@@ -15,10 +15,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageDraw
 
-from inputs import MEDIA, ROOT, noise_image, noise_video
+from inputs import MEDIA, ROOT, load_video, noise_image, noise_video
 from plume import content_plume, vision_plume
 from plume.pixels_plume import patchify
-from plume.vision_plume import load_clip, load_image, load_video
+from plume.vision_plume import load_clip, load_image
 
 av = pytest.importorskip("av")
 
@@ -28,7 +28,7 @@ def warnings(monkeypatch):
     """What is warned of, each time."""
     told: list[str] = []
     for module in (vision_plume, content_plume):
-        monkeypatch.setattr(module.logger, "warning_once", told.append)
+        monkeypatch.setattr(module, "warn_once", told.append)
     return told
 
 

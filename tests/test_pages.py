@@ -30,8 +30,13 @@ QUICK = ("plume info tiny", "plume embed 'box", "plume evaluate tasks", "plume e
 PACKAGING = "".join((ROOT / name).read_text(encoding="utf-8") for name in ("setup.py", "pyproject.toml"))
 
 
+def fences(page: Path) -> Iterator[tuple[str, str]]:
+    """The fenced blocks of a page: language and text."""
+    yield from re.findall(r"^```(\w*)\n(.*?)^```$", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+
+
 def blocks(page: Path, language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+    return [text for found, text in fences(page) if found == language]
 
 
 def commands() -> Iterator[str]:
@@ -155,7 +160,7 @@ def test_every_app_has_a_page_that_fits_on_two_screens(app):
 
 @pytest.fixture
 def run_notebook(tmp_path, monkeypatch):
-    """Runs the cells of a notebook in its folder; what they leave behind."""
+    """Runs the cells of a notebook in its folder; returns their variables."""
     folder = tmp_path / "examples" / "notebooks"
     folder.mkdir(parents=True)
     (tmp_path / "examples" / "media").symlink_to(ROOT / "examples" / "media")

@@ -268,7 +268,7 @@ def test_the_evaluation_scores_plume_tiny_on_the_world(world, tmp_path):
 
 
 def test_file_names_say_nothing_about_the_answer(world):
-    """Names are hashes of pixels, and candidates beside the positive stand in the order of these hashes."""
+    """Names are hashes of pixels, and candidates other than the positive stand in the order of these hashes."""
     table = json.loads((world / "test/tasks.json").read_text())
     for row in table["tasks"]:
         media = world / "test" / (row["media"] or "none")

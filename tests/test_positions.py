@@ -43,8 +43,8 @@ def test_positions_equal_the_released_checkpoint_s(row, padding):
             assert ahead[8:] == list(range(suffix, suffix + 5))
 
 
-def test_text_after_a_long_video_continues_behind_its_last_frame():
-    """t = 4 frames of 2x2 tokens behind 3 text tokens: the reference values of the Qwen2-VL release."""
+def test_text_after_a_long_video_continues_after_its_last_frame():
+    """t = 4 frames of 2x2 tokens after 3 text tokens: the reference values of the Qwen2-VL release."""
     ids = torch.tensor([[TEXT] * 3 + [VIDEO] * 16 + [TEXT] * 4])
     positions, following = mrope_index(ids, torch.ones_like(ids), [Media(VIDEO, None, torch.tensor([[4, 4, 4]]))], 2)
     assert positions[0, 0].tolist() == [0, 1, 2, *[3] * 4, *[4] * 4, *[5] * 4, *[6] * 4, 7, 8, 9, 10]

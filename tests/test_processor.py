@@ -18,13 +18,13 @@ from PIL import Image
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoProcessor
 
-from inputs import MEDIA, embed, mixed_inputs, noise_image, noise_video
+from inputs import MEDIA, embed, load_video, mixed_inputs, noise_image, noise_video
 from plume import PlumeProcessor, vision_plume
 from plume.hub.random_checkpoint import build_tokenizer
 from plume.layouts import EMBEDDER_LAYOUT
 from plume.pixels_plume import patchify, smart_resize
 from plume.start import BACKBONE_SETTINGS, processor_from_backbone
-from plume.vision_plume import load_clip, load_image, load_video
+from plume.vision_plume import load_clip, load_image
 
 PATCHES = {"patch_size": 14, "merge_size": 2, "temporal_patch_size": 2}
 
@@ -450,6 +450,25 @@ def test_a_changed_settings_file_is_used_as_it_is_or_refused(processor, saved, d
     assert {name: settings[name] for name in changed} == changed
 
 
+@settings(max_examples=100, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
+@given(data=st.data())
+def test_a_damaged_settings_file_is_settings_or_an_error(saved, data):
+    """What is no JSON is refused by transformers, before it knows whose the file is: with an OSError that names it."""
+    file = saved() / "processor_config.json"
+    content = bytearray(file.read_bytes())
+    for _ in range(data.draw(st.integers(1, 4))):
+        content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
+    file.write_bytes(bytes(content[: data.draw(st.one_of(st.none(), st.integers(0, len(content))))]))
+    try:
+        loaded = PlumeProcessor.from_pretrained(file.parent)
+    except OSError as error:
+        assert "processor_config.json" in str(error)  # noqa: PT017
+    except ValueError:
+        return
+    else:
+        assert loaded.max_pixels == json.loads(file.read_text("utf-8"))["max_pixels"]
+
+
 def test_padding_to_a_fixed_length(processor):
     assert processor.process_documents(["a"], padding="max_length", max_length=64)["input_ids"].shape == (1, 64)
     assert processor.process_documents(["a"], pad_to_multiple_of=50)["input_ids"].shape == (1, 50)
@@ -470,7 +489,7 @@ def test_truncation_ends_for_characters_of_several_tokens(processor, text):
         assert processor.process_documents([text], max_length=max_length)["input_ids"].shape[1] <= max_length
 
 
-def test_a_blank_text_beside_media_is_no_text(model, processor):
+def test_a_blank_text_with_media_is_no_text(model, processor):
     image = noise_image(0)
     with torch.no_grad():
         vectors = model(

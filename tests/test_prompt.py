@@ -86,7 +86,7 @@ def test_paper_layout_reads_as_documented():
     assert PAPER_LAYOUT.suffix == "<elt><gen>"
 
 
-def test_without_text_the_instruction_stands_behind_the_media():
+def test_without_text_the_instruction_comes_after_the_media():
     text = render(PAPER_LAYOUT, to_conversation(noise_image(0), "Find it."))
     assert "<|vision_end|>Find it.\n<anchor>" in text
 
@@ -97,7 +97,7 @@ def test_explicit_reasoning_prompt_ends_before_the_latent_block():
     assert render(EMBEDDER_LAYOUT, to_conversation("a bus"), latent=False).endswith("<|im_start|>assistant\n")
 
 
-def test_a_single_text_goes_behind_its_media_whatever_the_order():
+def test_a_single_text_goes_after_its_media_whatever_the_order():
     image = noise_image(0)
     first = render(PAPER_LAYOUT, to_conversation({"text": "a bus", "image": image}))
     assert first == render(PAPER_LAYOUT, to_conversation({"image": image, "text": "a bus"}))

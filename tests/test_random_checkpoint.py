@@ -5,7 +5,8 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText, AutoTokenizer
 
-from plume.hub.random_checkpoint import MODEL_TYPES, save_random_backbone
+from plume.hub import MODEL_TYPES
+from plume.hub.random_checkpoint import save_random_backbone
 from plume.hub.random_checkpoint.__main__ import main
 
 
@@ -39,7 +40,7 @@ def test_keys_are_those_of_the_hub(backbone):
 
 
 @pytest.mark.parametrize("model_type", MODEL_TYPES)
-def test_later_tokenizers_have_taken_the_ids_behind_the_control_tokens(model_type, tmp_path):
+def test_later_tokenizers_have_taken_the_ids_after_the_control_tokens(model_type, tmp_path):
     tokenizer = AutoTokenizer.from_pretrained(save_random_backbone(tmp_path, model_type=model_type))
     after_control = tokenizer.convert_ids_to_tokens(tokenizer.convert_tokens_to_ids("<|video_pad|>") + 1)
     assert after_control == (None if model_type == "qwen2_vl" else "<tool_call>")

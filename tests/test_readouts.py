@@ -44,6 +44,25 @@ def test_gradients_of_readouts_are_those_of_separate_calls(model, processor, che
     assert torch.allclose(gradient(together), gradient(apart), atol=1e-4)
 
 
+@pytest.mark.parametrize("recompute", [False, True])
+def test_readouts_with_a_suffix_of_one_s_own_are_what_inference_reads(model, processor, monkeypatch, recompute):
+    """As in training: the rationale follows the latent block, and the read-outs do not see it."""
+    if recompute:
+        monkeypatch.setattr("plume.cache_plume.CachedContext", RecomputedContext)
+    inputs, closing = mixed_inputs()[:4], model.config.suffix_token_ids
+    features = processor.process_documents(inputs)
+    explicit = torch.tensor([[closing[0], 70 + row, 71, 72, closing[-1]] for row in range(len(inputs))])
+    with torch.no_grad():
+        output = model(**features, num_latent_steps=4, readout_steps=[0, 2, 4], suffix_input_ids=explicit)
+        alone = model(**features, num_latent_steps=4, suffix_input_ids=explicit)
+    for place, steps in enumerate([0, 2, 4]):
+        expected = embed(model, processor, inputs, num_latent_steps=steps)
+        assert (output.readout_embeddings[:, place] - expected).abs().max() <= 1e-5
+    assert (output.embeddings - alone.embeddings).abs().max() <= 1e-5
+    assert (output.suffix_states - alone.suffix_states).abs().max() <= 1e-4
+    assert (output.embeddings - output.readout_embeddings[:, -1]).abs().max() > 1e-2
+
+
 @pytest.mark.parametrize("steps", [[], [2, 1], [1, 1], [-1, 1], [1, 4], [True], [1.0]], ids=str)
 def test_impossible_readouts_are_refused(model, processor, steps):
     with pytest.raises(ValueError, match="must be increasing integers from 0 to num_latent_steps=3"):

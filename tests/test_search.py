@@ -129,7 +129,7 @@ def test_only_what_has_changed_is_embedded_again(corpus, index, encoder, monkeyp
     before = index.vectors()
     embedded: list = []
     encode = encoder.try_encode
-    monkeypatch.setattr(encoder, "try_encode", lambda items: embedded.extend(items) or encode(items))
+    monkeypatch.setattr(encoder, "try_encode", lambda items, *rest: embedded.extend(items) or encode(items, *rest))
 
     def run() -> tuple[int, int, int]:
         embedded.clear()
@@ -190,11 +190,24 @@ def test_killed_in_the_middle_every_item_is_there_once(even, encoder, tmp_path):
     assert max(np.abs(ours[id] - theirs[id]).max() for id in ours) <= 1e-5
 
 
-def test_vectors_of_another_checkpoint_are_refused(index, encoder):
-    with pytest.raises(ValueError, match="cannot be compared"):
-        Index(index.folder, "another", encoder.dimension, encoder.model.config.num_latent_steps)
+def test_vectors_of_another_checkpoint_are_refused_by_name(index, encoder):
+    with pytest.raises(ValueError, match=r"of checkpoint \w{24} with K = 3, .*This checkpoint is other 12 with K = 3"):
+        Index(index.folder, "other 12", encoder.dimension, encoder.model.config.num_latent_steps)
     with pytest.raises(ValueError, match="cannot be compared"):
         Index(index.folder, encoder.identity, encoder.dimension, 1)
+
+
+def test_a_renamed_checkpoint_is_the_same_one(index, encoder):
+    renamed = encoder.identity.replace("checkpoint", "moved")
+    assert renamed != encoder.identity
+    assert len(Index(index.folder, renamed, encoder.dimension, encoder.model.config.num_latent_steps)) == len(index)
+
+
+def test_a_query_whose_file_is_missing_names_it(index, even):
+    for name in ("missing.png", "missing.mp4"):
+        options = parse_arguments(["query", "--media", name, "--index", str(index.folder), "--model", str(even)])
+        with pytest.raises(ValueError, match=rf"--media {name}"):
+            run(options)
 
 
 def test_two_runs_at_a_time_are_refused(corpus, index, encoder):

@@ -17,7 +17,7 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
 from inputs import MEDIA, ROOT, claim_pixels
-from plume.apps.search.door import guard_events, make_room
+from plume.apps.search.events import guard_events, make_room
 from plume.apps.search.indexing import index_folders
 from plume.apps.search.searching import Search
 from plume.apps.search.store import Index

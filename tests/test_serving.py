@@ -31,7 +31,8 @@ from sentence_transformers import SentenceTransformer
 from inputs import MEDIA, noise_image
 from plume.apps.serving.app import Settings, build_app
 from plume.apps.serving.batcher import Batcher, Job, QueueFullError, embed_batch
-from plume.apps.shared.encoder import Encoder, pack
+from plume.apps.shared.batches import pack
+from plume.apps.shared.encoder import Encoder
 from plume.apps.shared.limits import Limits
 from servers import serving
 
@@ -487,6 +488,8 @@ def test_bodies_are_bounded_together_and_in_time(small_encoder, monkeypatch):
 AMPLIFIED = {
     "numbers": b'{"input": [' + b"1," * 2_000_000,
     "texts": b'{"input": [' + b'"a",' * 1_000_000,
+    "whole numbers": b'{"model": "plume", "input": [' + b"1," * 500_000 + b"1]}",
+    "whole texts": b'{"model": "plume", "input": [' + b'"a",' * 1_000_000 + b'"a"]}',
     "objects": b'{"input": [' + b"{}," * 1_300_000,
     "lists": b'{"input": ' + b"[" * 4_000_000,
     "quotes": b'{"input": "' + rb"\"" * 2_000_000,

@@ -297,10 +297,10 @@ def test_the_cache_neither_grows_nor_moves(model, processor):
             features["input_ids"], features["attention_mask"], model.media_of({}), num_reserved=4
         )
         assert isinstance(context, CachedContext)
-        places = {layer: keys.data_ptr() for layer, (keys, _) in context._cache._buffers.items()}
+        places = {layer: keys.data_ptr() for layer, (keys, _) in context._cache.buffers.items()}
         for _ in range(4):
             context.extend(context.hidden[:, -1:])
-        assert places == {layer: keys.data_ptr() for layer, (keys, _) in context._cache._buffers.items()}
+        assert places == {layer: keys.data_ptr() for layer, (keys, _) in context._cache.buffers.items()}
         with pytest.raises(AssertionError, match="reserved"):
             context.extend(context.hidden[:, -1:])
 

@@ -24,6 +24,7 @@ from plume.hub.random_checkpoint import save_random_plume
 
 trl = pytest.importorskip("trl", reason="training needs the extra `train`")
 
+from peft import PeftModel  # noqa: E402
 from trl import ModelConfig  # noqa: E402
 
 from plume.training.collator import PairCollator, chunk_sizes, rewrite, split_rows  # noqa: E402
@@ -66,11 +67,14 @@ def prepare(trainer, stage_index: int):
     return trainer.data_collator(rows)
 
 
-@pytest.mark.parametrize("stage", [0, 2, 4])
+@pytest.mark.parametrize(
+    ("stage", "teacher"), [(0, None), (2, None), (4, None), (0, "scores"), (2, "explicit"), (4, "explicit")]
+)
 @pytest.mark.parametrize("chunk_size", [1, 2, 7])
-def test_chunked_gradients_equal_the_whole_step_s(corpus, tmp_path, stage, chunk_size):
-    """CE, both InfoNCE, balance, duplicates, hard negatives; 6 pairs and 6 negatives are 18 rows."""
-    trainer = make_trainer(corpus, tmp_path, expert_dropout=0.0, balance_weight=10.0, temperature=0.05)
+def test_chunked_gradients_equal_the_whole_step_s(corpus, tmp_path, stage, teacher, chunk_size):
+    """CE, both InfoNCE, balance, ranking, duplicates, hard negatives; 6 pairs and 6 negatives are 18 rows."""
+    options = {"balance_weight": 10.0, "temperature": 0.05, "teacher": teacher, "ranking_weight": 3.0}
+    trainer = make_trainer(corpus, tmp_path, expert_dropout=0.0, **options)
     batch = prepare(trainer, stage)
     trainer.current_gradient_accumulation_steps = 2
     whole_loss = trainer.training_step(trainer.model, batch)
@@ -79,6 +83,7 @@ def test_chunked_gradients_equal_the_whole_step_s(corpus, tmp_path, stage, chunk
     chunked_loss = trainer.training_step(trainer.model, batch)
     assert chunked_loss.item() == pytest.approx(whole_loss.item(), rel=1e-5)
     assert difference(whole, gradients(trainer.model)) <= 1e-5
+    assert ("loss_ranking" in trainer._metrics["train"]) == (teacher is not None)
     for name, (in_one, in_chunks) in trainer._metrics["train"].items():  # health is that of the batch, not of a chunk
         assert in_one == pytest.approx(in_chunks, rel=1e-4, abs=1e-6), name
 
@@ -162,7 +167,7 @@ def test_chunked_gradients_are_exact_with_dropout(corpus, tmp_path, chunk_size):
     outputs = [trainer.forward_rows(trainer.model, chunk) for chunk in chunks]
     pool = [torch.cat(column) for column in zip(*(trainer.represent(o).tensors() for o in outputs), strict=True)]
     loss, _ = trainer._pool_loss(type(trainer.represent(outputs[0]))(*pool), batch)
-    own = sum(trainer._own_loss(output, chunk, batch) for output, chunk in zip(outputs, chunks, strict=True))
+    own = sum(trainer._own_loss(output, chunk, batch)[0] for output, chunk in zip(outputs, chunks, strict=True))
     (loss + own).backward()
     uncached = gradients(trainer.model)
     trainer.args.chunk_size = chunk_size if chunk_size < 18 else 17  # two chunks at least, or there is no cache
@@ -221,11 +226,16 @@ def steps_of_ranks(corpus, tmp_path_factory) -> Path:
 
 
 @pytest.mark.parametrize("chunk", [0, 3], ids=["whole", "chunked"])
-def test_two_ranks_equal_one_through_accelerate(steps_of_ranks, chunk):
-    results = [torch.load(steps_of_ranks / f"step-{world}-{chunk}.pt") for world in (1, 2)]
+@pytest.mark.parametrize("name", ["step", "nested", "explicit", "scores"])
+def test_two_ranks_equal_one_through_accelerate(steps_of_ranks, name, chunk):
+    results = [torch.load(steps_of_ranks / f"{name}-{world}-{chunk}.pt") for world in (1, 2)]
     assert results[0]["gradients"].keys() == results[1]["gradients"].keys()
     assert difference(results[0]["gradients"], results[1]["gradients"]) <= 1e-5
-    for name in ("loss_embedding", "loss_anchor", "loss_balance", "loss_ce"):
+    nested = {"loss_dim_8", "loss_dim_16", "loss_readout_0", "loss_readout_1", "loss_readout_2"}
+    more = {"nested": nested, "explicit": {"loss_ranking"}, "scores": {"loss_ranking"}}
+    shown = {term for term in results[0]["log"][0] if term.startswith("loss_")}
+    assert shown == {"loss_embedding", "loss_anchor", "loss_balance", "loss_ce"} | more.get(name, set())
+    for name in shown:
         assert results[0]["log"][0][name] == pytest.approx(results[1]["log"][0][name], rel=1e-4), name
 
 
@@ -308,7 +318,7 @@ def test_a_nan_loss_stops_the_run_and_names_the_rows(corpus, tmp_path):
 
 
 def arguments_of(corpus, output, *flags) -> list[str]:
-    """What a user writes behind `training/train.py`."""
+    """What a user writes after `training/train.py`."""
     arguments = {
         "--model_name_or_path": corpus / "model", "--train_files": corpus / "pairs.jsonl", "--media_root": corpus / "media",
         "--output_dir": output, "--per_device_train_batch_size": 8, "--sub_batch_size": 4, "--report_to": "none", "--bf16": False,
@@ -346,7 +356,9 @@ def long_corpus(tmp_path_factory) -> Path:
     return folder
 
 
-def test_a_whole_run_follows_the_committed_trajectory_and_opens_all_doors(long_corpus, tmp_path, remote):
+def test_a_whole_run_follows_the_committed_trajectory_and_loads_through_every_entry_point(
+    long_corpus, tmp_path, remote
+):
     """All five stages over 200 pairs through the script in a process of its own; the result loads everywhere."""
     flags = ["--max_steps", "20", "--stage_weights", "8", "2", "2", "2", "6", "--chunk_size", "8"]
     done = subprocess.run(
@@ -357,10 +369,10 @@ def test_a_whole_run_follows_the_committed_trajectory_and_opens_all_doors(long_c
     log = log_of(done.stdout)
     assert [step["stage"] for step in log] == [0] * 8 + [1] * 2 + [2] * 2 + [3] * 2 + [4] * 6
     assert [step["loss"] for step in log] == pytest.approx(json.loads(TRAJECTORY.read_text()), rel=2e-3)
-    assert_all_doors_open(tmp_path / "out", remote)
+    assert_every_entry_point_loads(tmp_path / "out", remote)
 
 
-def assert_all_doors_open(output, remote) -> None:
+def assert_every_entry_point_loads(output, remote) -> None:
     """Package, sentence-transformers and remote code give the same vectors."""
     from sentence_transformers import SentenceTransformer
 
@@ -378,7 +390,7 @@ def test_lora_trains_adapter_and_token_rows_and_saves_a_whole_checkpoint(long_co
     assert [step["stage"] for step in log] == [0, 1, 2, 3, 4, 4]
     expected = json.loads(TRAJECTORY.with_name("trajectory_lora.json").read_text())
     assert [step["loss"] for step in log] == pytest.approx(expected, rel=2e-3)
-    assert_all_doors_open(output, remote)
+    assert_every_entry_point_loads(output, remote)
     before = PlumeForEmbedding.from_pretrained(long_corpus / "model")
     after = PlumeForEmbedding.from_pretrained(output)
     changed = {name for name, p in after.named_parameters() if not torch.equal(p, before.state_dict()[name])}
@@ -390,7 +402,9 @@ def test_lora_trains_adapter_and_token_rows_and_saves_a_whole_checkpoint(long_co
         config.anchor_token_id, config.latent_start_token_id, config.latent_end_token_id, config.embedding_token_id
     }  # fmt: skip
     assert len(rows) >= 3
-    assert (output / "lora" / "adapter_model.safetensors").exists()
+    unmerged = PeftModel.from_pretrained(PlumeForEmbedding.from_pretrained(long_corpus / "model"), output / "lora")
+    merged = unmerged.merge_and_unload().state_dict()
+    assert all(torch.allclose(merged[name], weight, atol=1e-6) for name, weight in after.state_dict().items())
     assert not list(output.glob("adapter_*"))  # loaders would take the folder for LoRA weights alone
     assert torch.isfinite(embed(after.eval(), PlumeProcessor.from_pretrained(output), ["a red box"])).all()
 
@@ -413,6 +427,9 @@ def test_dry_run_prints_stages_and_rewritten_samples_and_trains_nothing(train, t
     assert "[stage 4] <ct><ct><ct><ct><elt><gen>\n" in said
     assert said.rstrip().endswith(" s per step, measured on two of the last stage")
     assert not (tmp_path / "out").exists()
+    said = train(tmp_path / "out", "--dry_run", "--max_steps", "8", "--stage_weights", *"10001")
+    assert [line[:9] for line in said.splitlines() if line.startswith("[stage ")] == ["[stage 0]", "[stage 4]"]
+    assert "last 3/4" not in said
 
 
 @pytest.mark.parametrize(
@@ -424,6 +441,11 @@ def test_dry_run_prints_stages_and_rewritten_samples_and_trains_nothing(train, t
         (["--num_latent_steps", "99"], "outside 0..8"),
         (["--layout", "other"], "layout 'other' is unknown"),
         (["--temperature", "0"], "temperature must be above 0"),
+        (["--teacher_temperature", "0"], "teacher_temperature must be above 0"),
+        (["--teacher", "other"], "teacher='other' is unknown"),
+        (["--teacher", "scores"], "no row has them"),
+        (["--max_pixels", "0"], "min_pixels=.* exceeds max_pixels=0"),
+        (["--media_root", "."], "Name the folder that paths are relative to with --media_root"),
         (["--column", "query"], "--column query renames nothing"),
         (["--streaming", "--skip_bad_rows"], "Drop one of the two"),
     ],
@@ -458,6 +480,45 @@ def test_a_pair_without_a_rationale_is_trained_on_its_answer(corpus):
         for stage in Curriculum(4).stages
     ]
     assert texts == ["<elt><answer>red</answer><gen>"] * 4 + ["<elt><gen>"]
+
+
+def test_control_tokens_in_a_rationale_are_plain_text(corpus):
+    """<gen> in a rationale would be the place of the embedding, <elt> the end of thinking."""
+    processor = PlumeProcessor.from_pretrained(corpus / "model")
+    thought = f"{processor.embedding_token} is written here. So is {processor.latent_end_token}."
+    fields = {
+        "query": "a",
+        "positive": "b",
+        "rationale_query": f"<think>{thought}</think><answer>c{processor.anchor_token}</answer>",
+    }
+    batch = PairCollator(processor)([{"row": json.dumps(fields), "place": "x:1"}])
+    found = batch["texts"].rows[0]
+    ids = [token for segment in found.segments for token in segment]
+    control = {token for token in processor.token_fields().values() if isinstance(token, int)}
+    assert not control & {*ids, *found.answer}
+    assert processor.tokenizer.decode(ids).replace(" ", "").endswith("Sois<elt>.")
+    assert len(found.segments) == 2
+
+
+def test_a_second_loss_that_is_a_sum_over_rows_has_a_name_of_its_own(corpus, tmp_path):
+    """Whole and in chunks: it is not added to the cross entropy, and counts in the loss."""
+    logged = []
+    for weight, chunk_size in ((0.0, None), (2.0, None), (2.0, 5)):
+        trainer = make_trainer(corpus, tmp_path, expert_dropout=0.0, chunk_size=chunk_size)
+        batch, own_loss = prepare(trainer, 2), trainer._own_loss
+
+        def with_norm(output, rows, batch, own_loss=own_loss, weight=weight):
+            own, terms = own_loss(output, rows, batch)
+            norm = output.latent_states.abs().sum() / batch["num_pairs"]
+            return own + weight * norm, {**terms, "norm": norm}
+
+        trainer._own_loss = with_norm
+        loss = trainer.training_step(trainer.model, batch).item()
+        logged.append((loss, *(trainer._metrics["train"][f"loss_{name}"][-1] for name in ("ce", "norm"))))
+    (plain, ce, norm), whole, chunked = logged
+    assert whole == pytest.approx((plain + 2 * norm, ce, norm), rel=1e-5)
+    assert chunked == pytest.approx(whole, rel=1e-5)
+    assert norm > 1
 
 
 def test_stages_are_rewritten_late(corpus):
@@ -509,7 +570,7 @@ def test_the_revision_of_the_model_reaches_every_file(start, long_corpus, backbo
     opened = {
         "plume": [(train.AutoConfig, "from_pretrained"), (train.AutoModel, "from_pretrained"),
                   (train.AutoProcessor, "from_pretrained")],
-        "backbone": [(train.AutoConfig, "from_pretrained"), (train, "from_backbone"), (train, "processor_from_backbone")],
+        "backbone": [(train.AutoConfig, "from_pretrained"), (train, "from_backbone")],
     }[start]  # fmt: skip
     asked: dict[str, str] = {}
     for owner, method in opened:
@@ -524,6 +585,46 @@ def test_the_revision_of_the_model_reaches_every_file(start, long_corpus, backbo
     name = long_corpus / "model" if start == "plume" else backbone
     train.load_model(ModelConfig(model_name_or_path=str(name), model_revision="v2", dtype="float32"), "paper")
     assert asked == {f"{owner.__name__}.{method}": "v2" for owner, method in opened}
+
+
+def test_the_processor_of_a_backbone_is_built_once(backbone, monkeypatch):
+    from plume import start
+    from plume.training import train
+
+    built, build = [], start.build_processor
+    monkeypatch.setattr(start, "build_processor", lambda *args, **kwargs: built.append(args) or build(*args, **kwargs))
+    _, processor = train.load_model(ModelConfig(model_name_or_path=str(backbone), dtype="float32"), "released")
+    assert len(built) == 1
+    assert (processor.query_prompt, processor.blank_image_size) == ("", 28)
+
+
+def test_the_largest_area_of_a_picture_holds_in_the_run_and_is_saved(train, tmp_path, monkeypatch):
+    from plume.training.trainer import PlumeTrainer
+
+    areas, step = [], PlumeTrainer.training_step
+
+    def record(self, model, inputs, *args):
+        areas.extend(inputs["prefix"]["image_grid_thw"].prod(dim=1).tolist())
+        return step(self, model, inputs, *args)
+
+    monkeypatch.setattr(PlumeTrainer, "training_step", record)
+    Image.new("RGB", (112, 112)).save(tmp_path / "large.png")
+    (tmp_path / "pairs.csv").write_text("query,positive\n" + "a,large.png\n" * 8)
+    flags = [
+        "--train_files",
+        str(tmp_path / "pairs.csv"),
+        "--media_root",
+        str(tmp_path),
+        "--max_steps",
+        "1",
+        "--verdict_pairs",
+        "0",
+    ]
+    for more in ([], ["--max_pixels", "3136"]):  # of 112 by 112 pixels, or 56 by 56
+        areas.clear()
+        train(tmp_path / "out", *flags, *more)
+        assert set(areas) == ({16} if more else {64})
+    assert PlumeProcessor.from_pretrained(tmp_path / "out").max_pixels == 3136
 
 
 def test_bad_rows_are_left_out_only_when_asked(long_corpus, train, tmp_path):
@@ -633,16 +734,18 @@ def test_the_card_of_a_run_tells_how_it_was_trained(corpus, tmp_path):
     assert "contrastive pool of 8 pairs" in card
 
 
+@pytest.mark.parametrize("teacher", [None, "explicit", "scores"])
 @pytest.mark.parametrize("chunk_size", [None, 5], ids=["whole", "chunked"])
-def test_a_step_has_the_gradients_of_the_summed_objective(corpus, tmp_path, chunk_size):
+def test_a_step_has_the_gradients_of_the_summed_objective(corpus, tmp_path, chunk_size, teacher):
     """Against one plain graph over Eq. 8, where the balance term counts as much as the others."""
-    trainer = make_trainer(corpus, tmp_path, expert_dropout=0.0, balance_weight=1e4, temperature=0.2)
+    options = {"balance_weight": 1e4, "temperature": 0.2, "teacher": teacher}
+    trainer = make_trainer(corpus, tmp_path, expert_dropout=0.0, **options)
     batch = prepare(trainer, 4)
     trainer.model.train()
     rows = rewrite(batch, trainer.stage(), trainer._suffix)
     output = trainer.forward_rows(trainer.model, rows)
     pool, _ = trainer._pool_loss(trainer.represent(output), batch)
-    (pool + trainer._own_loss(output, rows, batch)).backward()
+    (pool + trainer._own_loss(output, rows, batch)[0]).backward()
     plain = gradients(trainer.model)
     trainer.args.chunk_size = chunk_size
     trainer.training_step(trainer.model, batch)

@@ -5,8 +5,10 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from corpus import make_trainer, write_corpus
 from kill_training import run_with_kills
+from safetensors import SafetensorError
 from transformers import AutoModel
 from transformers.testing_utils import CaptureLogger
 from transformers.utils import logging
@@ -34,6 +36,9 @@ def corpus(tmp_path_factory) -> Path:
 
 
 OPTIONS = {"max_steps": 3, "save_strategy": "steps", "save_steps": 1, "stage_weights": [0, 1, 1], "num_negatives": 0}
+
+
+LORA = {"r": 2, "target_modules": r".*language_model.*\.(q|v)_proj", "modules_to_save": ["latent_transition"]}
 
 
 @pytest.fixture(scope="module")
@@ -65,6 +70,32 @@ def test_a_checkpoint_that_is_not_finished_does_not_carry_the_name_of_one(corpus
     assert not list(tmp_path.glob("checkpoint-*"))
     make_trainer(corpus, tmp_path, **OPTIONS).train(resume_from_checkpoint=True)
     assert newest_whole(tmp_path).name == "checkpoint-3"
+    assert not (tmp_path / ".unfinished").exists()
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_full_disk_ends_a_run_and_the_next_one_goes_on(corpus, run, tmp_path, monkeypatch):
+    """No file may grow beyond a kilobyte while checkpoint 2 is written: a full disk, but for the number of the error."""
+    resource = pytest.importorskip("resource", reason="limits of processes are not known here")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    trainer = make_trainer(corpus, tmp_path, **OPTIONS)
+    save = trainer._save_checkpoint
+
+    def save_on_a_disk_that_fills(*args):
+        size = soft if trainer.state.global_step == 1 else 1024
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+        save(*args)
+
+    monkeypatch.setattr(trainer, "_save_checkpoint", save_on_a_disk_that_fills)
+    try:
+        with pytest.raises((OSError, SafetensorError, RuntimeError)):
+            trainer.train()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-1"]
+    make_trainer(corpus, tmp_path, **OPTIONS).train(resume_from_checkpoint=True)
+    weights = [AutoModel.from_pretrained(folder / "checkpoint-3").state_dict() for folder in (run, tmp_path)]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
     assert not (tmp_path / ".unfinished").exists()
 
 
@@ -110,26 +141,40 @@ def test_a_run_without_a_checkpoint_begins_anew_and_says_so(corpus, tmp_path):
     assert "holds no whole checkpoint: starting anew" in captured.out
 
 
-def test_old_checkpoints_are_removed_and_the_best_one_is_known_by_its_place(corpus, tmp_path):
+@pytest.mark.parametrize("lora", [None, LORA], ids=["full", "lora"])
+def test_old_checkpoints_are_removed_and_the_best_one_is_loaded_at_the_end(corpus, tmp_path, lora):
     options = {
         **OPTIONS, "save_total_limit": 1, "load_best_model_at_end": True, "metric_for_best_model": "loss",
         "eval_strategy": "steps", "eval_steps": 1,
     }  # fmt: skip
-    trainer = make_trainer(corpus, tmp_path, evaluate=8, **options)
+    peft_config = lora and LoraConfig(**lora)
+    trainer = make_trainer(corpus, tmp_path, evaluate=8, peft_config=peft_config, **options)
+    seen = []
+    log = trainer.log
+
+    def fake(logs, *args):
+        """The second step is the best one."""
+        if "eval_loss" in logs:
+            seen.append({name: p.detach().clone() for name, p in trainer.model.named_parameters()})
+            logs["eval_loss"] = [3.0, 1.0, 2.0][len(seen) - 1]
+        log(logs, *args)
+
+    trainer.log = fake
     trainer.train()
+    assert all(p.equal(seen[1][name]) for name, p in trainer.model.named_parameters())
+    assert not all(p.equal(seen[2][name]) for name, p in trainer.model.named_parameters())
     best = Path(trainer.state.best_model_checkpoint)
-    assert best.parent == tmp_path
+    assert best == tmp_path / "checkpoint-2"
     left = {path.name for path in tmp_path.glob("checkpoint-*")}
-    assert left == {best.name, "checkpoint-3"}
+    assert left == {best.name}
     saved = json.loads((best / "trainer_state.json").read_text())
     assert saved["best_model_checkpoint"] == str(best)
 
 
 def test_a_lora_run_resumes_to_the_same_losses_and_peft_loads_its_checkpoint(corpus, tmp_path, recwarn):
-    lora = {"r": 2, "target_modules": r".*language_model.*\.(q|v)_proj", "modules_to_save": ["latent_transition"]}
     runs = []
     for folder, resumed in (("whole", None), ("resumed", str(tmp_path / "whole" / "checkpoint-1"))):
-        trainer = make_trainer(corpus, tmp_path / folder, peft_config=LoraConfig(**lora), **OPTIONS)
+        trainer = make_trainer(corpus, tmp_path / folder, peft_config=LoraConfig(**LORA), **OPTIONS)
         trainer.train(resume_from_checkpoint=resumed)
         losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
         runs.append((losses, {name: p.detach().clone() for name, p in trainer.model.named_parameters()}))

@@ -1,14 +1,11 @@
 """What a run does where it was not told, and what it says of itself at the end."""
 
 import csv
-import itertools
 import json
-import random
 from pathlib import Path
 
 import pytest
-from corpus import COLORS, make_trainer, write_corpus
-from PIL import Image, ImageDraw
+from corpus import make_trainer, write_corpus, write_own_pairs
 
 from inputs import ROOT
 from plume.hub.random_checkpoint import save_random_plume
@@ -17,16 +14,17 @@ pytest.importorskip("trl", reason="training needs the extra `train`")
 
 from plume.training.config import PlumeTrainingConfig
 from plume.training.curriculum import Curriculum
-from plume.training.data import load_rows
-from plume.training.plan import AGAIN, FINAL_ONLY, Facts, decide, look
+from plume.training.data import Contents, load_rows, look
+from plume.training.plan import AGAIN, FINAL_ONLY, Facts, decide
 from plume.training.report import Scores, find_alarms, measure
 from plume.training.train import expand, main, parse
 
 
 def planned(tmp_path, given=(), options=None, **changes) -> dict:
     args = PlumeTrainingConfig(output_dir=str(tmp_path), use_cpu=True, **(options or {}))
-    facts = Facts(**{"num_rows": 1000, "width": 1536, "is_trained": True, "uses_lora": False, "num_rationales": 0,
-                     "num_negatives": 0, **changes})  # fmt: skip
+    held = Contents(*(changes.pop(name, 0) for name in Contents._fields))
+    known = {"num_rows": 1000, "width": 1536, "is_trained": True, "uses_lora": False, "contents": held, **changes}
+    facts = Facts(**known)
     return {decision.name: decision.value for decision in decide(args, set(given), facts)}
 
 
@@ -50,16 +48,20 @@ def test_the_learning_rate_follows_from_the_width(tmp_path, width, lora, rate):
     [(True, 0, FINAL_ONLY, None), (False, 0, FINAL_ONLY, None), (True, 9, AGAIN, True), (False, 9, None, True)],
 )
 def test_the_stages_follow_from_rationales_and_checkpoint(tmp_path, trained, rationales, stages, own_schedule):
-    plan = planned(tmp_path, is_trained=trained, num_rationales=rationales)
+    plan = planned(tmp_path, is_trained=trained, rationales=rationales)
     assert (plan.get("stage_weights"), plan.get("final_schedule")) == (stages, own_schedule)
+    assert plan.get("latent_view_weight") == (1.0 if stages == AGAIN else None)
+    assert plan["max_steps"] == (225 if stages == AGAIN else 150), "150 of them are the last stage's"
 
 
 def test_what_is_given_stays(tmp_path):
     given = {"per_device_train_batch_size", "max_steps", "learning_rate", "stage_weights", "num_negatives"}
-    assert planned(tmp_path, given, num_negatives=3, num_rationales=9) == {}
+    assert planned(tmp_path, given, negatives=3, scores=3, rationales=9) == {}
     assert planned(tmp_path)["chunk_tokens"] > 0
     assert "chunk_tokens" not in planned(tmp_path, {"chunk_size"})
-    assert planned(tmp_path, num_negatives=9)["num_negatives"] == 4
+    assert planned(tmp_path, negatives=9)["num_negatives"] == 4
+    assert "teacher" not in planned(tmp_path, negatives=9)
+    assert planned(tmp_path, negatives=9, scores=1)["teacher"] == "scores"
 
 
 def test_a_batch_is_never_above_the_rows(tmp_path):
@@ -74,8 +76,8 @@ def test_rationales_and_negatives_are_counted_in_both_formats(tmp_path):
     flat = [{"query": "a", "positive": "b", "rationale_query": "c", "rationale_positive": "d", "negative": ["e"]},
             {"query": "a", "positive": "b", "rationale_query": "c"}]  # fmt: skip
     (tmp_path / "flat.jsonl").write_text("\n".join(map(json.dumps, flat)) + "\nno row")
-    assert look(load_rows([str(tmp_path / "pairs.jsonl")])) == (3, 2)
-    assert look(load_rows([str(tmp_path / "flat.jsonl")])) == (1, 1)
+    assert look(load_rows([str(tmp_path / "pairs.jsonl")])) == (3, 2, 3)
+    assert look(load_rows([str(tmp_path / "flat.jsonl")])) == (1, 1, 0)
 
 
 def test_three_names_in_front_are_model_pairs_and_output():
@@ -146,20 +148,6 @@ def test_measuring_leaves_the_run_as_it_was(tmp_path):
     assert losses[0] == losses[1]
 
 
-def write_own_pairs(folder: Path) -> Path:
-    """50 captions and their pictures, as a user would have them: a CSV next to its files."""
-    combinations = [c for c in itertools.product(COLORS, COLORS, ("ellipse", "rectangle")) if c[0] != c[1]]
-    with open(folder / "pairs.csv", "w", newline="") as file:
-        table = csv.writer(file)
-        table.writerow(["query", "positive"])
-        for outer, inner, shape in random.Random(0).sample(combinations, 50):
-            picture = Image.new("RGB", (56, 56), COLORS[outer])
-            getattr(ImageDraw.Draw(picture), shape)((16, 16, 40, 40), fill=COLORS[inner])
-            picture.save(folder / f"{outer}-{inner}-{shape}.png")
-            table.writerow([f"a {inner} {shape} on {outer}", f"{outer}-{inner}-{shape}.png"])
-    return folder / "pairs.csv"
-
-
 def fine_tune(folder: Path, *flags: str) -> tuple[Path, str, str]:
     """Output, report and the row of the 50 pairs in it, of a run from the shipped model."""
     pairs, output = write_own_pairs(folder), folder / "mine"
@@ -168,10 +156,31 @@ def fine_tune(folder: Path, *flags: str) -> tuple[Path, str, str]:
     return output, report, next(line for line in report.splitlines() if line.startswith("| unnamed | 50 |"))
 
 
+def add_rationales(pairs: Path) -> Path:
+    """The 50 pairs with a rationale on both sides, in a file of their own."""
+    with open(pairs) as file:
+        rows = list(csv.DictReader(file))
+    for row in rows:
+        _, inner, shape, _, outer = row["query"].split()
+        thought = f"<think>It is {outer}. It holds a {shape}. That is {inner}.</think><answer>{row['query']}</answer>"
+        row |= {"rationale_query": thought, "rationale_positive": thought}
+    output = pairs.with_name("with_rationales.jsonl")
+    output.write_text("\n".join(map(json.dumps, rows)))
+    return output
+
+
 @pytest.mark.slow
-def test_own_pairs_fine_tune_a_checkpoint_with_no_flag_beyond_input_and_output(tmp_path):
-    _, report, row = fine_tune(tmp_path)
-    assert float(row.split("|")[4].split("/")[0]) >= 0.9, report
+@pytest.mark.parametrize("planned", [False, True])
+def test_a_run_whose_last_stage_is_the_tail_of_a_decay_is_named_and_the_plan_s_is_none(tmp_path, planned):
+    """130 steps of the stages of the paper end without what was learned before them; the plan's own do not."""
+    pairs, output = add_rationales(write_own_pairs(tmp_path)), tmp_path / "mine"
+    flags = [] if planned else ["--max_steps", "130", "--stage_weights", "3", "0.333", "0.333", "0.333", "1"]
+    main([str(ROOT / "checkpoints" / "plume-tiny"), str(pairs), str(output), *flags, "--save_strategy", "no"])
+    report = (output / "report.md").read_text()
+    row = next(line for line in report.splitlines() if line.startswith("| unnamed | 50 |"))
+    hit = float(row.split("|")[4].split("/")[0])
+    assert (hit >= 0.9) == planned, report
+    assert ("the tail of a decay. Give it a schedule of its own: --final_schedule true" in report) != planned
 
 
 def test_the_verdict_is_reported_drawn_and_printed(tmp_path, capsys):
@@ -180,6 +189,8 @@ def test_the_verdict_is_reported_drawn_and_printed(tmp_path, capsys):
     assert (output / "curves.png").stat().st_size > 10_000
     assert row in (output / "README.md").read_text(), "the card shows the verdict"
     assert row in capsys.readouterr().out
+    assert "- Not measured on new pairs: " in report
+    assert "50 pairs that the run was trained on (none were held out)" in report
 
 
 def test_a_dry_run_works_before_there_are_enough_rows_and_writes_nothing(tmp_path, capsys):
@@ -201,3 +212,4 @@ def test_pairs_are_held_out_where_there_are_enough(tmp_path, capsys):
     said = capsys.readouterr().out
     assert "180 pairs in 3 equal batches" in said
     assert "on 20 held-out pairs" in said
+    assert "Not measured on new pairs" not in said

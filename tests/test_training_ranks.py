@@ -4,15 +4,19 @@ import json
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
+import launch_fsdp
 import launch_shard
 import pytest
 import torch
 from accelerate.data_loader import prepare_data_loader
 from corpus import launcher_of_two, write_corpus
+from safetensors.torch import load_file
 from torch.utils.data import DataLoader
+from transformers import AutoModel
 
-from inputs import ROOT, noise_image
+from inputs import ROOT, embed, free_port, noise_image
 from plume import PlumeProcessor
 from plume.hub.random_checkpoint import save_random_plume
 
@@ -21,6 +25,7 @@ pytest.importorskip("trl", reason="training needs the extra `train`")
 from plume.training.collator import PairCollator
 from plume.training.config import PlumeTrainingConfig
 from plume.training.data import load_rows
+from plume.training.train import main, refuse_split_lora
 
 
 @pytest.fixture(scope="module")
@@ -46,8 +51,7 @@ def train_on_two_ranks(corpus, output, *flags) -> list[float]:
         env={**os.environ, "OMP_NUM_THREADS": "1", "CI": "1"}, capture_output=True, text=True, check=False, timeout=300,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
-    state = json.loads((output / "checkpoint-4" / "trainer_state.json").read_text())
-    return [entry["loss"] for entry in state["log_history"] if "loss" in entry]
+    return losses_of(output)
 
 
 @pytest.mark.slow
@@ -83,6 +87,69 @@ def test_ranks_read_equally_many_pairs_of_a_stream(corpus, tmp_path):
     assert len(places) == 35
 
 
+STEPS = {
+    "--per_device_train_batch_size": 4, "--sub_batch_size": 4, "--report_to": "none", "--bf16": False, "--use_cpu": True,
+    "--logging_steps": 1, "--save_strategy": "steps", "--save_steps": 2, "--max_steps": 4, "--learning_rate": 1e-3,
+    "--adam_epsilon": 1e-2, "--verdict_pairs": 4,  # a smooth optimizer: rounding is not amplified
+}  # fmt: skip
+
+
+def losses_of(output) -> list[float]:
+    state = json.loads((output / "checkpoint-4" / "trainer_state.json").read_text())
+    return [entry["loss"] for entry in state["log_history"] if "loss" in entry]
+
+
+def train_sharded(folder, output, *flags) -> list[float]:
+    """Losses of training/train.py under our FSDP2 settings, on two ranks; a hang ends with the time limit."""
+    settings = {**STEPS, "--model_name_or_path": folder / "model", "--train_files": folder / "pairs.jsonl",
+                "--media_root": folder / "media", "--output_dir": output, "--chunk_tokens": 200}  # fmt: skip
+    flat = [str(part) for item in settings.items() for part in item]
+    config = ["--config_file", str(ROOT / "training" / "accelerate" / "fsdp2.yaml"), "--num_processes", "2"]
+    options = ["--mixed_precision", "no", "--main_process_port", str(free_port())]
+    done = subprocess.run(
+        [sys.executable, "-m", "accelerate.commands.launch", *config, *options, launch_fsdp.__file__, *flat, *flags],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "CI": "1"}, capture_output=True, text=True, check=False, timeout=240,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    return losses_of(output)
+
+
+@pytest.mark.slow
+def test_a_sharded_run_saves_resumes_and_ends_in_the_checkpoint_of_one_rank(tmp_path, remote):
+    write_corpus(tmp_path, rows=40)
+    save_random_plume(tmp_path / "model", num_latent_steps=4, max_latent_steps=8, expert_dropout=0.0)
+    whole = train_sharded(tmp_path, tmp_path / "whole")
+    assert (tmp_path / "whole" / "checkpoint-2" / "pytorch_model_fsdp.bin").is_file(), "it was not sharded"
+    checkpoint = str(tmp_path / "whole" / "checkpoint-2")
+    assert train_sharded(tmp_path, tmp_path / "resumed", "--resume_from_checkpoint", checkpoint) == whole
+    settings = {**STEPS, "--per_device_train_batch_size": 8}
+    flat = [str(part) for item in settings.items() for part in item]
+    names = ["--model_name_or_path", "--train_files", "--media_root", "--output_dir"]
+    paths = [tmp_path / name for name in ("model", "pairs.jsonl", "media", "one")]
+    main([*(str(part) for pair in zip(names, paths, strict=True) for part in pair), *flat])
+    assert losses_of(tmp_path / "one") == pytest.approx(whole, rel=1e-4)
+    weights = [load_file(tmp_path / name / "model.safetensors") for name in ("one", "whole", "resumed")]
+    start = load_file(tmp_path / "model" / "model.safetensors")
+    assert start.keys() == weights[0].keys() == weights[1].keys()
+    moved = max((weights[0][name] - start[name]).abs().max().item() for name in start)
+    for name, weight in weights[0].items():
+        assert (weights[1][name] - weight).abs().max() <= 1e-3 * moved, name
+        assert weights[2][name].equal(weights[1][name]), name
+    vectors = [
+        embed(AutoModel.from_pretrained(folder).eval(), PlumeProcessor.from_pretrained(folder), ["a red box"])
+        for folder in (tmp_path / "one", tmp_path / "whole")
+    ]
+    assert (vectors[0] - vectors[1]).abs().max() <= 1e-4
+    assert abs(remote("transformers", tmp_path / "whole", ["a red box"]) - vectors[1].numpy()).max() <= 1e-5
+
+
+def test_lora_is_refused_where_its_weights_are_split():
+    for split, uses_lora in ((True, False), (False, True)):
+        refuse_split_lora(SimpleNamespace(is_fsdp_enabled=split), uses_lora)
+    with pytest.raises(ValueError, match=r"ddp\.yaml or zero2\.yaml"):
+        refuse_split_lora(SimpleNamespace(is_fsdp_enabled=True), True)
+
+
 def shard_corpus(folder) -> None:
     """Four pairs of texts, then four of texts and pictures: the first of two ranks has text alone."""
     lines = []
@@ -95,7 +162,7 @@ def shard_corpus(folder) -> None:
     (folder / "media").symlink_to(folder)
 
 
-def test_sharded_gradients_equal_one_rank_s_with_text_beside_pictures(corpus, tmp_path):
+def test_sharded_gradients_equal_one_rank_s_with_text_next_to_pictures(corpus, tmp_path):
     """FSDP2 over two ranks, whole and in chunks; a rank that left out the vision tower would hang, up to the time limit."""
     shard_corpus(tmp_path)
     (tmp_path / "model").symlink_to(corpus / "model")

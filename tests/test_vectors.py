@@ -125,7 +125,7 @@ def test_fused_tail_equals_reading_the_suffix_afterwards(model, processor):
     features = processor.process_documents(["a red bus", "two dogs on a sofa"])
     with torch.no_grad():
         fused = model(**features)
-        # Unfused: the same rollout with a suffix of one throw-away token, then the real suffix behind z(K).
+        # Unfused: the same rollout with a suffix of one throw-away token, then the real suffix after z(K).
         context = model.read_prefix(
             features["input_ids"],
             features["attention_mask"],

@@ -19,7 +19,9 @@ from transformers.trainer_utils import rotate_checkpoints
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, logging
 from trl import SFTTrainer
 
+from plume import PlumeModel
 from plume.training.curriculum import Curriculum, refuse_other_curriculum
+from plume.training.distributed import own_class
 
 logger = logging.get_logger(__name__)
 
@@ -138,8 +140,19 @@ class CheckpointedTrainer(SFTTrainer):
         if push:
             self._push_from_checkpoint(str(run / name))
 
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Save the whole model, gathered where it is sharded, whatever the checkpoints of the run hold."""
+        if self.is_fsdp_enabled and not _internal_call:
+            self._save(output_dir, self.accelerator.get_state_dict(self.model))
+        else:
+            super().save_model(output_dir, _internal_call)
+
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        super()._save(output_dir, state_dict)
+        if state_dict is not None:  # gathered, so that tied weights share no memory and would be saved twice
+            tied = self.model.all_tied_weights_keys if isinstance(self.model, PlumeModel) else ()
+            state_dict = {name: weight for name, weight in state_dict.items() if name not in tied}
+        with own_class(self.model):
+            super()._save(output_dir, state_dict)
         if not self.args.should_save:  # the folder is made by the rank that saves
             return
         folder = Path(str(output_dir or self.args.output_dir))
@@ -155,6 +168,7 @@ class CheckpointedTrainer(SFTTrainer):
             "stage_weights": list(curriculum.weights),
             "stage_mixing": curriculum.mixing,
             "latent_dropout": curriculum.dropout,
+            "steps_per_sentence": curriculum.per_segment,
             "max_steps": self.state.max_steps,
         }
 

@@ -4,8 +4,7 @@ Rows are queries, then targets, then hard negatives, in one left-padded batch: b
 The suffix is *not* built here: it depends on the stage, which only the trainer knows (late rewriting).
 """
 
-import hashlib
-from base64 import b64decode
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,10 +16,10 @@ from PIL import Image
 from torch.nn.functional import pad
 
 from plume import PlumeProcessor
-from plume.content_plume import MEDIA_KINDS, MediaKind
+from plume.content_plume import MEDIA_KINDS, MediaKind, neutralize
 from plume.training.config import PlumeTrainingConfig
 from plume.training.curriculum import Stage, split_segments
-from plume.training.data import CLIP, Pair, RowError, Side, read_pair
+from plume.training.data import Pair, RowError, Side, read_pair, with_files
 
 _KINDS = tuple(MEDIA_KINDS.values())
 
@@ -97,7 +96,8 @@ class PairCollator:
 
         Returns:
             ``prefix``: model inputs of the 2N + H rows; ``texts``: their :class:`Texts`; ``candidate_ids``
-            ``(N + N num_negatives,)``, -1 where a row has no further negative; ``num_pairs``.
+            ``(N + N num_negatives,)``, -1 where a row has no further negative; ``teacher_scores`` ``(N, 1 +
+            num_negatives)``, NaN where there is none; ``num_pairs``.
 
         Raises:
             ValueError: If a row is unusable; the message names file and line.
@@ -114,6 +114,7 @@ class PairCollator:
             "prefix": self._encode(sides, places),
             "texts": Texts([self._tokenize(side) for side in sides], places, [self._num_media(side) for side in sides]),
             "candidate_ids": torch.tensor(ids),
+            "teacher_scores": torch.tensor([self._scores(pair) for pair in pairs]),
             "num_pairs": len(pairs),
         }
 
@@ -123,6 +124,10 @@ class PairCollator:
 
     def _negatives(self, pair: Pair) -> tuple[Side, ...]:
         return pair.negatives[: self.num_negatives]
+
+    def _scores(self, pair: Pair) -> list[float]:
+        width = 1 + self.num_negatives
+        return [*pair.scores, *[math.nan] * width][:width]
 
     def _parse(self, row: dict[str, str]) -> Pair:
         try:
@@ -136,7 +141,7 @@ class PairCollator:
     def _encode(self, sides: list[Side], places: list[str]) -> dict[str, torch.Tensor]:
         try:
             with TemporaryDirectory() as folder:
-                contents = [_with_files(side.content(), Path(folder)) for side in sides]
+                contents = [with_files(side.content(), Path(folder)) for side in sides]
                 return dict(self.processor.process_documents(contents, prompt="", max_length=self.max_length))
         except ValueError as error:
             if len(sides) == 1:
@@ -146,13 +151,15 @@ class PairCollator:
             raise
 
     def _tokenize(self, side: Side) -> Text:
-        """Rationale and answer as ids; the pieces around the answer are those of the suffix."""
+        """Rationale and answer as ids, free of control tokens; the pieces around the answer are those of the suffix."""
         encode = lambda text: self.processor.tokenizer(text, add_special_tokens=False)["input_ids"]  # noqa: E731
+        # A <gen> in a rationale would otherwise be taken for the place of the embedding.
+        rationale, said = (neutralize(text, self.processor.control_tokens) for text in (side.rationale, side.answer))
         between = self.processor.suffix.removeprefix(self.processor.latent_end_token)
         closing = between.removesuffix(self.processor.embedding_token)
         tag, newline = closing.rstrip("\n"), closing[len(closing.rstrip("\n")) :]
-        answer = f"<answer>{side.answer}</answer>" if side.answer else ""
-        segments = [encode(segment) for segment in split_segments(side.rationale)]
+        answer = f"<answer>{said}</answer>" if said else ""
+        segments = [encode(segment) for segment in split_segments(rationale)]
         if self.max_suffix_length is not None:
             kept, length = [], 0
             for segment in segments:
@@ -164,24 +171,14 @@ class PairCollator:
         return Text(segments, encode(tag + answer + newline))
 
 
-def _with_files(content: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """A side whose embedded clips are files in ``folder``: they are decoded from files only."""
-    videos = content.get("video", [])
-    for index, video in enumerate(videos):
-        if isinstance(video, str) and video.startswith(CLIP):
-            file = folder / f"{hashlib.sha256(video.encode()).hexdigest()}.mp4"
-            file.write_bytes(b64decode(video.removeprefix(CLIP)))
-            videos[index] = str(file)
-    return content
-
-
-def rewrite(batch: dict[str, Any], stage: Stage, suffix: list[int]) -> Rows:
+def rewrite(batch: dict[str, Any], stage: Stage, suffix: list[int], readout_steps: Sequence[int] = ()) -> Rows:
     """All rows of a batch at a stage of the curriculum.
 
     Args:
         batch: From :class:`PairCollator`.
         stage: What to replace by how many latent steps.
         suffix: The fully latent suffix, ``config.suffix_token_ids``.
+        readout_steps: Numbers of steps to read out after, too.
     """
     suffixes = [stage.rewrite(text.segments, text.answer, suffix) for text in batch["texts"].rows]
     width = max(map(len, suffixes))
@@ -190,12 +187,11 @@ def rewrite(batch: dict[str, Any], stage: Stage, suffix: list[int]) -> Rows:
     mask = torch.arange(width) < torch.tensor([[len(row)] for row in suffixes])
     # The padding must not hold the embedding token, whose last occurrence is the embedding.
     ids = ids.masked_fill(~mask, suffix[0])
-    inputs = {
-        **batch["prefix"],
-        "num_latent_steps": stage.num_latent_steps,
-        "suffix_input_ids": ids.to(device),
-        "suffix_mask": mask.to(device),
-    }
+    inputs = {**batch["prefix"], "num_latent_steps": stage.num_latent_steps, "suffix_mask": mask.to(device)}
+    if readout_steps:
+        inputs["readout_steps"] = list(readout_steps)
+    if not (readout_steps and stage.is_final):  # there the model's own suffix, which a read-out shares, is the same
+        inputs["suffix_input_ids"] = ids.to(device)
     return Rows(inputs, batch["texts"].places, batch["texts"].num_media, 2 * batch["num_pairs"])
 
 
@@ -209,16 +205,14 @@ def split_rows(rows: Rows, sizes: Sequence[int]) -> list[Rows]:
     inputs, chunks, start = rows.inputs, [], 0
     for size in sizes:
         stop = start + size
-        chunk: dict[str, Any] = {"num_latent_steps": inputs["num_latent_steps"]}
+        chunk: dict[str, Any] = {name: inputs[name] for name in ("num_latent_steps", "readout_steps") if name in inputs}
         mask = inputs["attention_mask"][start:stop]
         first = mask.shape[1] - mask.sum(dim=1).max().item()
         chunk["input_ids"], chunk["attention_mask"] = inputs["input_ids"][start:stop, first:], mask[:, first:]
-        chunk["suffix_input_ids"] = inputs["suffix_input_ids"][start:stop]
-        if "suffix_mask" in inputs:
-            tokens = inputs["suffix_mask"][start:stop]
-            width = tokens.sum(dim=1).max().item()
-            chunk["suffix_mask"] = tokens[:, :width]
-            chunk["suffix_input_ids"] = chunk["suffix_input_ids"][:, :width]
+        width = inputs["suffix_mask"][start:stop].sum(dim=1).max().item()
+        for name in ("suffix_mask", "suffix_input_ids"):
+            if name in inputs:
+                chunk[name] = inputs[name][start:stop, :width]
         for kind, counts in zip(_KINDS, zip(*rows.num_media, strict=True), strict=True):
             chunk.update(_slice_media(inputs, kind, sum(counts[:start]), sum(counts[:stop])))
         scored = min(max(rows.num_scored - start, 0), size)

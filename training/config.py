@@ -9,7 +9,9 @@ from transformers.trainer_utils import SchedulerType
 from transformers.utils import is_torch_bf16_gpu_available, logging
 from trl import SFTConfig
 
-from plume.training.curriculum import PAPER_WEIGHTS, Curriculum
+from plume.checks_plume import check_readout_steps
+from plume.configuration_plume import LatentConfig
+from plume.training.curriculum import PAPER_WEIGHTS, Curriculum, Stage
 from plume.training.learning_rate import StageLearningRate
 from plume.training.losses import Weights
 
@@ -23,6 +25,7 @@ _WITHOUT_EFFECT = (
 )  # fmt: skip
 # What retrieval over the whole evaluation set cannot take.
 _UNSUPPORTED = ("batch_eval_metrics", "eval_do_concat_batches", "include_for_metrics")
+TEACHERS = ("explicit", "scores")  # see plume.training.teacher
 # Schedules that are no function of the step, so that no factor per stage can be laid over them.
 _STATEFUL_SCHEDULES = ("reduce_lr_on_plateau", "greedy")
 
@@ -54,6 +57,13 @@ class PlumeTrainingConfig(SFTConfig):
     stage_lr_scales: list[float] | None = field(
         default=None, metadata={"help": "Factor on the learning rate per stage. Defaults to 1 for all."}
     )
+    steps_per_sentence: int | None = field(
+        default=None,
+        metadata={
+            "help": "Latent steps for a sentence: stage s replaces the first s sentences. Defaults to equal shares of "
+            "sentences and steps."
+        },
+    )
     rewarm_steps: int = field(
         default=0, metadata={"help": "Steps over which the learning rate rises again after a change of stage."}
     )
@@ -68,6 +78,32 @@ class PlumeTrainingConfig(SFTConfig):
     anchor_weight: float = field(default=1.0, metadata={"help": "Coefficient of InfoNCE of the anchor embeddings."})
     balance_weight: float = field(default=0.1, metadata={"help": "Coefficient of the routing balance."})
     temperature: float = field(default=0.02, metadata={"help": "Temperature of InfoNCE."})
+    teacher: str | None = field(
+        default=None,
+        metadata={
+            "help": "Whose ranking of the candidates the embeddings also learn: 'explicit', a frozen copy of the model "
+            "that reads the rationales, or 'scores', the data's teacher_scores."
+        },
+    )
+    ranking_weight: float = field(default=1.0, metadata={"help": "Coefficient of the teacher's ranking."})
+    teacher_temperature: float = field(default=1.0, metadata={"help": "Temperature of the data's teacher_scores."})
+    readout_steps: list[int] | None = field(
+        default=None,
+        metadata={"help": "Numbers of latent steps whose embedding is trained too, in every stage that has them."},
+    )
+    readout_weights: list[float] | None = field(
+        default=None, metadata={"help": "Coefficient of each of readout_steps. Defaults to 1 for all."}
+    )
+    latent_view_weight: float = field(
+        default=0.0,
+        metadata={"help": "Coefficient of InfoNCE of what inference would read, in the stages before the last."},
+    )
+    matryoshka_dims: list[int] | None = field(
+        default=None, metadata={"help": "Numbers of leading dimensions that are trained as vectors of their own."}
+    )
+    matryoshka_weights: list[float] | None = field(
+        default=None, metadata={"help": "Coefficient of each of matryoshka_dims. Defaults to 1 for all."}
+    )
 
     # Memory
     chunk_size: int | None = field(
@@ -131,8 +167,7 @@ class PlumeTrainingConfig(SFTConfig):
         accelerator_config: Any = self.accelerator_config
         if accelerator_config.dispatch_batches is None:
             accelerator_config.dispatch_batches = False  # of a stream too, every rank reads its own batches
-        if self.temperature <= 0:
-            raise ValueError(f"temperature must be above 0, got {self.temperature}.")
+        self._check_objective()
         if self.stage_lr_scales is not None and len(self.stage_lr_scales) != len(self.stage_weights):
             raise ValueError(
                 f"stage_lr_scales has {len(self.stage_lr_scales)} entries but there are {len(self.stage_weights)} "
@@ -148,6 +183,26 @@ class PlumeTrainingConfig(SFTConfig):
             if size is not None and size < 1:
                 raise ValueError(f"{name} must be at least 1, got {size}.")
 
+    def _check_objective(self) -> None:
+        if self.teacher not in (None, *TEACHERS):
+            raise ValueError(f"teacher={self.teacher!r} is unknown. Use one of {TEACHERS}, or leave it out.")
+        for name, value in (("temperature", self.temperature), ("teacher_temperature", self.teacher_temperature)):
+            if value <= 0:
+                raise ValueError(f"{name} must be above 0, got {value}.")
+        for name, weights in (("readout_steps", "readout_weights"), ("matryoshka_dims", "matryoshka_weights")):
+            given, coefficients = vars(self)[name], vars(self)[weights]
+            if coefficients is not None and len(coefficients) != len(given or ()):
+                raise ValueError(
+                    f"{weights} has {len(coefficients)} entries, {name} has {len(given or ())}. Give one for each, or "
+                    "leave them out."
+                )
+        coefficients = [self.latent_view_weight, *(self.readout_weights or ()), *(self.matryoshka_weights or ())]
+        if min(*coefficients, self.ranking_weight) < 0:
+            raise ValueError(
+                "readout_weights, matryoshka_weights, latent_view_weight and ranking_weight must be at least 0, or "
+                f"training would push pairs apart; got {min(*coefficients, self.ranking_weight)}."
+            )
+
     def _choose_precision(self) -> None:
         """Take bfloat16 if the device computes in it, else float32; warn if another dtype was asked for."""
         able = is_torch_bf16_gpu_available()
@@ -160,7 +215,12 @@ class PlumeTrainingConfig(SFTConfig):
     def curriculum(self, num_latent_steps: int) -> Curriculum:
         """The curriculum of this run towards K latent steps."""
         return Curriculum(
-            num_latent_steps, tuple(self.stage_weights), self.stage_mixing, self.latent_dropout, self.seed
+            num_latent_steps,
+            tuple(self.stage_weights),
+            self.stage_mixing,
+            self.latent_dropout,
+            self.seed,
+            self.steps_per_sentence,
         )
 
     def stage_learning_rate(self) -> StageLearningRate:
@@ -169,7 +229,35 @@ class PlumeTrainingConfig(SFTConfig):
 
     def weights(self) -> Weights:
         """Coefficients of the objective."""
-        return Weights(self.ce_weight, self.embedding_weight, self.anchor_weight, self.balance_weight, self.temperature)
+        prefixes = _weighted(self.matryoshka_dims, self.matryoshka_weights)
+        own = (self.ce_weight, self.embedding_weight, self.anchor_weight, self.balance_weight, self.temperature)
+        return Weights(*own, tuple(prefixes.items()), self.ranking_weight)
+
+    def readouts(self, stage: Stage) -> dict[int, float]:
+        """Numbers of steps that a stage reads out after, as inference does, with their coefficients."""
+        steps = _weighted(self.readout_steps, self.readout_weights)
+        found = {k: weight for k, weight in steps.items() if k <= stage.num_latent_steps}
+        if self.latent_view_weight and not stage.is_final:
+            found[stage.num_latent_steps] = found.get(stage.num_latent_steps, 0.0) + self.latent_view_weight
+        return dict(sorted(found.items()))
+
+    def check_against(self, config: LatentConfig, num_latent_steps: int) -> None:
+        """Refuse read-outs and prefixes that the model cannot give.
+
+        Raises:
+            ValueError: If read-outs are empty, unsorted or above K, or a prefix is empty or wider than the vectors.
+        """
+        check_readout_steps(self.readout_steps, num_latent_steps)
+        dims, width = self.matryoshka_dims, config.text_config.hidden_size
+        if dims is not None and (not dims or dims != sorted(set(dims)) or not 1 <= dims[0] <= dims[-1] <= width):
+            raise ValueError(
+                f"matryoshka_dims={dims} must be increasing integers from 1 to {width}, the width of this model's "
+                "vectors: they are numbers of leading dimensions. Sort them, or leave out what is too large."
+            )
+
+
+def _weighted(values: list[int] | None, weights: list[float] | None) -> dict[int, float]:
+    return dict(zip(values or (), weights or [1.0] * len(values or ()), strict=True))
 
 
 def refuse_too_few_rows(rows: Any, args: PlumeTrainingConfig) -> None:

@@ -44,11 +44,13 @@ class Stage:
         index: s, from 0 (fully explicit) to S (fully latent).
         num_stages: S, the number of latent stages.
         num_latent_steps: round(K s / S).
+        replaced: How many of the first segments the steps replace; the share s / S of a row's, rounded up, if None.
     """
 
     index: int
     num_stages: int
     num_latent_steps: int
+    replaced: int | None = None
 
     @property
     def is_final(self) -> bool:
@@ -56,7 +58,9 @@ class Stage:
         return self.index == self.num_stages
 
     def num_replaced(self, num_segments: int) -> int:
-        """How many of the first segments the latent steps replace, rounded up."""
+        """How many of the first segments the latent steps replace."""
+        if self.replaced is not None:
+            return min(num_segments, self.replaced)
         return -(-num_segments * self.index // self.num_stages)
 
     def rewrite(self, segments: Sequence[list[int]], answer: list[int], suffix: list[int]) -> list[int]:
@@ -85,9 +89,11 @@ class Curriculum:
         dropout: Probability that a step of the final stage leaves the latent steps out, in [0, 1): what one pass can
             answer is then also answered without them.
         seed: Seed of both draws.
+        per_segment: Latent steps for a segment: stage s replaces the first s of them, so that a step does the same
+            in short and in long rationales. Equal shares of segments and steps if None.
 
     Raises:
-        ValueError: If there are fewer than two weights, a negative one, or none above 0.
+        ValueError: If the weights are no schedule, or another field is out of range.
     """
 
     num_latent_steps: int
@@ -95,6 +101,7 @@ class Curriculum:
     mixing: float = 0.0
     dropout: float = 0.0
     seed: int = 0
+    per_segment: int | None = None
     stages: list[Stage] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -106,9 +113,16 @@ class Curriculum:
         for name, share in (("stage_mixing", self.mixing), ("latent_dropout", self.dropout)):
             if not 0 <= share < 1:
                 raise ValueError(f"{name} must be in [0, 1), got {share}.")
-        num_stages = len(self.weights) - 1
-        stages = [Stage(s, num_stages, round(self.num_latent_steps * s / num_stages)) for s in range(num_stages + 1)]
-        object.__setattr__(self, "stages", stages)
+        if self.per_segment is not None and self.per_segment < 1:
+            raise ValueError(f"steps_per_sentence must be at least 1, got {self.per_segment}.")
+        object.__setattr__(self, "stages", [self._stage(s, len(self.weights) - 1) for s in range(len(self.weights))])
+
+    def _stage(self, index: int, num_stages: int) -> Stage:
+        if self.per_segment is None:
+            return Stage(index, num_stages, round(self.num_latent_steps * index / num_stages))
+        steps = min(self.num_latent_steps, self.per_segment * index)
+        final = index == num_stages
+        return Stage(index, num_stages, self.num_latent_steps if final else steps, steps // self.per_segment)
 
     def boundaries(self, max_steps: int) -> list[int]:
         """First step after each stage; the last one is ``max_steps``."""
@@ -117,6 +131,12 @@ class Curriculum:
             passed += weight
             ends.append(round(max_steps * passed / total))
         return ends
+
+    def spans(self, max_steps: int) -> list[tuple[Stage, int, int]]:
+        """The stages that are trained, each with its first step and the step after its last one."""
+        ends = self.boundaries(max_steps)
+        spans = zip(self.stages, [0, *ends[:-1]], ends, strict=True)
+        return [(stage, first, end) for stage, first, end in spans if end > first]
 
     def scheduled_at(self, step: int, max_steps: int) -> Stage:
         """The stage that the schedule gives optimizer step ``step`` (0-based), rehearsals aside."""

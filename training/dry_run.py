@@ -15,16 +15,15 @@ _LOOKED_AT = 1_000  # rows that a timed batch is taken from
 
 
 def stage_table(args: PlumeTrainingConfig, num_latent_steps: int, max_steps: int) -> list[str]:
-    """One line per stage: its steps, latent steps and what stays explicit."""
-    curriculum = args.curriculum(num_latent_steps)
+    """One line per stage that is trained: its steps, latent steps and what stays explicit."""
     lines = [f"{'stage':>5}  {'steps':>13}  {'latent steps':>12}  explicit"]
-    first = 0
-    for stage, last in zip(curriculum.stages, curriculum.boundaries(max_steps), strict=True):
+    for stage, first, end in args.curriculum(num_latent_steps).spans(max_steps):
         left = stage.num_stages - stage.index
-        explicit = "nothing" if stage.is_final else f"last {left}/{stage.num_stages} of the rationale, answer"
-        steps = f"{first}..{last - 1}" if last > first else "none"
-        lines.append(f"{stage.index:>5}  {steps:>13}  {stage.num_latent_steps:>12}  {explicit}")
-        first = last
+        kept = f"last {left}/{stage.num_stages} of the rationale"
+        if stage.replaced is not None:
+            kept = f"the rationale after {stage.replaced} sentences"
+        explicit = "nothing" if stage.is_final else f"{kept}, answer"
+        lines.append(f"{stage.index:>5}  {f'{first}..{end - 1}':>13}  {stage.num_latent_steps:>12}  {explicit}")
     return lines
 
 
@@ -46,7 +45,7 @@ def estimate_steps(args: PlumeTrainingConfig, num_rows: int | None) -> int:
 def describe_run(
     args: PlumeTrainingConfig, config: PlumeConfig, processor: PlumeProcessor, rows: Any, plan: Sequence[str] = ()
 ) -> str:
-    """The plan, the stage table and the first pair's query at every stage."""
+    """The plan, the stage table and the first pair's query at every stage that is trained."""
     num_latent_steps = config.num_latent_steps if args.num_latent_steps is None else args.num_latent_steps
     num_rows = len(rows) if hasattr(rows, "__len__") else None  # a streamed dataset has no length
     steps = estimate_steps(args, num_rows)
@@ -57,7 +56,7 @@ def describe_run(
     batch = PairCollator.from_config(processor, args)([row])
     text, decode = batch["texts"].rows[0], processor.tokenizer.decode
     lines += ["", f"query of {row['place']}, after <slt>:"]
-    for stage in args.curriculum(num_latent_steps).stages:
+    for stage, _, _ in args.curriculum(num_latent_steps).spans(steps):
         suffix = stage.rewrite(text.segments, text.answer, config.suffix_token_ids)
         lines += ["", f"[stage {stage.index}] {processor.latent_token * stage.num_latent_steps}{decode(suffix)}"]
     return "\n".join(lines)

@@ -43,29 +43,30 @@ def differentiate(
 
 def surrogate(local: Representations, gradients: Sequence[torch.Tensor]) -> torch.Tensor:
     """A scalar whose gradient is that of the pool loss through these representations."""
-    return sum((r * g).sum() for r, g in zip(local.tensors(), gradients, strict=True))
+    return sum(((r * g).sum() for r, g in zip(local.tensors(), gradients, strict=True)), torch.zeros(()))
 
 
 def cached_backward(
     chunks: Sequence[Chunk],
     represent: Callable[[Chunk], Representations],
-    replay: Callable[[Chunk], tuple[Representations, torch.Tensor]],
+    replay: Callable[[Chunk], tuple[Representations, torch.Tensor, dict[str, torch.Tensor]]],
     pool_loss: PoolLoss,
     backward: Callable[[torch.Tensor], None],
     hold_sync: Callable[[], AbstractContextManager],
-) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+) -> tuple[torch.Tensor, dict[str, torch.Tensor], dict[str, torch.Tensor]]:
     """Accumulate the gradients of the objective over a pool of chunks.
 
     Args:
         chunks: The pool in pieces, in row order.
         represent: Representations of a chunk; called without gradient.
-        replay: Representations of a chunk and its share of the loss that is a sum over rows, with gradient.
+        replay: Representations of a chunk and its share of the loss that is a sum over rows, with gradient, and the
+            terms of that share by name.
         pool_loss: Loss of the representations of the whole pool, and its parts.
         backward: Backpropagates a scalar.
         hold_sync: Context in which gradients are not exchanged between ranks.
 
     Returns:
-        The loss of the pool, detached, and its parts.
+        The loss, detached; the parts that couple the rows of the pool; and the terms that are sums over rows.
     """
     # 1. Represent.
     states, pieces = [], []
@@ -79,11 +80,12 @@ def cached_backward(
     sizes = [len(piece.embeddings) for piece in pieces]
     shares = zip(*(column.split(sizes) for column in columns), strict=True)
     # 3. Replay.
-    own_total = torch.zeros_like(loss)
+    own_total, totals = torch.zeros_like(loss), dict[str, torch.Tensor]()
     for index, (chunk, state, share) in enumerate(zip(chunks, states, shares, strict=True)):
         is_last = index == len(chunks) - 1
         with state, nullcontext() if is_last else hold_sync():
-            again, own = replay(chunk)
+            again, own, terms = replay(chunk)
             backward(own + surrogate(again, share))
         own_total = own_total + own.detach()
-    return loss + own_total, {**parts, "rows": own_total}
+        totals = {name: totals.get(name, 0.0) + term.detach() for name, term in terms.items()}
+    return loss + own_total, parts, totals

@@ -4,22 +4,19 @@ Whatever was given stays, except a batch above the rows, which could train nothi
 rows, the width of the model, the checkpoint and what the rows hold.
 """
 
-import json
 import math
-from collections.abc import Iterable, Mapping, Set
+from collections.abc import Set
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any
 
 from plume.training.config import PlumeTrainingConfig
-from plume.training.data import describe_fields
+from plume.training.data import Contents
 
 LARGEST_BATCH, CHUNK_TOKENS, MOST_NEGATIVES = 64, 16_384, 4
-SHORTEST_RUN = 150  # optimizer steps
-_LOOKED_AT = 10_000  # rows
+PASSES, SHORTEST_RUN = 3, 150  # over the pairs, and optimizer steps, of the last stage
 # The paper trains width 1536 at 5e-5; the rate that a width bears falls with it.
 _PAPER_RATE, _PAPER_WIDTH, _LORA = 5e-5, 1536, 2.0
-FINAL_ONLY, AGAIN = [0.0, 0.0, 0.0, 0.0, 1.0], [1.0, 1.0, 1.0, 1.0, 4.0]
+FINAL_ONLY, AGAIN = [0.0, 0.0, 0.0, 0.0, 1.0], [0.0, 0.0, 0.0, 1.0, 2.0]
 
 
 @dataclass(frozen=True)
@@ -31,16 +28,14 @@ class Facts:
         width: Hidden size of the language model.
         is_trained: Whether the run starts from a PLUME checkpoint, not from a plain backbone.
         uses_lora: Whether only LoRA weights are trained.
-        num_rationales: Rows with a rationale on both sides, of the first ones.
-        num_negatives: Most hard negatives of a row, of the first ones.
+        contents: What the first rows hold.
     """
 
     num_rows: int | None
     width: int
     is_trained: bool
     uses_lora: bool
-    num_rationales: int
-    num_negatives: int
+    contents: Contents
 
 
 @dataclass(frozen=True)
@@ -53,12 +48,6 @@ class Decision:
 
     def __str__(self) -> str:
         return f"{self.name} {self.value}: {self.reason}"
-
-
-def look(rows: Iterable[Mapping[str, str]]) -> tuple[int, int]:
-    """Rows with rationales, and the most hard negatives of a row, among the first ones."""
-    found = [describe_fields(json.loads(row["row"] or "null")) for row in islice(rows, _LOOKED_AT)]
-    return sum(has for has, _ in found), max((negatives for _, negatives in found), default=0)
 
 
 def decide(args: PlumeTrainingConfig, given: Set[str], facts: Facts) -> list[Decision]:
@@ -77,8 +66,12 @@ def decide(args: PlumeTrainingConfig, given: Set[str], facts: Facts) -> list[Dec
     batch = chosen.get("per_device_train_batch_size", args.per_device_train_batch_size)
     if facts.num_rows is not None and not given & {"max_steps", "num_train_epochs"}:
         step = batch * args.world_size * args.gradient_accumulation_steps
-        steps = max(math.ceil(3 * facts.num_rows / step), SHORTEST_RUN)
-        decisions.append(Decision("max_steps", steps, f"3 passes over the pairs, at least {SHORTEST_RUN} steps"))
+        steps = max(math.ceil(PASSES * facts.num_rows / step), SHORTEST_RUN)
+        why = f"{PASSES} passes over the pairs, at least {SHORTEST_RUN} steps"
+        stages = chosen.get("stage_weights", FINAL_ONLY)
+        if sum(stages) > stages[-1]:
+            steps, why = math.ceil(steps * sum(stages) / stages[-1]), f"{why}, in the last stage alone"
+        decisions.append(Decision("max_steps", steps, why))
     if "learning_rate" not in given:
         rate = _PAPER_RATE * _PAPER_WIDTH / facts.width * (_LORA if facts.uses_lora else 1.0)
         why = (
@@ -88,10 +81,7 @@ def decide(args: PlumeTrainingConfig, given: Set[str], facts: Facts) -> list[Dec
         decisions.append(Decision("learning_rate", float(f"{rate:.2g}"), why))
         if not given & {"warmup_steps", "warmup_ratio"}:
             decisions.append(Decision("warmup_steps", 0.05, "share of the run over which the rate rises"))
-    if facts.num_negatives and "num_negatives" not in given:
-        most = min(facts.num_negatives, MOST_NEGATIVES)
-        decisions.append(Decision("num_negatives", most, f"rows hold up to {facts.num_negatives} hard negatives"))
-    return decisions
+    return [*decisions, *_decide_negatives(given, facts.contents)]
 
 
 def _decide_batch(args: PlumeTrainingConfig, given: Set[str], facts: Facts) -> list[Decision]:
@@ -110,15 +100,32 @@ def _decide_batch(args: PlumeTrainingConfig, given: Set[str], facts: Facts) -> l
     return decisions
 
 
+def _decide_negatives(given: Set[str], contents: Contents) -> list[Decision]:
+    if not contents.negatives:
+        return []
+    decisions = []
+    if "num_negatives" not in given:
+        most = min(contents.negatives, MOST_NEGATIVES)
+        decisions.append(Decision("num_negatives", most, f"rows hold up to {contents.negatives} hard negatives"))
+    if contents.scores and not given & {"teacher", "num_negatives"}:
+        decisions.append(Decision("teacher", "scores", f"{contents.scores} rows hold a teacher's scores"))
+    return decisions
+
+
 def _decide_stages(given: Set[str], facts: Facts) -> list[Decision]:
     if "stage_weights" in given:
         return []
-    if not facts.num_rationales:
+    if not facts.contents.rationales:
         return [Decision("stage_weights", FINAL_ONLY, "no row has rationales, so only the last stage can be trained")]
     decisions = []
     if facts.is_trained:
-        why = "the checkpoint has been through the curriculum, so half of the run is its last stage"
+        why = "the checkpoint has been through the curriculum, whose last two stages are enough"
         decisions.append(Decision("stage_weights", AGAIN, why))
+        if "latent_view_weight" not in given:
+            # What carries over to the last stage: the look-ups are learned in the one before within some ten steps, but
+            # an embedding that has only ever read the answer from the suffix has to learn to read it from the latents.
+            why = "the embedding learns to do without the answer before the answer is gone"
+            decisions.append(Decision("latent_view_weight", 1.0, why))
     if not given & {"final_schedule", "lr_scheduler_type"}:
         decisions.append(Decision("final_schedule", True, "the last stage is not the tail of a decay"))
     return decisions

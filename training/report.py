@@ -21,8 +21,12 @@ from plume.training.diagnostics import retrieval_metrics
 from plume.training.trainer import PlumeTrainer
 
 Logs = Sequence[Mapping[str, Any]]
-_TERMS = ("loss_ce", "loss_embedding", "loss_anchor", "loss_balance")
+_TERMS = ("loss_ce", "loss_embedding", "loss_anchor", "loss_balance", "loss_ranking")
 _HEALTH = ("latent_cosine", "latent_rank", "expert_mass")
+_SEEN = (
+    "Not measured on new pairs: the table says what the run learned by heart, not how it will do on pairs that it has "
+    "not seen. Give such pairs with --eval_files, or train on 200 pairs or more with --holdout 0.1."
+)
 _COLLAPSED, _FALLING, _DECAYED, _SAME = 0.95, 0.9, 0.4, 0.01
 
 
@@ -143,10 +147,24 @@ def _judge_last_stage(logs: Logs, final: Logs, args: PlumeTrainingConfig, curric
     return alarms
 
 
-def describe_verdict(alarms: Sequence[str], before: Scores | None, after: Scores, measured_on: str) -> str:
-    """The verdict in Markdown: the sentences, then the table of scores."""
-    lines = ["\n## Verdict\n", *(f"- {alarm}" for alarm in alarms or ["No alarm."]), ""]
-    lines += [f"Hit@1 / Hit@5 on {measured_on}, among the targets of each dataset:", ""]
+def describe_verdict(
+    alarms: Sequence[str], before: Scores | None, after: Scores, num_pairs: int, trained_on: bool
+) -> str:
+    """The verdict in Markdown: the sentences, then the table of scores.
+
+    Args:
+        alarms: Of :func:`find_alarms`.
+        before: Scores before the run, where they were measured.
+        after: Scores at its end.
+        num_pairs: Pairs that both were measured on.
+        trained_on: Whether the run was trained on these pairs.
+    """
+    found = list(alarms) or ["No alarm."]
+    if trained_on:
+        found.insert(0, _SEEN)
+    lines = ["\n## Verdict\n", *(f"- {alarm}" for alarm in found), ""]
+    kind = "pairs that the run was trained on (none were held out)" if trained_on else "held-out pairs"
+    lines += [f"Hit@1 / Hit@5 on {num_pairs} {kind}, among the targets of each dataset:", ""]
     lines += ["| dataset | pairs | before | after | after, without latent steps |", "|---|---|---|---|---|"]
     for name, count in after.pairs.items():
         columns = [before.hits if before else {}, after.hits, after.hits_without]

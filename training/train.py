@@ -18,17 +18,21 @@ import torch
 import yaml
 from datasets import Dataset, IterableDataset
 from transformers import AutoConfig, AutoModel, AutoProcessor, set_seed
+from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.utils import logging
 from trl import ModelConfig, TrlParser, get_peft_config, get_quantization_config
 
 from plume import PAPER_LAYOUT, RELEASED_LAYOUT, PlumeModel, PlumeProcessor, from_backbone
 from plume.arguments import show_dashes
+from plume.checkpoints import locate
+from plume.options_plume import check_limits
 from plume.start import processor_from_backbone
 from plume.training.collator import PairCollator
 from plume.training.config import PlumeTrainingConfig
-from plume.training.data import check, load_rows, parse_columns
+from plume.training.data import check, folder_of, load_rows, look, parse_columns
+from plume.training.distributed import leave
 from plume.training.dry_run import describe_run, time_steps
-from plume.training.plan import MOST_NEGATIVES, Decision, Facts, decide, look
+from plume.training.plan import MOST_NEGATIVES, Decision, Facts, decide
 from plume.training.report import Scores, describe_verdict, find_alarms, measure, write_report
 from plume.training.trainer import PlumeTrainer
 
@@ -94,14 +98,23 @@ def _is_plume(name: str, **hub: Any) -> bool:
     return AutoConfig.from_pretrained(name, **hub).model_type.startswith("plume")
 
 
+def refuse_unknown_layout(layout: str) -> None:
+    """Refuse a layout that there is none of.
+
+    Raises:
+        ValueError: If it is.
+    """
+    if layout not in _LAYOUTS:
+        raise ValueError(f"The layout {layout!r} is unknown. Use one of {sorted(_LAYOUTS)}.")
+
+
 def load_processor(name: str, layout: str, **hub: Any) -> PlumeProcessor:
     """The processor of a PLUME checkpoint, or a fresh one for a plain backbone.
 
     Raises:
         ValueError: If the layout is unknown.
     """
-    if layout not in _LAYOUTS:
-        raise ValueError(f"The layout {layout!r} is unknown. Use one of {sorted(_LAYOUTS)}.")
+    refuse_unknown_layout(layout)
     if _is_plume(name, **hub):
         return AutoProcessor.from_pretrained(name, **hub)
     return processor_from_backbone(name, _LAYOUTS[layout], **_SETTINGS[layout], **hub)
@@ -117,9 +130,9 @@ def load_model(arguments: ModelConfig, layout: str) -> tuple[PlumeModel, PlumePr
     options: dict[str, Any] = {"dtype": arguments.dtype, "attn_implementation": arguments.attn_implementation, **hub}
     if quantization := get_quantization_config(arguments):
         options["quantization_config"] = quantization
-    processor = load_processor(name, layout, **hub)
+    refuse_unknown_layout(layout)
     if _is_plume(name, **hub):
-        return AutoModel.from_pretrained(name, **options), processor
+        return AutoModel.from_pretrained(name, **options), AutoProcessor.from_pretrained(name, **hub)
     return from_backbone(name, _LAYOUTS[layout], processor_options=_SETTINGS[layout], model_options=options)
 
 
@@ -143,6 +156,19 @@ def peft_config(arguments: ModelConfig, model: PlumeModel) -> Any:
     return config
 
 
+def refuse_split_lora(trainer: PlumeTrainer, uses_lora: bool) -> None:
+    """Refuse LoRA where the weights are split over the ranks: they are merged at the end, by one rank.
+
+    Raises:
+        ValueError: If FSDP or ZeRO-3 splits them.
+    """
+    if uses_lora and (trainer.is_fsdp_enabled or is_deepspeed_zero3_enabled()):
+        raise ValueError(
+            "--use_peft merges its weights at the end, and FSDP and ZeRO-3 split them over the ranks, so nothing could "
+            "be saved. Use training/accelerate/ddp.yaml or zero2.yaml, or train all weights."
+        )
+
+
 def expand(arguments: list[str]) -> list[str]:
     """``MODEL PAIRS... OUTPUT`` before the flags, as the flags they stand for.
 
@@ -155,7 +181,7 @@ def expand(arguments: list[str]) -> list[str]:
     if first == 0:
         return arguments
     model, *pairs, output = arguments[:first]
-    named = ["--model_name_or_path", model, "--train_files", *pairs, "--output_dir", output, "--holdout", "0.1"]
+    named = ["--model_name_or_path", locate(model), "--train_files", *pairs, "--output_dir", output, "--holdout", "0.1"]
     return [*named, *arguments[first:]]
 
 
@@ -203,14 +229,12 @@ def make_plan(
     args: PlumeTrainingConfig, given: set[str], rows: Any, model: PlumeModel, start: ModelConfig
 ) -> list[Decision]:
     """Settle the settings that were not given."""
-    num_rationales, num_negatives = look(rows)
     facts = Facts(
         num_rows=None if isinstance(rows, IterableDataset) else len(rows),
         width=model.config.text_config.hidden_size,
         is_trained=_is_plume(str(start.model_name_or_path), revision=start.model_revision),
         uses_lora=start.use_peft,
-        num_rationales=num_rationales,
-        num_negatives=num_negatives,
+        contents=look(rows),
     )
     decisions = decide(args, given, facts)
     for decision in decisions:
@@ -220,8 +244,8 @@ def make_plan(
 
 def media_folder(files: list[str]) -> Decision | None:
     """The folder of the first file that lies here, as the one that media paths are relative to."""
-    folder = next((Path(name).parent for name in files if Path(name).exists()), None)
-    return folder and Decision("media_root", str(folder), "the folder of the pairs")
+    folder = folder_of(files)
+    return None if folder is None else Decision("media_root", folder, "the folder of the pairs")
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -238,7 +262,9 @@ def main(arguments: list[str] | None = None) -> None:
     found = None if "media_root" in given else media_folder(script.train_files)
     args.media_root = found.value if found else args.media_root
     model, processor = load_model(model_arguments, script.layout)
-    processor.max_pixels = script.max_pixels or processor.max_pixels
+    if script.max_pixels is not None:
+        check_limits(processor.min_pixels, script.max_pixels, "")
+        processor.max_pixels = script.max_pixels
     rows, judged = read_pairs(script, args, processor)
     plan = [str(choice) for choice in (found, *make_plan(args, given, rows, model, model_arguments)) if choice]
     if isinstance(rows, IterableDataset):
@@ -256,6 +282,7 @@ def main(arguments: list[str] | None = None) -> None:
     if args.should_log:
         print("\n".join(["What was not given follows from the data:", *plan]))
     trainer = PlumeTrainer(**parts)
+    refuse_split_lora(trainer, model_arguments.use_peft)
     if any(parameter.dtype != torch.float32 for parameter in trainer.model.parameters() if parameter.requires_grad):
         logger.warning(
             "Some trained weights are not float32: small updates round away. Pass --dtype float32; --bf16 still "
@@ -266,17 +293,17 @@ def main(arguments: list[str] | None = None) -> None:
     trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
     if script.verdict_pairs:
         trained_on = not script.eval_files and (script.streaming or judged is rows)
-        where = "training pairs (none were held out)" if trained_on else "held-out pairs"
-        judge(trainer, sample, before, where, plan)
+        judge(trainer, sample, before, trained_on, plan)
     save(trainer, processor, args)
+    leave()
 
 
-def judge(trainer: PlumeTrainer, sample: Any, before: Scores, where: str, plan: list[str]) -> None:
+def judge(trainer: PlumeTrainer, sample: Any, before: Scores, trained_on: bool, plan: list[str]) -> None:
     """Measure again, write the report, and say what was found."""
     after = measure(trainer, sample)
     logs = [entry for entry in trainer.state.log_history if "loss" in entry]
     alarms = find_alarms(logs, before, after, trainer.args, trainer.curriculum)
-    trainer.verdict = describe_verdict(alarms, before, after, f"{len(sample)} {where}")
+    trainer.verdict = describe_verdict(alarms, before, after, len(sample), trained_on)
     if trainer.is_world_process_zero():
         write_report(Path(str(trainer.args.output_dir)), trainer.verdict, plan, logs)
         print(trainer.verdict)

@@ -8,7 +8,7 @@ One optimizer step, whatever the batch, the chunks and the number of ranks:
 """
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -42,8 +42,9 @@ from plume.training.diagnostics import describe_latents, refuse_nan, retrieval_m
 from plume.training.distributed import gather_rows, hold_sync, is_sharded, largest, touch
 from plume.training.grad_cache import cached_backward, differentiate, surrogate
 from plume.training.learning_rate import StageLearningRate, scale_by_stage
-from plume.training.losses import Representations, Weights, pool_loss, suffix_ce
+from plume.training.losses import Representations, Weights, place_scores, pool_loss, ranking_kl, suffix_ce
 from plume.training.sampler import SubBatchSampler
+from plume.training.teacher import freeze_teacher
 
 logger = logging.get_logger(__name__)
 
@@ -79,10 +80,12 @@ class PlumeTrainer(CheckpointedTrainer):
         if args.num_latent_steps is not None:
             model.config.num_latent_steps = model.config.check_num_latent_steps(args.num_latent_steps)
         self.curriculum = args.curriculum(model.config.num_latent_steps)
+        args.check_against(model.config, model.config.num_latent_steps)
         self.objective: Weights = args.weights()
         self._suffix, self._num_experts = list(model.config.suffix_token_ids), model.config.num_experts
         self._started_from = model.config.name_or_path
         refuse_too_few_rows(train_dataset, args)
+        self._teacher = freeze_teacher(model, train_dataset, args)
         self._spare = spare_row(processing_class)
         if kwargs.get("peft_config") is not None:
             # Pushed during the run, LoRA weights would stay next to the final merged ones and be loaded on top of them.
@@ -183,7 +186,7 @@ class PlumeTrainer(CheckpointedTrainer):
         """What the pool loss needs of a forward pass; routing has no columns at K = 0."""
         probs = output.router_probs
         routing = probs.mean(dim=1) if probs.shape[1] else probs.new_empty(len(probs), 0)
-        return Representations(output.embeddings, output.anchor_embeddings, routing)
+        return Representations(output.embeddings, output.anchor_embeddings, routing, output.readout_embeddings)
 
     # 3. Loss
 
@@ -194,7 +197,8 @@ class PlumeTrainer(CheckpointedTrainer):
 
         def gather(rows: torch.Tensor) -> list[torch.Tensor]:
             """Queries, targets and negatives of all ranks; absent negatives travel as zeros."""
-            negatives = rows.new_zeros(len(ids) - pairs, rows.shape[1]).index_copy(0, slots, rows[2 * pairs :])
+            absent = rows.new_zeros(len(ids) - pairs, *rows.shape[1:])
+            negatives = absent.index_copy(0, slots, rows[2 * pairs :])
             return [gather_rows(part) for part in (rows[:pairs], rows[pairs : 2 * pairs], negatives)]
 
         gathered = [gather(rows) for rows in local.tensors()]
@@ -202,12 +206,59 @@ class PlumeTrainer(CheckpointedTrainer):
         present = candidate_ids >= 0
         queries = Representations(*(parts[0] for parts in gathered))
         candidates = Representations(*(torch.cat(parts[1:])[present] for parts in gathered))
-        return pool_loss(queries, candidates, candidate_ids[present], self.objective)
+        readouts = self.args.readouts(self.stage())
+        loss, parts = pool_loss(queries, candidates, candidate_ids[present], self.objective, readouts)
+        teacher_NM = self._rank(batch, gather, present)
+        if teacher_NM is not None:
+            parts["ranking"] = ranking_kl(
+                queries.embeddings,
+                candidates.embeddings,
+                teacher_NM,
+                candidate_ids[present],
+                self.objective.temperature,
+            )
+            loss = loss + self.objective.ranking * parts["ranking"]
+        return loss, parts
 
-    def _own_loss(self, output: PlumeOutput, rows: Rows, batch: dict[str, Any]) -> torch.Tensor:
-        """Cross entropy of some rows as their share of the batch's: mean over pairs, sum over the two sides."""
+    def _rank(
+        self, batch: dict[str, Any], gather: Callable[[torch.Tensor], list[torch.Tensor]], present: torch.Tensor
+    ) -> torch.Tensor | None:
+        """Scores of the gathered pool by the teacher, over its temperature; None where nobody teaches."""
+        if self.args.teacher is None or not self.model.training:
+            return None
+        if self._teacher is None:
+            return place_scores(gather_rows(batch["teacher_scores"]))[:, present] / self.args.teacher_temperature
+        if self.stage().index == 0:  # the explicit view itself is trained
+            return None
+        queries, *candidates = gather(self._explicit_view(batch))
+        return queries @ torch.cat(candidates)[present].T / self.objective.temperature
+
+    @torch.no_grad()
+    def _explicit_view(self, batch: dict[str, Any]) -> torch.Tensor:
+        """Embeddings of all rows by the frozen copy, which reads their rationales; NaN where a row has none."""
+        prefix, texts = batch["prefix"], batch["texts"].rows
+        rows = rewrite(batch, self.curriculum.stages[0], self._suffix)
+        sizes = chunk_sizes(prefix["attention_mask"].sum(dim=1), self.args.chunk_size, self.args.chunk_tokens)
+        teacher = self._teacher.to(prefix["input_ids"].device)
+        parts = [teacher(**{**chunk.inputs, "suffix_mask": None}).embeddings for chunk in split_rows(rows, sizes)]
+        silent = torch.tensor([not text.segments for text in texts], device=prefix["input_ids"].device)
+        return torch.cat(parts).float().masked_fill(silent[:, None], torch.nan)
+
+    def _own_loss(
+        self, output: PlumeOutput, rows: Rows, batch: dict[str, Any]
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """What is a sum over rows, as these rows' share of the batch's, and its terms by name, without coefficients.
+
+        The cross entropy is a mean over pairs and a sum over the two sides.
+        """
         per_row = suffix_ce(output.suffix_log_probs, rows.inputs["suffix_mask"])[: rows.num_scored]
-        return self.objective.ce * per_row.sum() / batch["num_pairs"]
+        terms = {"ce": per_row.sum() / batch["num_pairs"]}
+        return self.objective.ce * terms["ce"], terms
+
+    def _rewrite(self, batch: dict[str, Any]) -> Rows:
+        """All rows of a batch at the stage of the step, with its read-outs."""
+        stage = self.stage()
+        return rewrite(batch, stage, self._suffix, tuple(self.args.readouts(stage)))
 
     def compute_loss(
         self,
@@ -217,9 +268,9 @@ class PlumeTrainer(CheckpointedTrainer):
         num_items_in_batch: Any = None,
     ) -> Any:
         """Loss of a batch in one forward pass."""
-        rows = rewrite(inputs, self.stage(), self._suffix)
+        rows = self._rewrite(inputs)
         output = self.forward_rows(model, rows)
-        local, own = self.represent(output), self._own_loss(output, rows, inputs)
+        local, (own, terms) = self.represent(output), self._own_loss(output, rows, inputs)
         if torch.is_grad_enabled():
             loss, parts, gradients = differentiate(local, lambda pool: self._pool_loss(pool, inputs))
             through = own + surrogate(local, gradients) + touch(self.model)
@@ -227,7 +278,7 @@ class PlumeTrainer(CheckpointedTrainer):
         else:
             loss, parts = self._pool_loss(local, inputs)
             total = loss + own
-        self._pending = ({**parts, "rows": own.detach()}, output.latent_states, output.router_probs)
+        self._pending = (parts, terms, output.latent_states, output.router_probs)
         if not self.model.training:
             self._report(*self._pending)
         refuse_nan(total, output, rows.places, self.state.global_step)
@@ -250,7 +301,7 @@ class PlumeTrainer(CheckpointedTrainer):
         if isinstance(self.optimizer, AcceleratedOptimizer):
             self.optimizer.train()  # schedule-free ones must be told
         inputs = self._prepare_inputs(inputs)
-        chunks = split_rows(rewrite(inputs, self.stage(), self._suffix), sizes)
+        chunks = split_rows(self._rewrite(inputs), sizes)
         accumulation = self.current_gradient_accumulation_steps
         options = {"scale_wrt_gas": False} if self.accelerator.distributed_type == DistributedType.DEEPSPEED else {}
         thoughts: list[tuple[torch.Tensor, torch.Tensor]] = []
@@ -261,14 +312,15 @@ class PlumeTrainer(CheckpointedTrainer):
             thoughts.append((output.latent_states, output.router_probs))
             return self.represent(output)
 
-        def replay(chunk: Rows) -> tuple[Representations, torch.Tensor]:
+        def replay(chunk: Rows) -> tuple[Representations, torch.Tensor, dict[str, torch.Tensor]]:
             output = self.forward_rows(model, chunk)
-            own = self._own_loss(output, chunk, inputs) + touch(self.model)
+            own, terms = self._own_loss(output, chunk, inputs)
+            own = own + touch(self.model)
             refuse_nan(own + output.embeddings.sum(), output, chunk.places, self.state.global_step)
-            return self.represent(output), own
+            return self.represent(output), own, terms
 
         with self.compute_loss_context_manager():
-            loss, parts = cached_backward(
+            loss, parts, terms = cached_backward(
                 chunks,
                 represent,
                 replay,
@@ -276,17 +328,25 @@ class PlumeTrainer(CheckpointedTrainer):
                 lambda scalar: self.accelerator.backward(scalar / accumulation, **options),
                 lambda: hold_sync(self.accelerator, model),
             )
-        self._report(parts, *map(torch.cat, zip(*thoughts, strict=True)))
+        self._report(parts, terms, *map(torch.cat, zip(*thoughts, strict=True)))
         return loss.detach() / accumulation
 
-    def _report(self, parts: dict[str, torch.Tensor], latents_BKD: torch.Tensor, probs_BKE: torch.Tensor) -> None:
-        """Collect the terms of the loss and the health of the rollout of a whole batch for the next log."""
+    def _report(
+        self,
+        parts: dict[str, torch.Tensor],
+        terms: dict[str, torch.Tensor],
+        latents_BKD: torch.Tensor,
+        probs_BKE: torch.Tensor,
+    ) -> None:
+        """Collect the terms of the loss and the health of the rollout of a whole batch for the next log.
+
+        All are logged without their coefficients; those that are sums over rows are each rank's own until here.
+        """
         stage, metrics = self.stage(), self._metrics["train" if self.model.training else "eval"]
-        health = describe_latents(latents_BKD.detach(), probs_BKE.detach())
-        # Terms are logged without their coefficients.
-        ce = self.accelerator.gather(parts["rows"].detach().reshape(1)).mean().item() / (self.objective.ce or 1.0)
-        values = {"stage": stage.index, "num_latent_steps": stage.num_latent_steps, "loss_ce": ce, **health}
-        values |= {f"loss_{name}": part.item() for name, part in parts.items() if name != "rows"}
+        values = {"stage": stage.index, "num_latent_steps": stage.num_latent_steps}
+        values |= describe_latents(latents_BKD.detach(), probs_BKE.detach())
+        own = {name: self.accelerator.gather(term.detach().reshape(1)).mean() for name, term in terms.items()}
+        values |= {f"loss_{name}": part.item() for name, part in {**own, **parts}.items()}
         for name, value in values.items():
             metrics[name].append(float(value))
 

@@ -9,14 +9,14 @@ CORPUS is a folder, or Parquet with the columns id, text and image. On a cluster
 import argparse
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import pyarrow.dataset as ds
-
-from plume.apps.corpus.plan import make_plan
-from plume.apps.shared.encoder import DEFAULT_MODEL, Encoder
-from plume.apps.shared.lock import locked
 from plume.apps.shared.terminal import plain
 from plume.arguments import ArgumentParser
+from plume.checkpoints import DEFAULT_MODEL
+
+if TYPE_CHECKING:
+    from plume.apps.shared.encoder import Encoder
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -38,6 +38,11 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 def main(arguments: list[str] | None = None) -> None:
     """Plan, embed what is left, report the result."""
     options = parse_arguments(arguments)
+    import pyarrow.dataset as ds  # not before the arguments are read: a help does not wait for libraries
+
+    from plume.apps.shared.encoder import Encoder
+    from plume.apps.shared.lock import locked
+
     output = options.output.resolve()
     model_id = str(Path(options.model).resolve()) if Path(options.model).is_dir() else options.model
     encoder = Encoder(model_id, "cpu")
@@ -52,8 +57,10 @@ def main(arguments: list[str] | None = None) -> None:
     print(f"{total - failed.count_rows()} of {total} documents embedded, in {output / 'vectors'}")
 
 
-def embed_corpus(options: argparse.Namespace, output: Path, model_id: str, encoder: Encoder) -> int:
+def embed_corpus(options: argparse.Namespace, output: Path, model_id: str, encoder: "Encoder") -> int:
     """Plan and embed what is left; returns the number of documents of the plan."""
+    from plume.apps.corpus.plan import make_plan
+
     total = make_plan(options.corpus, output, encoder, options.chunk)
     if options.processes:
         from plume.apps.corpus.one_machine import run_processes

@@ -1,7 +1,7 @@
 """The job on Ray Data: actors that each hold one model embed the chunks of the plan that have no result yet.
 
 Only names of chunks travel through Ray; documents and vectors are read and written where the actor runs. Inside an
-actor, batches are sized by pixels (:func:`plume.apps.shared.encoder.pack`).
+actor, batches are sized by pixels (:func:`plume.apps.shared.batches.pack`).
 
 Ray Data's own checkpoints (2.60, beta) were tried first: resumed on two cores, their filter and their readers take the
 cores that the actors wait for, and the job hangs.

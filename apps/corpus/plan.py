@@ -26,7 +26,7 @@ from tqdm import tqdm
 from plume.apps.shared.documents import Skipped, list_files, split
 from plume.apps.shared.encoder import Encoder
 from plume.apps.shared.limits import Limits, MediaError
-from plume.apps.shared.rows import JOB_FILE
+from plume.apps.shared.rows import JOB_FILE, same_checkpoint
 from plume.apps.shared.terminal import plain
 
 _FIELDS = [("id", pa.string()), ("root", pa.string()), ("path", pa.string()), ("part", pa.int32())]
@@ -54,7 +54,7 @@ def make_plan(corpus: Path, output: Path, encoder: Encoder, chunk: int) -> int:
     job = {
         "corpus": str(corpus.resolve()),
         "model": encoder.identity,
-        "num_latent_steps": encoder.model.config.num_latent_steps,
+        "num_latent_steps": encoder.config.check_num_latent_steps(task="document"),
         "dimension": encoder.dimension,
     }
     if (output / JOB_FILE).is_file():
@@ -131,7 +131,7 @@ def _check_ids(rows: list[dict[str, Any]], seen: set[str]) -> None:
 
 def _check_same(job: dict[str, Any], before: dict[str, Any], output: Path) -> None:
     for name, value in job.items():
-        if before[name] != value:
+        if not (same_checkpoint(before[name], value) if name == "model" else before[name] == value):
             raise ValueError(
                 f"{output} holds a job whose {name} is {before[name]}, now it is {value}; its vectors would be mixed. "
                 "Continue with the same, or write into another folder."

@@ -11,16 +11,9 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from plume.apps.search.importing import import_vectors
-from plume.apps.search.indexing import index_folders
-from plume.apps.search.searching import Search
-from plume.apps.search.store import Index
-from plume.apps.search.world import read_questions, write_world
-from plume.apps.shared.documents import KINDS
-from plume.apps.shared.encoder import DEFAULT_MODEL, Encoder
-from plume.apps.shared.limits import Limits
 from plume.apps.shared.terminal import plain
-from plume.arguments import ArgumentParser
+from plume.arguments import KINDS, ArgumentParser
+from plume.checkpoints import DEFAULT_MODEL
 
 _OFFERED = 4  # questions that the page offers
 
@@ -30,8 +23,11 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     common = ArgumentParser(add_help=False)
     common.add_argument("--index", type=Path, default=Path("outputs/search-index"), help="folder of the index")
     common.add_argument("--model", default=DEFAULT_MODEL, help="PLUME checkpoint: folder or Hub id, or tiny")
+    common.add_argument("--runtime", type=Path, metavar="OUT", help="what `plume export` wrote, instead of --model")
     common.add_argument("--device", help="torch device; CUDA if available")
     common.add_argument("--dtype", default="auto", help="dtype of the weights, e.g. float32")
+    common.add_argument("--int8", action="store_true", help="weights of eight bits for decoder and adapter, on a CPU")
+    common.add_argument("--no-reuse", action="store_true", help="read instructions and pictures again every time")
     parser = ArgumentParser(prog="plume search", description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(dest="command", required=True)
     index = commands.add_parser("index", parents=[common], help="bring the index up to date with folders")
@@ -39,6 +35,12 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     index.add_argument("--batch", type=int, default=16, help="documents per commit")
     index.add_argument(
         "--forget-empty", action="store_true", help="forget documents of folders that are empty now, as unmounted disks"
+    )
+    index.add_argument(
+        "--num-latent-steps",
+        dest="k",
+        type=int,
+        help="latent steps of the documents; those of the index, in a new one the checkpoint's, if omitted",
     )
     query = commands.add_parser("query", parents=[common], help="search from the command line")
     query.add_argument("text", nargs="?", default="", help="what to look for")
@@ -61,11 +63,21 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
 
 def run(options: argparse.Namespace) -> None:
     """Carry out one command."""
+    from plume.apps.search.importing import import_vectors  # here and below: a help does not wait for libraries
+    from plume.apps.search.indexing import index_folders
+    from plume.apps.search.searching import Search
+    from plume.apps.search.store import open_index
+    from plume.apps.search.world import read_questions, write_world
+    from plume.apps.shared.batches import open_encoder
+    from plume.apps.shared.limits import Limits, MediaError
+
     if options.command == "world":
         print(f"{len(write_world(options.folder))} questions and their answers in {options.folder}")
         return
-    encoder = Encoder(options.model, options.device, dtype=options.dtype)
-    index = Index(options.index, encoder.identity, encoder.dimension, encoder.model.config.num_latent_steps)
+    encoder = open_encoder(
+        options.model, options.device, options.dtype, options.runtime, int8=options.int8, reuse=not options.no_reuse
+    )
+    index = open_index(options.index, encoder, options.k if options.command == "index" else None)
     if options.command == "index":
         report = index_folders(options.folders, index, encoder, batch=options.batch, forget_empty=options.forget_empty)
         for skipped in report.skipped:
@@ -75,16 +87,19 @@ def run(options: argparse.Namespace) -> None:
             f"{len(report.skipped)} skipped; {len(index)} documents in {options.index}"
         )
     elif options.command == "query":
-        answer = Search(index, encoder, Limits()).run(
-            options.text, options.media, options.k, options.top, options.kinds
-        )
+        try:
+            answer = Search(index, encoder, Limits()).run(
+                options.text, options.media, options.k, options.top, options.kinds
+            )
+        except (MediaError, OSError) as error:
+            raise ValueError(f"The query cannot be read (--media {options.media}): {error}") from error
         for rank, hit in enumerate(answer.hits, start=1):
             place = f" ({hit.part} of {hit.parts})" if hit.parts > 1 else ""
             print(f"{rank:>3}  {hit.score:.3f}  {plain(hit.kind):<8} {plain(str(Path(hit.root, hit.path)))}{place}")
     elif options.command == "import":
         print(f"{import_vectors(options.vectors, index)} documents imported; {len(index)} in {options.index}")
     else:
-        import uvicorn  # the page's libraries take seconds to import
+        import uvicorn
 
         from plume.apps.search.page import build_app
 

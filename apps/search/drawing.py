@@ -6,7 +6,6 @@ from html import escape
 from urllib.parse import quote
 
 import numpy as np
-import torch
 
 from plume.apps.search.store import Hit
 
@@ -44,7 +43,7 @@ def _card(rank: int, hit: Hit, best: float) -> str:
     )
 
 
-def draw_thinking(latent_states: torch.Tensor, router_probs: torch.Tensor, num_active: int) -> str:
+def draw_thinking(latent_states: np.ndarray, router_probs: np.ndarray, num_active: int) -> str:
     """The latent trajectory and the expert use of one query, side by side.
 
     Args:
@@ -72,8 +71,8 @@ def project(states_KD: np.ndarray) -> np.ndarray:
     return points
 
 
-def _trajectory(latent_states: torch.Tensor, width: int = 300, height: int = 210, margin: int = 24) -> str:
-    points = project(latent_states.float().cpu().numpy().astype(np.float64))
+def _trajectory(latent_states: np.ndarray, width: int = 300, height: int = 210, margin: int = 24) -> str:
+    points = project(latent_states.astype(np.float64))
     center, extent = (points.max(axis=0) + points.min(axis=0)) / 2, np.ptp(points, axis=0)
     zoom = min((width - 2 * margin) / max(extent[0], 1e-9), (height - 2 * margin) / max(extent[1], 1e-9))
     zoom = zoom if extent.max() > 1e-6 else 0.0
@@ -119,11 +118,10 @@ def spread(places: Sequence[tuple[float, float]], distance: float, size: tuple[i
     return printed
 
 
-def _experts(router_probs: torch.Tensor, num_active: int, cell: int = 34, left: int = 60, top: int = 22) -> str:
-    probs = router_probs.float().cpu().numpy()
-    steps, experts = probs.shape
+def _experts(router_probs: np.ndarray, num_active: int, cell: int = 34, left: int = 60, top: int = 22) -> str:
+    steps, experts = router_probs.shape
     squares = []
-    for k, row in enumerate(probs):
+    for k, row in enumerate(router_probs):
         active = set(np.argsort(-row)[:num_active].tolist())
         squares.append(f'<text x="{left + k * cell + cell / 2}" y="14" class="axis">{k + 1}</text>')
         for m, share in enumerate(row):

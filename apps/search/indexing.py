@@ -19,8 +19,8 @@ from typing import Any
 from tqdm import tqdm
 
 from plume.apps.search.store import Index
+from plume.apps.shared.batches import BatchEncoder
 from plume.apps.shared.documents import Document, File, Skipped, Unlisted, list_files, load, split
-from plume.apps.shared.encoder import Encoder
 from plume.apps.shared.limits import Limits, MediaError
 from plume.apps.shared.lock import locked
 from plume.apps.shared.rows import build_row
@@ -42,7 +42,7 @@ class Report:
 def index_folders(
     folders: Sequence[Path],
     index: Index,
-    encoder: Encoder,
+    encoder: BatchEncoder,
     limits: Limits | None = None,
     batch: int = 16,
     forget_empty: bool = False,
@@ -74,7 +74,7 @@ def index_folders(
 class _Run:
     """One run; ``stale`` holds the rows for which no document has been seen yet, by id."""
 
-    def __init__(self, index: Index, encoder: Encoder, limits: Limits, roots: Sequence[str], bar: tqdm) -> None:
+    def __init__(self, index: Index, encoder: BatchEncoder, limits: Limits, roots: Sequence[str], bar: tqdm) -> None:
         self.index, self.encoder, self.limits, self.report, self.bar = index, encoder, limits, Report(), bar
         self.known = defaultdict(list)
         for row in index.known(roots):
@@ -147,7 +147,8 @@ class _Run:
             except ValueError as error:
                 self._skip(work, error)
         self._show(f"embedding {len(loaded)} documents up to {_name(document, work['parts'])}")
-        vectors = self.encoder.try_encode([content for _, content in loaded]) if loaded else []
+        contents, steps = [content for _, content in loaded], self.index.num_latent_steps
+        vectors = self.encoder.try_encode(contents, "document", steps) if loaded else []
         rows = []
         for (work, content), vector in zip(loaded, vectors, strict=True):
             if isinstance(vector, ValueError):

@@ -3,7 +3,7 @@
 Trust ends at the browser:
 
 1. A dropped file is bounded in bytes by the server while it is uploaded, then in pixels, frames and seconds.
-2. An event may name what was uploaded, no other path and no address (:mod:`plume.apps.search.door`).
+2. An event may name what was uploaded, no other path and no address (:mod:`plume.apps.search.events`).
 3. Files are asked for by the id of an indexed document, never by a path; a file that has changed since is not served.
 4. Whatever comes from outside is escaped: results in :mod:`plume.apps.search.drawing`, errors in ``answer``.
 """
@@ -17,11 +17,13 @@ import gradio as gr
 from fastapi import FastAPI, HTTPException
 from fastapi.responses import FileResponse, Response
 
-from plume.apps.search.door import guard_events
 from plume.apps.search.drawing import draw_hits, draw_thinking
+from plume.apps.search.events import guard_events
 from plume.apps.search.searching import MAX_RESULTS, Search
 from plume.apps.search.store import Index
-from plume.apps.shared.documents import KINDS, File
+from plume.apps.shared.batches import as_array
+from plume.apps.shared.documents import File
+from plume.arguments import KINDS
 
 _MAX_WAITING = 32
 _MAX_ID = 1000  # characters; ids of tables can be anything
@@ -85,7 +87,7 @@ def _row(index: Index, id: str) -> dict[str, Any]:
 
 
 def _build_blocks(search: Search, questions: Sequence[tuple[str, Path]]) -> gr.Blocks:
-    config = search.encoder.model.config
+    config = search.encoder.config
 
     def answer(query: dict[str, Any], k: float, limit: float, kinds: list[str]) -> tuple[str, str]:
         files = [Path(file) for file in query.get("files") or []]
@@ -96,13 +98,13 @@ def _build_blocks(search: Search, questions: Sequence[tuple[str, Path]]) -> gr.B
         states, probs = found.output.latent_states, found.output.router_probs
         assert states is not None
         assert probs is not None
-        return draw_hits(found.hits), draw_thinking(states[0], probs[0], config.num_active_experts)
+        return draw_hits(found.hits), draw_thinking(as_array(states[0]), as_array(probs[0]), config.num_active_experts)
 
     def head() -> str:
         """Counted whenever the page is opened: another process may have indexed more."""
         return (
             f"<header><h1>PLUME search</h1><p>{len(search.index)} pictures, clips, pages and passages, in one space. "
-            f"The documents were embedded with K = {config.num_latent_steps}.</p></header>"
+            f"The documents were embedded with K = {search.index.num_latent_steps}.</p></header>"
         )
 
     with gr.Blocks(title="PLUME search", analytics_enabled=False, fill_width=True, delete_cache=_CLEAN_UP) as blocks:
@@ -123,9 +125,8 @@ def _build_blocks(search: Search, questions: Sequence[tuple[str, Path]]) -> gr.B
                 offered, [query], label="Questions to try, then Enter", cache_examples=False, elem_id="questions"
             )
         with gr.Row(elem_id="controls"):
-            k = gr.Slider(
-                0, config.max_latent_steps, config.num_latent_steps, step=1, label="K, latent steps of the query"
-            )
+            steps = config.check_num_latent_steps(task="query")
+            k = gr.Slider(0, config.max_latent_steps, steps, step=1, label="K, latent steps of the query")
             limit = gr.Slider(1, MAX_RESULTS, 10, step=1, label="Results")
             kinds = gr.CheckboxGroup(list(KINDS), label="Only", elem_id="kinds")
         results = gr.HTML(elem_id="results")

@@ -5,11 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from plume import PlumeOutput
 from plume.apps.search.store import Hit, Index
-from plume.apps.shared.documents import KINDS
-from plume.apps.shared.encoder import Encoder
+from plume.apps.shared.batches import BatchEncoder, as_array
 from plume.apps.shared.limits import Limits, MediaError, check_clip, decode_picture
+from plume.arguments import KINDS
 
 MAX_RESULTS = 48
 
@@ -19,7 +18,7 @@ class Answer:
     """What a query found, and the forward pass that embedded it."""
 
     hits: list[Hit]
-    output: PlumeOutput
+    output: Any
 
 
 class Search:
@@ -31,7 +30,7 @@ class Search:
         limits: Bounds on a query's media.
     """
 
-    def __init__(self, index: Index, encoder: Encoder, limits: Limits) -> None:
+    def __init__(self, index: Index, encoder: BatchEncoder, limits: Limits) -> None:
         self.index, self.encoder, self.limits = index, encoder, limits
 
     def run(
@@ -45,7 +44,7 @@ class Search:
         content = self.read(text, media)
         output = self.encoder.think([content], "query", num_latent_steps)
         assert output.embeddings is not None
-        vector = output.embeddings[0].float().cpu().numpy()
+        vector = as_array(output.embeddings[0])
         return Answer(self.index.search(vector, max(1, min(limit, MAX_RESULTS)), kinds), output)
 
     def read(self, text: str, media: Path | None) -> dict[str, Any]:

@@ -16,8 +16,9 @@ import lancedb
 import numpy as np
 import pyarrow as pa
 
-from plume.apps.shared.documents import KINDS
-from plume.apps.shared.rows import SHOWN, row_schema
+from plume.apps.shared.batches import BatchEncoder
+from plume.apps.shared.rows import SHOWN, row_schema, same_checkpoint
+from plume.arguments import KINDS
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -35,7 +36,7 @@ class Hit:
         path: File below it.
         part: Page or passage, from 1.
         parts: Pages or passages of the file.
-        kind: A key of :data:`~plume.apps.shared.documents.KINDS`.
+        kind: A key of :data:`~plume.arguments.KINDS`.
         text: Beginning of the text, where it is one.
         score: Cosine similarity to the query.
     """
@@ -68,6 +69,15 @@ def _usable(method: Callable[Concatenate["Index", P], T]) -> Callable[Concatenat
     return call
 
 
+def steps_of(folder: Path) -> int | None:
+    """K of the documents of an index; None if there is no index in the folder yet."""
+    try:
+        table = lancedb.connect(folder).open_table(TABLE)
+    except ValueError:
+        return None
+    return int((table.schema.metadata or {})[_STEPS])
+
+
 class Index:
     """Documents and their vectors.
 
@@ -84,7 +94,7 @@ class Index:
     """
 
     def __init__(self, folder: Path, model: str, dimension: int, num_latent_steps: int) -> None:
-        self.folder = folder
+        self.folder, self.num_latent_steps = folder, num_latent_steps
         metadata = {_MODEL: model.encode(), _STEPS: str(num_latent_steps).encode()}
         self.schema = row_schema(dimension, metadata)
         self.table = self._open()
@@ -106,11 +116,12 @@ class Index:
             ValueError: If they are of another checkpoint or of another K.
         """
         made_by = self.table.schema.metadata or {}
-        if (made_by.get(_MODEL), made_by.get(_STEPS)) != (model.encode(), str(num_latent_steps).encode()):
+        maker, steps = (made_by.get(key, b"?").decode() for key in (_MODEL, _STEPS))
+        if not same_checkpoint(maker, model) or steps != str(num_latent_steps):
             raise ValueError(
-                f"The index {self.folder} holds vectors of {made_by.get(_MODEL, b'?').decode()} with K = "
-                f"{made_by.get(_STEPS, b'?').decode()}, which cannot be compared with others. {whose} is {model} with "
-                f"K = {num_latent_steps}. Use another folder for the index, or the checkpoint that made it."
+                f"The index {self.folder} holds vectors of {maker} with K = {steps}, which cannot be compared with "
+                f"others. {whose} is {model} with K = {num_latent_steps}. Use another folder for the index, or the "
+                "checkpoint that made it."
             )
 
     @_usable
@@ -185,3 +196,20 @@ class Index:
 
 def _quote(value: str) -> str:
     return "'" + value.replace("'", "''") + "'"
+
+
+def open_index(folder: Path, encoder: BatchEncoder, given: int | None = None) -> Index:
+    """The index of a folder.
+
+    Args:
+        folder: Where it lies; created where it does not exist.
+        encoder: The checkpoint.
+        given: K of the documents. Defaults to that of the index, in a new one to the checkpoint's for documents.
+
+    Raises:
+        ValueError: If the index holds vectors of another checkpoint or K, or the checkpoint cannot run this K.
+    """
+    steps = steps_of(folder) if given is None else given
+    if steps is None or given is not None:
+        steps = encoder.config.check_num_latent_steps(given, "document")
+    return Index(folder, encoder.identity, encoder.dimension, steps)

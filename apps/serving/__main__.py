@@ -4,19 +4,19 @@ import argparse
 from dataclasses import replace
 from pathlib import Path
 
-import uvicorn
-
-from plume.apps.serving.app import Settings, build_app
-from plume.apps.shared.encoder import DEFAULT_MODEL, Encoder
 from plume.arguments import ArgumentParser
+from plume.checkpoints import DEFAULT_MODEL
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     """The command line, or the given words."""
     parser = ArgumentParser(prog="plume serve", description=__doc__.splitlines()[0])
     parser.add_argument("--model", default=DEFAULT_MODEL, help="PLUME checkpoint: folder or Hub id")
+    parser.add_argument("--runtime", type=Path, metavar="OUT", help="what `plume export` wrote, instead of --model")
     parser.add_argument("--device", help="torch device; CUDA if available")
     parser.add_argument("--dtype", default="auto", help="dtype of the weights, e.g. float32")
+    parser.add_argument("--int8", action="store_true", help="weights of eight bits for decoder and adapter, on a CPU")
+    parser.add_argument("--no-reuse", action="store_true", help="read instructions and pictures again every time")
     parser.add_argument("--name", default="plume", help="name of the model for clients")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on")
     parser.add_argument("--port", type=int, default=8000, help="port to listen on")
@@ -31,6 +31,11 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 def main(arguments: list[str] | None = None) -> None:
     """Load the model, serve until interrupted."""
     options = parse_arguments(arguments)
+    import uvicorn  # not before the arguments are read: a help does not wait for libraries
+
+    from plume.apps.serving.app import Settings, build_app
+    from plume.apps.shared.batches import open_encoder
+
     settings = replace(
         Settings(),
         name=options.name,
@@ -40,8 +45,13 @@ def main(arguments: list[str] | None = None) -> None:
         media_root=options.media_root,
         api_key=options.api_key,
     )
-    app = build_app(Encoder(options.model, options.device, dtype=options.dtype), settings)
-    print(f"Serving {options.model} at http://{options.host}:{options.port}/v1", flush=True)
+    app = build_app(
+        open_encoder(
+            options.model, options.device, options.dtype, options.runtime, int8=options.int8, reuse=not options.no_reuse
+        ),
+        settings,
+    )
+    print(f"Serving {options.runtime or options.model} at http://{options.host}:{options.port}/v1", flush=True)
     uvicorn.run(app, host=options.host, port=options.port, log_level="warning", timeout_keep_alive=10)
 
 

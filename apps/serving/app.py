@@ -29,7 +29,7 @@ from plume.apps.serving.batcher import Batcher, Embedded, QueueFullError, Storag
 from plume.apps.serving.guard import BodyGuard, KeyGuard, busy, error_response
 from plume.apps.serving.interface import ANSWERS, REQUEST_BODY, describe_limits, openapi_document
 from plume.apps.serving.schema import Bounds, EmbeddingRequest, check_values, read_inputs
-from plume.apps.shared.encoder import Encoder
+from plume.apps.shared.batches import BatchEncoder
 from plume.apps.shared.limits import Limits
 
 _MEGABYTE = 1024 * 1024
@@ -89,7 +89,7 @@ class Metrics:
         self.requests.labels(status).inc()
 
 
-def build_app(encoder: Encoder, settings: Settings | None = None) -> FastAPI:
+def build_app(encoder: BatchEncoder, settings: Settings | None = None) -> FastAPI:
     """The server.
 
     Args:
@@ -196,18 +196,18 @@ class _Service:
             return error_response(507, str(error))
 
     async def _answer(self, body: list[bytes]) -> Response:
-        config = self.batcher.encoder.model.config
+        config = self.batcher.encoder.config
         request, contents = await asyncio.get_running_loop().run_in_executor(self.reader, self._read, body)
-        steps = config.num_latent_steps if request.num_latent_steps is None else request.num_latent_steps
+        role = request.role or "document"
         try:
-            config.check_num_latent_steps(steps)
+            steps = config.check_num_latent_steps(request.num_latent_steps, role)
             width = _check_dimensions(request.dimensions, self.batcher.encoder.dimension)
             if len(contents) > self.settings.max_waiting:
                 raise ValueError(
                     f"The request has {len(contents)} inputs, more than the {self.settings.max_waiting} that may wait. "
                     "Split it."
                 )
-            embedded = await self.batcher.embed(contents, request.role or "document", steps)
+            embedded = await self.batcher.embed(contents, role, steps)
         except StorageError:
             raise
         except ValueError as error:

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from plume.apps.serving.schema import clips, decoded_pixels, pictures, texts, with_clip
-from plume.apps.shared.encoder import Encoder
+from plume.apps.shared.batches import BatchEncoder, as_array
 from plume.apps.shared.limits import Limits, MediaError, check_clip
 
 
@@ -64,7 +64,7 @@ class Batcher:
 
     def __init__(
         self,
-        encoder: Encoder,
+        encoder: BatchEncoder,
         max_waiting: int = 256,
         max_batch: int = 32,
         linger: float = 0.005,
@@ -172,7 +172,7 @@ class Batcher:
         return batch
 
 
-def embed_batch(encoder: Encoder, batch: Sequence[Job], clip_limits: Limits) -> list[Embedded | ValueError]:
+def embed_batch(encoder: BatchEncoder, batch: Sequence[Job], clip_limits: Limits) -> list[Embedded | ValueError]:
     """Decode and embed inputs of one role and K, once: per input its vector, or why there is none."""
     try:
         contents = [_decode(encoder, job.content, clip_limits) for job in batch]
@@ -185,7 +185,7 @@ def embed_batch(encoder: Encoder, batch: Sequence[Job], clip_limits: Limits) -> 
                 picture.close()
 
 
-def _decode(encoder: Encoder, content: Any, clip_limits: Limits) -> Any:
+def _decode(encoder: BatchEncoder, content: Any, clip_limits: Limits) -> Any:
     """The input with its pictures in memory and the frames of its clip, or why it is unusable."""
     try:
         for picture in pictures(content):
@@ -206,16 +206,16 @@ def _decode(encoder: Encoder, content: Any, clip_limits: Limits) -> Any:
     return content
 
 
-def _try_embed(encoder: Encoder, contents: Sequence[Any], role: str, steps: int) -> list[Embedded | ValueError]:
+def _try_embed(encoder: BatchEncoder, contents: Sequence[Any], role: str, steps: int) -> list[Embedded | ValueError]:
     if not contents:
         return []
     try:
         # A text that is too long is refused, not cut: the client would not learn of it.
         inputs = encoder.process(contents, role, truncation=False)
-        tokens = inputs["attention_mask"].sum(dim=1).tolist()
-        vectors = encoder.run(inputs, steps).embeddings
+        tokens = inputs["attention_mask"].sum(1).tolist()
+        vectors = encoder.run(inputs, role, steps).embeddings
         assert vectors is not None
-        return [Embedded(*pair) for pair in zip(vectors.float().cpu().numpy(), tokens, strict=True)]
+        return [Embedded(*pair) for pair in zip(as_array(vectors), tokens, strict=True)]
     except ValueError as error:
         if len(contents) == 1:
             return [error]

@@ -92,8 +92,8 @@ class EmbeddingRequest(Strict):
         encoding_format: Numbers, or base64 of fp32 little-endian, which OpenAI's client asks for.
         dimensions: Keep only this many, and scale to unit length again.
         user: OpenAI's; means nothing here.
-        role: Which instruction of the checkpoint to use. Ours.
-        num_latent_steps: K. Defaults to the checkpoint's. Ours.
+        role: Which instruction and K of the checkpoint to use. Ours.
+        num_latent_steps: K. Defaults to the checkpoint's for the role. Ours.
     """
 
     model: str

@@ -8,26 +8,22 @@
 import hashlib
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-import pypdfium2
 from PIL import Image
 
-from plume.apps.shared.encoder import Encoder
+from plume.apps.shared.batches import BatchEncoder
 from plume.apps.shared.limits import Limits, MediaError, check_clip, decode_picture
-from plume.apps.shared.texts import TEXT_ENDINGS, passages_of
+from plume.apps.shared.texts import passages_of
+from plume.arguments import KINDS
+from plume.pages import MAX_PIXELS, count_pages
+from plume.pages import render_page as render_any
 
-KINDS = {
-    "picture": (".png", ".jpg", ".jpeg", ".webp", ".avif", ".bmp", ".tif", ".tiff"),
-    "clip": (".mp4", ".m4v", ".mkv", ".webm", ".mov", ".avi", ".mpg", ".mpeg", ".gif"),
-    "page": (".pdf",),
-    "text": TEXT_ENDINGS,
-}
-_PAGE_PIXELS = 1280 * 28 * 28  # as many as Qwen2-VL looks at by default
 _KIND_OF = {ending: kind for kind, endings in KINDS.items() for ending in endings}
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -37,7 +33,7 @@ class File:
     Attributes:
         root: The folder, absolute.
         path: Path below it, with slashes.
-        kind: A key of :data:`KINDS`.
+        kind: A key of :data:`~plume.arguments.KINDS`.
         stamp: Size and time of the last change: as long as it stays, the content is taken to stay.
     """
 
@@ -173,8 +169,7 @@ def split(file: File, limits: Limits) -> list[Document]:
     limits.check_bytes(file.location.stat().st_size)
     count = 1
     if file.kind == "page":
-        with _open_pdf(file.location) as pdf:
-            count = len(pdf)
+        count = _within(count_pages, file.location)
         if count > limits.max_pages:
             raise MediaError(f"The PDF has {count} pages, more than the {limits.max_pages} allowed. Split it.")
     elif file.kind == "text":
@@ -184,7 +179,7 @@ def split(file: File, limits: Limits) -> list[Document]:
     return [Document(file, part) for part in range(1, count + 1)]
 
 
-def load(document: Document, encoder: Encoder, limits: Limits) -> dict[str, Any]:
+def load(document: Document, encoder: BatchEncoder, limits: Limits) -> dict[str, Any]:
     """A document as an input of the processor: ``{"image": ...}``, ``{"video": clip}`` or ``{"text": ...}``.
 
     Raises:
@@ -207,20 +202,12 @@ def render_page(location: Path, part: int, limits: Limits) -> Image.Image:
     Raises:
         MediaError: If the page cannot be rendered.
     """
-    with _open_pdf(location) as pdf:
-        try:
-            page = pdf[part - 1]
-            width, height = page.get_size()
-            scale = (min(_PAGE_PIXELS, limits.max_pixels) / max(width * height, 1)) ** 0.5
-            return page.render(scale=scale).to_pil().convert("RGB")
-        except pypdfium2.PdfiumError as error:
-            raise MediaError(f"Page {part} could not be rendered ({error}).") from error
+    return _within(render_any, location, part, min(MAX_PIXELS, limits.max_pixels))
 
 
-def _open_pdf(location: Path) -> pypdfium2.PdfDocument:
+def _within(read: Callable[..., T], *arguments: Any) -> T:
+    """What ``read`` returns; its ValueError becomes a MediaError, which skips the file."""
     try:
-        return pypdfium2.PdfDocument(location)
-    except pypdfium2.PdfiumError as error:
-        if "password" in str(error).lower():
-            raise MediaError("The PDF is encrypted and needs a password. Save it without one.") from error
-        raise MediaError(f"The PDF is damaged ({error}).") from error
+        return read(*arguments)
+    except ValueError as error:
+        raise MediaError(str(error)) from error

@@ -12,7 +12,6 @@ from xml.etree import ElementTree
 
 from plume.apps.shared.limits import MediaError
 
-TEXT_ENDINGS = (".txt", ".md", ".rst", ".csv", ".tsv", ".html", ".htm", ".docx")
 PASSAGE = 1000  # characters; a page of print has about 2500
 _SPACE = re.compile(r"\s*")
 _MAX_XML = 128 * 1024 * 1024  # bytes of the text of a Word file, which is compressed

@@ -15,19 +15,15 @@ from typing import Any
 
 from tqdm import tqdm
 
-from plume.arguments import ArgumentParser
 from plume.evaluation.audit.data import load_task
 from plume.evaluation.audit.measure import measure
 from plume.evaluation.audit.passes import Reader
 from plume.evaluation.audit.plots import draw_all
-from plume.evaluation.audit.report import headline, write_report
-from plume.evaluation.embedders import ModelEmbedder, load_embedder
+from plume.evaluation.audit.report import write_report
+from plume.evaluation.embedders import ModelEmbedder
 from plume.evaluation.runner import default_prompt_set
 from plume.evaluation.store import Failures, read_kept, write_json, write_whole
-from plume.evaluation.table import MMEB_V2, PROMPT_SETS, Row, read_table, select
-
-_QUERIES = 200  # as in Fig. 6
-_SWEEP = (0, 1, 2, 4, 6, 8)
+from plume.evaluation.table import AUDIT_QUERIES, AUDIT_SWEEP, Row
 
 
 def audit(
@@ -38,7 +34,7 @@ def audit(
     *,
     media_root: str | Path | None = None,
     prompt_set: str | None = None,
-    max_queries: int | None = _QUERIES,
+    max_queries: int | None = AUDIT_QUERIES,
     sweep: Sequence[int] | None = None,
     batch_size: int = 8,
     seed: int = 0,
@@ -62,17 +58,20 @@ def audit(
 
     Raises:
         ValueError: If options are unusable, or ``out`` holds an audit of another condition.
+        ConnectionError: At the first task whose data must come from the Hub, if it cannot be reached.
         FailedTasksError: After the last task, if some failed, e.g. by unusable data.
     """
-    steps, config = int(embedder.condition["latent_steps"]), embedder.model.config
+    config = embedder.model.config
+    steps = config.check_num_latent_steps(embedder.latent_steps, "query")  # documents are audited at this K too
     reader = Reader(embedder.model, embedder.processor, steps, batch_size)
     if sweep is None:
-        sweep = [k for k in _SWEEP if k <= config.max_latent_steps]
+        sweep = [k for k in AUDIT_SWEEP if k <= config.max_latent_steps]
     for k in sweep:
         config.check_num_latent_steps(k)
     prompt_set = prompt_set or default_prompt_set(embedder)
     condition = {
         **embedder.condition,
+        "latent_steps": steps,
         "dtype": str(embedder.model.dtype).removeprefix("torch."),
         "prompt_set": prompt_set,
         "max_queries": max_queries,
@@ -106,47 +105,3 @@ def _identity(row: Row) -> dict[str, Any]:
     """What of a task must be the same for its figures to hold."""
     names = {"benchmark": row.benchmark, "version": row.version, "definition": row.definition}
     return {**names, "dataset": dict(row.dataset)}
-
-
-def main(argv: Sequence[str] | None = None) -> str:
-    """Run the command line; returns what it has to say."""
-    parser = ArgumentParser(prog="plume audit", description="Are the latent steps used?")
-    parser.add_argument("--model", required=True, help="checkpoint: a folder or a Hub id")
-    parser.add_argument("--table", type=Path, default=MMEB_V2, help="table of tasks; MMEB-v2 if omitted")
-    parser.add_argument("--data-root", type=Path, required=True, help="folder of local copies of the data sets")
-    parser.add_argument("--media-root", type=Path, help="folder of images and frames; --data-root if omitted")
-    parser.add_argument("--tasks", nargs="*", help="task ids, groups or modalities; all if omitted")
-    parser.add_argument("--output", dest="out", type=Path, required=True, help="folder of the report")
-    parser.add_argument("--max-queries", type=int, default=_QUERIES, help="queries per task, drawn by seed; 0 for all")
-    parser.add_argument(
-        "--num-latent-steps", dest="latent_steps", type=int, help="K to audit; the checkpoint's if omitted"
-    )
-    parser.add_argument("--sweep", type=int, nargs="*", help=f"numbers of latent steps to compare; {_SWEEP} if omitted")
-    parser.add_argument("--prompt-set", choices=PROMPT_SETS, help="instructions; the checkpoint's own if omitted")
-    parser.add_argument("--batch-size", type=int, default=8, help="inputs per forward pass")
-    parser.add_argument("--device", help="torch device; a GPU if available")
-    parser.add_argument("--dtype", default="auto", help="dtype of the weights")
-    parser.add_argument("--revision", help="of a Hub checkpoint")
-    parser.add_argument("--seed", type=int, default=0, help="of queries drawn, shuffles and noise")
-    options = parser.parse_args(argv)
-    embedder = load_embedder(
-        options.model,
-        latent_steps=options.latent_steps,
-        devices=[options.device] if options.device else [],
-        dtype=options.dtype,
-        revision=options.revision,
-    )
-    assert isinstance(embedder, ModelEmbedder), "one device, one model"
-    results = audit(
-        embedder,
-        select(read_table(options.table), options.tasks),
-        options.data_root,
-        options.out,
-        media_root=options.media_root,
-        prompt_set=options.prompt_set,
-        max_queries=options.max_queries or None,
-        sweep=options.sweep,
-        batch_size=options.batch_size,
-        seed=options.seed,
-    )
-    return "\n".join([*headline(results), f"Report: {options.out / 'audit.md'}"])

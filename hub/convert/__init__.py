@@ -27,16 +27,13 @@ from tqdm import tqdm
 from transformers import AutoConfig, AutoTokenizer
 from transformers.dynamic_module_utils import custom_object_save
 
-from plume import PAPER_LAYOUT, RELEASED_LAYOUT, PlumeModel, PlumeProcessor
+from plume import RELEASED_LAYOUT, PlumeModel, PlumeProcessor
+from plume.hub import BACKBONES
 from plume.hub.layout import ADAPTER, Source, adapter_fields, convert_adapter, open_source, rename
 from plume.hub_files_plume import write_hub_files
-from plume.layouts import EMBEDDER_LAYOUT
+from plume.layouts import LAYOUTS
 from plume.start import model_class_of, processor_from_backbone
 
-# Plain backbones by their model_type; UME-R1 and the released PLUME build on the first.
-BACKBONES = {"qwen2_vl": "qwen2-vl", "qwen2_5_vl": "qwen2.5-vl", "qwen3_vl": "qwen3-vl"}
-KINDS = (*BACKBONES.values(), "ume-r1", "plume")
-LAYOUTS = {"paper": PAPER_LAYOUT, "released": RELEASED_LAYOUT, "embedder": EMBEDDER_LAYOUT}
 AUTHORS_LATENT_STEPS = 8  # K of the authors' evaluation script, whatever the training
 # How the released checkpoint was evaluated: task texts come with the data, text-only inputs get a white image.
 _RELEASED_PROCESSOR: dict[str, Any] = {
@@ -54,7 +51,7 @@ class Report:
     """What a conversion did.
 
     Attributes:
-        kind: One of :data:`KINDS`.
+        kind: One of :data:`plume.hub.KINDS`.
         source: Folder or Hub id.
         notes: What was found and assumed, in sentences.
         tensors: Per target tensor (or ignored source tensor) what happened to it: copied, created, resized, ignored.
@@ -97,12 +94,12 @@ def convert(
     Args:
         source: Folder or Hub id of a Qwen2-VL, Qwen2.5-VL, Qwen3-VL, UME-R1 or released PLUME checkpoint.
         target: New folder.
-        kind: One of :data:`KINDS`, or ``"auto"``.
+        kind: One of :data:`plume.hub.KINDS`, or ``"auto"``.
         num_latent_steps: K. A released PLUME checkpoint does not store it. Defaults to 8 for a fresh adapter.
         num_active_experts: K_r; not stored either, 2 in the paper.
         ignore: Regular expression of tensors to leave out.
         seed: Seed of a fresh adapter.
-        layout: Prompt and tokens of a plain backbone, a key of :data:`LAYOUTS`; ``"embedder"`` is the prompt of
+        layout: Prompt and tokens of a plain backbone, of :data:`plume.layouts.LAYOUTS`; ``"embedder"`` is the prompt of
             Qwen3-VL-Embedding, with which K = 0 gives its own vectors.
 
     Raises:

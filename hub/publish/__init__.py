@@ -13,13 +13,23 @@ from plume.hub.closure import closure
 from plume.hub.layout import open_source
 from plume.hub_files_plume import MODEL_CARD, WEIGHT_FILES
 
+HANDLER = Path(__file__).parents[1] / "handler.py"
 _LIMITS = (
-    "vLLM, TEI and ONNX cannot run the latent rollout. Scores of other embedders are comparable only on the same data "
-    "version. Languages and topics are those of the backbone and the training data."
+    "vLLM and TEI cannot run the latent rollout; `plume export` writes graphs for onnxruntime. Scores of other "
+    "embedders are comparable only on the same data version. Languages and topics are those of the backbone and the "
+    "training data."
 )
 # What a checkpoint is made of; anything else in the folder stays there.
 _KINDS = ("*.safetensors", "*.json", "*_plume*.py", "*.jinja", "merges.txt", "LICENSE*")
+# What lets a Hugging Face Inference Endpoint serve it; a folder's own come first.
+_ENDPOINT = {"handler.py": HANDLER.read_text("utf-8"), "requirements.txt": "transformers>=5.0,<6\nav>=14.1\n"}
 _LEFT_OUT = ("trainer_state.json", "optimizer*", "scheduler*")
+
+
+def endpoint_files(folder: Path) -> dict[str, str]:
+    """Contents of the files that let an Inference Endpoint serve a checkpoint, by name; a folder's own are taken."""
+    own = {name: folder / name for name in _ENDPOINT if (folder / name).is_file()}
+    return _ENDPOINT | {name: path.read_text("utf-8") for name, path in own.items()}
 
 
 def build_card(folder: Path, repo_id: str, license_id: str | None = None) -> str:
@@ -124,6 +134,8 @@ def publish(
                 copy.symlink_to(path.absolute())  # not a copy: weights can be large
             except OSError:  # Windows wants a privilege for links
                 shutil.copyfile(path, copy)
+        for name, content in endpoint_files(folder).items():
+            (Path(scratch) / name).write_text(content, encoding="utf-8")
         card = Path(scratch) / "README.md"
         card.unlink(missing_ok=True)
         card.write_text(build_card(folder, repo_id, license_id), encoding="utf-8")

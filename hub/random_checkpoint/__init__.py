@@ -27,6 +27,7 @@ from transformers import (
 from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
 
 from plume import PAPER_LAYOUT, PlumeModel, PlumeProcessor, PromptLayout
+from plume.hub.sizes import SIZES
 from plume.start import build_processor, model_class_of
 
 _SPECIAL_TOKENS = [
@@ -74,34 +75,6 @@ _CLASSES: dict[str, tuple[Any, Any]] = {  # configuration and model
     "qwen2_5_vl": (Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration),
     "qwen3_vl": (Qwen3VLConfig, Qwen3VLForConditionalGeneration),
 }
-MODEL_TYPES = tuple(_CLASSES)
-
-SIZES: dict[str, dict[str, Any]] = {
-    "tiny": {
-        "text": {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4},
-        "vision": {"depth": 2, "embed_dim": 32, "num_heads": 2, "mlp_ratio": 2},
-        "mrope_section": [1, 1, 2],
-        "vocab_size": None,
-    },
-    "small": {
-        "text": {"hidden_size": 512, "intermediate_size": 1024, "num_hidden_layers": 4, "num_attention_heads": 8},
-        "vision": {"depth": 2, "embed_dim": 64, "num_heads": 4, "mlp_ratio": 2},
-        "mrope_section": [8, 12, 12],
-        "vocab_size": None,
-    },
-    "0.2b": {
-        "text": {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 16, "num_attention_heads": 12},
-        "vision": {"depth": 8, "embed_dim": 512, "num_heads": 8, "mlp_ratio": 4},
-        "mrope_section": [8, 12, 12],
-        "vocab_size": 32000,
-    },
-    "2b": {
-        "text": {"hidden_size": 1536, "intermediate_size": 8960, "num_hidden_layers": 28, "num_attention_heads": 12},
-        "vision": {"depth": 32, "embed_dim": 1280, "num_heads": 16, "mlp_ratio": 4},
-        "mrope_section": [16, 24, 24],
-        "vocab_size": 151936,
-    },
-}
 
 
 def build_tokenizer(
@@ -143,14 +116,14 @@ def build_backbone_config(
     shape: dict[str, Any] | None = None,
     model_type: str = "qwen2_vl",
 ) -> Any:
-    """Configuration of a backbone of a size in :data:`SIZES`, or of another shape, for this tokenizer.
+    """Configuration of a backbone of a size in :data:`~plume.hub.sizes.SIZES`, or of another shape, for this tokenizer.
 
     Args:
         tokenizer: From :func:`build_tokenizer`.
-        size: A key of :data:`SIZES`.
+        size: A key of :data:`~plume.hub.sizes.SIZES`.
         tied: Whether the LM head shares the token embeddings.
         shape: Shape instead of the one of ``size``, with the same keys.
-        model_type: One of :data:`MODEL_TYPES`.
+        model_type: One of :data:`plume.hub.MODEL_TYPES`.
 
     Returns:
         A ``Qwen2VLConfig``, ``Qwen2_5_VLConfig`` or ``Qwen3VLConfig``.
@@ -262,8 +235,8 @@ def save_random_backbone(
 
     Args:
         folder: Where to.
-        size: A key of :data:`SIZES`.
-        model_type: One of :data:`MODEL_TYPES`.
+        size: A key of :data:`~plume.hub.sizes.SIZES`.
+        model_type: One of :data:`plume.hub.MODEL_TYPES`.
         nested_keys: Name tensors ``model.visual.* / model.language_model.*``, as transformers 4.52 saved them,
             instead of the Hub's ``visual.* / model.layers.*``. Qwen3-VL has the nested names only.
         tied: Whether the LM head shares the token embeddings, as in the 2B model but not in the 7B one.
@@ -303,9 +276,9 @@ def save_random_plume(
 
     Args:
         folder: Where to.
-        size: A key of :data:`SIZES`.
+        size: A key of :data:`~plume.hub.sizes.SIZES`.
         layout: Token strings and prompt.
-        model_type: Of the backbone, one of :data:`MODEL_TYPES`.
+        model_type: Of the backbone, one of :data:`plume.hub.MODEL_TYPES`.
         seed: Seed of the weights.
         **fields: Fields of [`PlumeConfig`].
 

@@ -3,7 +3,9 @@
 from pathlib import Path
 
 from plume.arguments import ArgumentParser
-from plume.hub.random_checkpoint import MODEL_TYPES, SIZES, save_random_backbone, save_random_plume
+from plume.hub import MODEL_TYPES
+from plume.hub.random_checkpoint import save_random_backbone, save_random_plume
+from plume.hub.sizes import SIZES
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -1,5 +1,6 @@
 """Does a checkpoint folder hold what it promises? Every check says what it saw, so that machines can be compared."""
 
+import copy
 import hashlib
 import json
 import subprocess
@@ -10,16 +11,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image
 from sentence_transformers import SentenceTransformer
 from transformers import AutoModel, AutoProcessor
 
 from plume import PlumeModel, PlumeProcessor
+from plume.hub.fixed import fixed_inputs
 from plume.hub.layout import open_source
 from plume.positions_plume import Media, rollout_positions
+from plume.speed.int8 import computes_exactly
 
+# Eight bits may turn a vector by so much and no more.
+LEAST_COSINE = 0.999
 _QWEN_IM_START = 151644
 # Ids of the released prompt's suffix under the real Qwen2-VL tokenizer.
 _GOLDEN_SUFFIX = [151660, 522, 26865, 397, 151657]
@@ -42,35 +45,29 @@ class Finding:
     detail: str
 
 
-def fixed_inputs() -> list[Any]:
-    """The inputs of the fingerprint: texts, a drawn picture, a clip, a mixture."""
-    columns, rows = np.meshgrid(np.arange(84), np.arange(56))
-    ramps = [np.stack([columns * 3, rows * 5, columns + rows + 20 * shift], axis=-1) % 256 for shift in range(4)]
-    frames = [Image.fromarray(ramp.astype(np.uint8)) for ramp in ramps]
-    return [
-        "a red bus at a stop",
-        "the total of the second row",
-        frames[0],
-        {"video": frames},
-        {"image": frames[1], "text": "a bus"},
-    ]
-
-
-def verify(folder: Path) -> list[Finding]:
+def verify(folder: Path, int8: bool = False, quantized: Path | None = None) -> list[Finding]:
     """Run every check on a checkpoint folder.
 
     Args:
         folder: A saved or converted PLUME checkpoint.
+        int8: Whether to compare ``speed_up(int8=True)`` with it too.
+        quantized: Folder of the same checkpoint, quantized and saved, to compare with it too.
 
     Returns:
         The findings; the last is the fingerprint.
 
     Raises:
-        ValueError: If there is no such folder.
+        ValueError: If there is no such folder, or the checkpoint itself is quantized.
     """
-    if not folder.is_dir():
-        raise ValueError(f"{folder} is no folder. Download the checkpoint first, or check the path.")
+    for path in [folder, *([quantized] if quantized else [])]:
+        if not path.is_dir():
+            raise ValueError(f"{path} is no folder. Download the checkpoint first, or check the path.")
     model = AutoModel.from_pretrained(folder, dtype=torch.float32).eval()
+    if "quantization_config" in model.config.to_dict():
+        raise ValueError(
+            f"{folder} is quantized, so it cannot be compared with its own full precision. Verify the checkpoint that "
+            f"it was made from, and name this one with --quantized {folder}."
+        )
     processor = AutoProcessor.from_pretrained(folder)
     checks: list[Callable[[], Finding]] = [
         lambda: _weights(folder, model),
@@ -80,8 +77,12 @@ def verify(folder: Path) -> list[Finding]:
         lambda: _golden_positions(model),
         lambda: _entry_points(folder, model, processor),
         lambda: _batches(model, processor),
-        lambda: _fingerprint(model, processor),
     ]
+    if int8:
+        checks.append(lambda: _int8(model, processor))
+    if quantized:
+        checks.append(lambda: _cosines("quantized", model, AutoModel.from_pretrained(quantized).eval(), processor))
+    checks.append(lambda: _fingerprint(model, processor))
     return [check() for check in checks]
 
 
@@ -154,6 +155,31 @@ def _batches(model: PlumeModel, processor: PlumeProcessor) -> Finding:
     singles = torch.cat([_embed(model, processor, [item]) for item in inputs])
     apart = (_embed(model, processor, inputs) - singles).abs().max().item()
     return Finding("batch equals singles", apart <= 1e-5, f"within {apart:.0e}")
+
+
+def _int8(model: PlumeModel, processor: PlumeProcessor) -> Finding:
+    name = "speed_up(int8=True)"
+    if not computes_exactly():
+        return Finding(name, False, "this CPU or build of torch cannot run it: nothing was compared")
+    shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+    return _cosines(name, model, copy.deepcopy(model, shared).speed_up(int8=True), processor)
+
+
+def _cosines(name: str, full: PlumeModel, other: PlumeModel, processor: PlumeProcessor) -> Finding:
+    """Cosine of every K between a model and its full precision, the worst of the fixed inputs."""
+    steps = full.config.num_latent_steps
+    cosines = []
+    for item in fixed_inputs():
+        features = processor.process_documents([item], prompt="")
+        with torch.no_grad():
+            ours, theirs = (
+                model(**features, num_latent_steps=steps, readout_steps=range(steps + 1)).readout_embeddings
+                for model in (full, other)
+            )
+        cosines.append((ours * theirs.float()).sum(-1)[0])
+    worst = torch.stack(cosines).amin(dim=0)
+    told = ", ".join(f"{k}: {cosine:.5f}" for k, cosine in enumerate(worst.tolist()))
+    return Finding(name, bool((worst >= LEAST_COSINE).all()), f"cosine by K, at least {LEAST_COSINE} needed: {told}")
 
 
 def _fingerprint(model: PlumeModel, processor: PlumeProcessor) -> Finding:

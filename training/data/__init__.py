@@ -3,38 +3,52 @@
 1. **Read** files or datasets in any of the formats (:mod:`.sources`, :func:`load_rows`); a row stays one JSON string
    until a worker needs it, because rows differ in their fields.
 2. **Parse** a row into a :class:`Pair` (:mod:`.pairs`); anything unusable is a :class:`RowError` that names the fault.
-3. **Check** a whole corpus: ``python -m plume.training.data check FILE... [--media_root DIR] [--report FILE]``.
+3. **Write** rows to train on, for the commands that add to them (:func:`write_rows`).
+4. **Check** a whole corpus: ``python -m plume.training.data check FILE... [--media_root DIR] [--report FILE]``.
 """
 
+import hashlib
 import json
+import os
+from base64 import b64decode
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple, TypeAlias
 
 from datasets import Dataset, IterableDataset
 from tqdm import tqdm
 from transformers.utils import logging
 
-from .pairs import Pair, RowError, Side, describe_fields, name_dataset, parse_row, unused_columns
+from .pairs import Pair, RowError, Side, add_negatives, describe_fields, name_dataset, parse_row, unused_columns
 from .sources import CLIP, Unreadable, read_source, refuse_absent
 
 __all__ = [
     "CLIP",
+    "Contents",
     "Pair",
     "Report",
     "RowError",
     "Side",
+    "add_negatives",
     "check",
-    "describe_fields",
+    "describe_root",
+    "folder_of",
     "load_rows",
+    "look",
     "parse_columns",
     "parse_row",
+    "read_all",
     "read_pair",
+    "with_files",
+    "write_rows",
 ]
 logger = logging.get_logger(__name__)
 
 Source: TypeAlias = str | Dataset | IterableDataset
+_LOOKED_AT = 10_000  # rows
 
 
 def parse_columns(renamed: Sequence[str]) -> dict[str, str]:
@@ -113,6 +127,74 @@ def read_pair(row: Mapping[str, str], media_root: str | None = None) -> Pair:
     if problem := row.get("problem"):
         raise RowError("unreadable row", problem)
     return parse_row(row["row"], media_root)
+
+
+def read_all(rows: Iterable[Mapping[str, str]], media_root: str | None = None) -> list[Pair]:
+    """The pairs of all rows.
+
+    Raises:
+        ValueError: If one is unusable; the message names its place.
+    """
+    pairs = []
+    for row in rows:
+        try:
+            pairs.append(read_pair(row, media_root))
+        except RowError as error:
+            raise ValueError(f"{row['place']} is unusable: {error}. Mend the row or leave it out.") from error
+    return pairs
+
+
+def with_files(content: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """A side whose embedded clips are files in ``folder``: they are decoded from files only."""
+    videos = content.get("video", [])
+    for index, video in enumerate(videos):
+        if isinstance(video, str) and video.startswith(CLIP):
+            file = folder / f"{hashlib.sha256(video.encode()).hexdigest()}.mp4"
+            file.write_bytes(b64decode(video.removeprefix(CLIP)))
+            videos[index] = str(file)
+    return content
+
+
+def folder_of(sources: Sequence[str]) -> str | None:
+    """The folder of the first file that lies here, which media paths are relative to unless told otherwise."""
+    return next((str(Path(name).parent) for name in sources if Path(name).exists()), None)
+
+
+def write_rows(output: Path, rows: Iterable[Any]) -> None:
+    """Write unparsed rows as JSON lines: all of them, or the file stays as it was."""
+    output.parent.mkdir(parents=True, exist_ok=True)
+    partial = output.with_name(f".{output.name}.partial")
+    with partial.open("w", encoding="utf-8") as file:
+        for row in rows:
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(output)
+
+
+def describe_root(root: str | None, output: Path) -> str:
+    """What training needs to know of the media of rows that were written to another folder; empty if nothing."""
+    if root is None or Path(root).resolve() == output.parent.resolve():
+        return ""
+    return f"Paths of media are still relative to {root}: train with --media-root {root}.\n"
+
+
+class Contents(NamedTuple):
+    """What rows hold: how many have rationales on both sides, the most hard negatives, how many a teacher's scores."""
+
+    rationales: int
+    negatives: int
+    scores: int
+
+
+def look(rows: Iterable[Mapping[str, str]]) -> Contents:
+    """What the first rows of :func:`load_rows` hold."""
+    found = [describe_fields(json.loads(row["row"] or "null")) for row in islice(rows, _LOOKED_AT)]
+    return Contents(
+        sum(held.rationales for held in found),
+        max((held.negatives for held in found), default=0),
+        sum(held.scores for held in found),
+    )
 
 
 @dataclass

@@ -3,20 +3,23 @@
 - **Columns**, as sentence-transformers names them: ``anchor`` or ``query``, ``positive`` or ``document``,
   ``negative``, ``negative_1`` .. ``negative_n``, ``rationale_query``, ``rationale_positive``, ``dataset``. A value is a
   text, a path, a data URI, a dict of ``text``, ``image`` and ``video``, or a list of these. A rationale is a text, or
-  ``<think>...</think><answer>...</answer>``.
+  ``<think>...</think><answer>...</answer>``; that of ``negative_1`` is ``rationale_negative_1``.
 - **UME-R1**: ``qry``, ``pos`` and ``neg``, each a conversation with media.
+
+In both, ``teacher_scores`` (or ``scores``) is a list: a number for the positive, and one for each hard negative.
 
 Anything unusable is a :class:`RowError` that names the fault.
 """
 
 import hashlib
 import json
+import math
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from plume.content_plume import MODALITIES
 from plume.layouts import PAPER_LAYOUT, RELEASED_LAYOUT
@@ -36,6 +39,9 @@ _NEGATIVE = re.compile(r"negative(?:s|_\d+)?")
 # What the columns of a row may be called; the first name is the one that messages use.
 QUERY, POSITIVE = ("query", "anchor"), ("positive", "document")
 _RATIONALES = ("rationale_query", "rationale_positive")
+_OF_A_NEGATIVE = re.compile(r"rationale_negative_\d+")
+_NAME_THE_ROOT = "Name the folder that paths are relative to with --media_root"
+_SCORES = ("teacher_scores", "scores", "score")  # as lists: a single score of a pair ranks nothing
 
 
 class RowError(ValueError):
@@ -78,12 +84,13 @@ class Side:
 
 @dataclass(frozen=True)
 class Pair:
-    """A query, its positive target, and optional hard negatives."""
+    """A query, its positive target, optional hard negatives, and a teacher's scores of positive and negatives."""
 
     dataset: str
     query: Side
     target: Side
     negatives: tuple[Side, ...] = field(default=())
+    scores: tuple[float, ...] = field(default=())
 
 
 def name_dataset(row: Any) -> str:
@@ -97,8 +104,9 @@ def unused_columns(row: Any) -> list[str]:
     """Columns of a row that no side, rationale or dataset name is taken from."""
     if not isinstance(row, Mapping) or "qry" in row or "pos" in row:
         return []
-    used = {*QUERY, *POSITIVE, *_RATIONALES, *_DATASET_KEYS}
-    return [str(name) for name in row if name not in used and not _NEGATIVE.fullmatch(str(name))]
+    used = {*QUERY, *POSITIVE, *_RATIONALES, *_DATASET_KEYS, *(name for name in _SCORES if _is_list(row.get(name)))}
+    numbered = (_NEGATIVE, _OF_A_NEGATIVE)
+    return [str(name) for name in row if name not in used and not any(k.fullmatch(str(name)) for k in numbered)]
 
 
 def parse_row(row: str | Mapping[str, Any], media_root: str | Path | None = None) -> Pair:
@@ -122,30 +130,64 @@ def parse_row(row: str | Mapping[str, Any], media_root: str | Path | None = None
 
 
 def _parse_columns(fields: Mapping[str, Any], root: Path) -> Pair:
-    sides, rationales = [], [fields.get(name) or "" for name in _RATIONALES]
-    for names, rationale in zip((QUERY, POSITIVE), rationales, strict=True):
-        value = next((fields[name] for name in names if fields.get(name) not in (None, "")), None)
+    sides = []
+    for names, column in zip((QUERY, POSITIVE), _RATIONALES, strict=True):
+        value = _value_of(fields, names)
         if value is None:
             raise RowError(
                 "missing side",
                 f"the row has no {' or '.join(names)}; its columns are {', '.join(map(str, fields))}. Name yours with "
                 f"--column {names[0]}=NAME",
             )
-        if not isinstance(rationale, str):
-            raise RowError("unknown value", f"a rationale is given as {_name_type(rationale)}, not as a text")
-        sides.append(_side_of_value(value, root, *(_read_reply(rationale) if "<think>" in rationale else (rationale,))))
-    negatives = tuple(_side_of_value(value, root) for value in _negatives(fields))
-    return Pair(name_dataset(fields), sides[0], sides[1], negatives)
+        sides.append(_side_of_value(value, root, *_read_rationale(fields, column)))
+    negatives = tuple(
+        _side_of_value(value, root, *_read_rationale(fields, f"rationale_{name}")) for name, value in _negatives(fields)
+    )
+    return Pair(name_dataset(fields), sides[0], sides[1], negatives, _read_scores(fields, len(negatives)))
 
 
-def _negatives(fields: Mapping[str, Any]) -> list[Any]:
-    """Values of the negatives of a row, in order, empty ones left out: ``negative`` may be a list of several."""
+def _value_of(fields: Mapping[str, Any], names: Sequence[str]) -> Any:
+    """The value of a side, under the first of its names that has one; None if none has."""
+    return next((fields[name] for name in names if fields.get(name) not in (None, "")), None)
+
+
+def _read_rationale(fields: Mapping[str, Any], column: str) -> tuple[str, str]:
+    """Rationale and answer in a column; each may be empty."""
+    rationale = fields.get(column) or ""
+    if not isinstance(rationale, str):
+        raise RowError("unknown value", f"{column} is given as {_name_type(rationale)}, not as a text")
+    return _read_reply(rationale) if "<think>" in rationale else (rationale, "")
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, list) and bool(value)
+
+
+def _read_scores(fields: Mapping[str, Any], num_negatives: int) -> tuple[float, ...]:
+    """A teacher's scores of the positive and of each hard negative; empty where there are none."""
+    name = next((name for name in _SCORES if _is_list(fields.get(name))), None)
+    if name is None:
+        return ()
+    values = fields[name]
+    if any(isinstance(v, bool) or not isinstance(v, (int, float)) or not math.isfinite(v) for v in values):
+        raise RowError("unknown value", f"{name} holds something else than finite numbers: {str(values)[:80]}")
+    if len(values) != 1 + num_negatives:
+        raise RowError(
+            "miscounted scores",
+            f"{name} holds {len(values)} numbers for a positive and {num_negatives} negatives. Give one for each",
+        )
+    return tuple(map(float, values))
+
+
+def _negatives(fields: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    """Columns and values of the negatives, in order, empty ones left out: ``negative`` may be a list of several."""
     names = [str(name) for name in fields if _NEGATIVE.fullmatch(str(name))]
-    values: list[Any] = []
+    found: list[tuple[str, Any]] = []
     for name in sorted(names, key=lambda name: (len(name), name)):
         value = fields[name]
-        values += value if isinstance(value, list) and not name[-1].isdigit() else [value]
-    return [value for value in values if value not in (None, "")]
+        values = value if isinstance(value, list) and not name[-1].isdigit() else [value]
+        found += [(name, value) for value in values if value not in (None, "")]
+    return found
 
 
 def _side_of_value(value: Any, root: Path, rationale: str = "", answer: str = "") -> Side:
@@ -191,7 +233,8 @@ def _parse_pair(fields: Any, root: Path) -> Pair:
         raise RowError("missing side", f"the row has no {' and no '.join(absent)}")
     name = next((fields[key] for key in _DATASET_KEYS if isinstance(fields.get(key), str)), "unnamed")
     negatives = tuple(_parse_side(side, root) for side in fields.get("neg") or ())
-    return Pair(name, _parse_side(fields["qry"], root), _parse_side(fields["pos"], root), negatives)
+    scores = _read_scores(fields, len(negatives))
+    return Pair(name, _parse_side(fields["qry"], root), _parse_side(fields["pos"], root), negatives, scores)
 
 
 def _parse_side(fields: Mapping[str, Any], root: Path) -> Side:
@@ -260,18 +303,54 @@ def _resolve(path: Any, root: Path) -> str:
     except (OSError, RuntimeError, ValueError) as error:  # too long, a loop of links, a NUL
         raise RowError("missing media", f"{path[:80]!r} is no usable path ({str(error)[:120]})") from error
     if root != found and root not in found.parents:
-        raise RowError("media outside the root", f"{path!r} leads outside the media root {root}")
+        raise RowError("media outside the root", f"{path!r} leads outside the media root {root}. {_NAME_THE_ROOT}")
     if not exists:
-        raise RowError("missing media", f"{path!r} is not in the media root {root}")
+        raise RowError("missing media", f"{path!r} is not in the media root {root}. {_NAME_THE_ROOT}")
     return str(found)
 
 
-def describe_fields(row: Any) -> tuple[bool, int]:
-    """Whether both sides of an unparsed row have a rationale, and how many hard negatives it has."""
+class Held(NamedTuple):
+    """What an unparsed row holds: rationales on both sides, how many hard negatives, a teacher's scores."""
+
+    rationales: bool
+    negatives: int
+    scores: bool
+
+
+def add_negatives(fields: Any, sources: Sequence[Any], place: str) -> Any:
+    """An unparsed row with the positives of other rows, and their rationales, as further hard negatives.
+
+    Args:
+        fields: The row.
+        sources: The other rows.
+        place: Where the row comes from, for the message.
+
+    Raises:
+        ValueError: If it has a teacher's scores, which new negatives lack, or one of the others has another format.
+    """
+    if any(_is_list(fields.get(name)) for name in _SCORES):
+        raise ValueError(f"{place} holds a teacher's scores, which mined negatives have not: mine first, then score.")
+    is_column = "qry" not in fields
+    if any(("qry" not in source) != is_column for source in sources):
+        raise ValueError(f"{place} and its negatives have two formats, columns and UME-R1's: mine each file by itself.")
+    if not is_column:
+        return {**fields, "neg": [*(fields.get("neg") or ()), *(source["pos"] for source in sources)]}
+    taken = [int(name.rpartition("_")[2]) for name in map(str, fields) if re.fullmatch(r"negative_\d+", name)]
+    added = {}
+    for number, source in enumerate(sources, start=max(taken, default=0) + 1):
+        added[f"negative_{number}"] = _value_of(source, POSITIVE)
+        if source.get(_RATIONALES[1]):
+            added[f"rationale_negative_{number}"] = source[_RATIONALES[1]]
+    return {**fields, **added}
+
+
+def describe_fields(row: Any) -> Held:
+    """What an unparsed row holds."""
     if not isinstance(row, Mapping):
-        return False, 0
+        return Held(False, 0, False)
+    scores = any(_is_list(row.get(name)) for name in _SCORES)
     if "qry" in row or "pos" in row:
         negatives = row.get("neg")
         thoughts = ["<think>" in json.dumps(row.get(side)) for side in ("qry", "pos")]
-        return all(thoughts), len(negatives) if isinstance(negatives, list) else 0
-    return all(row.get(name) for name in _RATIONALES), len(_negatives(row))
+        return Held(all(thoughts), len(negatives) if isinstance(negatives, list) else 0, scores)
+    return Held(all(row.get(name) for name in _RATIONALES), len(_negatives(row)), scores)

@@ -4,16 +4,15 @@
    prompt and the writer, so equal sides are asked once.
 2. **Ask** (:func:`ask`) a writer (:mod:`.writers`) for the sides whose rationale is not in the journal
    (:mod:`.journal`); each is stored when it arrives, and asked again if the reply has no rationale (:mod:`.prompts`).
-3. **Write** (:func:`write_rows`) all rows in their order beside the output, then rename it.
+3. **Write** (:func:`with_rationales`) all rows in their order.
 
 After a kill at any moment the same call goes on, and ends with the file of an uninterrupted one.
 """
 
 import hashlib
 import json
-import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -41,7 +40,7 @@ __all__ = [
     "ask",
     "make_plan",
     "parse_reply",
-    "write_rows",
+    "with_rationales",
 ]
 _SIDES = (("query", "qry"), ("positive", "pos"))  # of a pair, as columns and in the UME-R1 format
 
@@ -203,18 +202,12 @@ def _cost(outcome: Outcome, sides: int) -> str:
     return f"tokens in {outcome.input_tokens:,} of ~{total_in:,}, out {outcome.output_tokens:,} of ~{total_out:,}"
 
 
-def write_rows(output: Path, rows: Dataset, plan: Plan, found: Mapping[str, Rationale]) -> None:
-    """Write the rows in their order, with the rationales that were found; a row that is no JSON is left out."""
-    output.parent.mkdir(parents=True, exist_ok=True)
-    partial = output.with_name(f".{output.name}.partial")
-    with partial.open("w", encoding="utf-8") as file:
-        for row, keys in zip(rows, plan.keys, strict=True):
-            if row["row"]:
-                replies = [found[key].as_reply() if key and key in found else None for key in keys]
-                file.write(json.dumps(_with_replies(json.loads(row["row"]), replies), ensure_ascii=False) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(output)
+def with_rationales(rows: Dataset, plan: Plan, found: Mapping[str, Rationale]) -> Iterator[Any]:
+    """The rows in their order, with the rationales that were found; a row that is no JSON is left out."""
+    for row, keys in zip(rows, plan.keys, strict=True):
+        if row["row"]:
+            replies = [found[key].as_reply() if key and key in found else None for key in keys]
+            yield _with_replies(json.loads(row["row"]), replies)
 
 
 def _with_replies(fields: Any, replies: Sequence[str | None]) -> Any:

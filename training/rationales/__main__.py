@@ -1,8 +1,4 @@
-"""Write rationales for pairs that have none: ``plume rationales PAIRS... --output FILE --writer MODEL``.
-
-With ``--writer`` a model on this machine writes them, and nothing leaves it. With ``--endpoint URL --model NAME`` texts
-and pictures are sent there. ``--sample 5`` shows five rows first. Run again, the same command goes on where it stopped.
-"""
+"""The work of ``plume rationales``, whose flags are in ``plume.training.write_rationales``."""
 
 import argparse
 import json
@@ -12,8 +8,7 @@ from typing import Any
 
 from datasets import Dataset
 
-from plume.arguments import ArgumentParser
-from plume.training.data import load_rows, parse_columns
+from plume.training.data import describe_root, folder_of, load_rows, parse_columns, write_rows
 from plume.training.rationales import (
     EndpointWriter,
     Journal,
@@ -23,70 +18,31 @@ from plume.training.rationales import (
     Writer,
     ask,
     make_plan,
-    write_rows,
+    with_rationales,
 )
 from plume.training.rationales.prompts import NUM_FRAMES
+from plume.training.write_rationales import main
 
 
-def build_parser() -> ArgumentParser:
-    """The command line."""
-    parser = ArgumentParser(prog="plume rationales", description=__doc__)
-    parser.add_argument("pairs", nargs="+", help="files or names of datasets, as --train-files of the training")
-    parser.add_argument("--output", type=Path, required=True, help="JSON lines, to train on")
-    writer = parser.add_mutually_exclusive_group(required=True)
-    writer.add_argument("--writer", metavar="MODEL", help="image-text-to-text model that writes on this machine")
-    writer.add_argument("--endpoint", metavar="URL", help="server that speaks OpenAI's protocol, up to /v1")
-    parser.add_argument("--model", help="name of the model at the endpoint; its key is read from OPENAI_API_KEY")
-    parser.add_argument("--column", nargs="+", default=[], help="OURS=YOURS, as in training")
-    parser.add_argument("--media-root", help="folder that media paths are relative to; that of the pairs if omitted")
-    parser.add_argument("--limit", type=int, help="take the first rows only; all if omitted")
-    parser.add_argument("--sample", type=int, default=0, help="ask for so many rows, print them, and stop")
-    parser.add_argument("--max-tokens", type=int, default=512, help="most tokens of a reply")
-    parser.add_argument("--batch-size", type=int, default=8, help="sides per batch of --writer")
-    parser.add_argument("--concurrency", type=int, default=8, help="requests at a time to --endpoint")
-    parser.add_argument("--requests-per-minute", type=float, help="most requests to --endpoint; no limit if omitted")
-    parser.add_argument("--timeout", type=float, default=120.0, help="seconds to wait for --endpoint")
-    parser.add_argument("--retries", type=int, default=6, help="how often a failed request is repeated")
-    return parser
-
-
-def main(arguments: list[str] | None = None) -> int:
+def run(options: argparse.Namespace) -> int:
     """Plan, ask, write; 1 if a side is left without a rationale."""
-    options = build_parser().parse_args(arguments)
-    _check(options)
     rows: Any = load_rows(options.pairs, columns=parse_columns(options.column))
     rows = rows if options.limit is None else rows.select(range(min(options.limit, len(rows))))
-    here = next((str(Path(name).parent) for name in options.pairs if Path(name).exists()), None)
-    root = options.media_root or here
+    root = options.media_root or folder_of(options.pairs)
     writer = _make_writer(options)
-    with Journal(_beside(options.output, "replies")).opened() as journal:
+    with Journal(_next_to(options.output, "replies")).opened() as journal:
         plan = make_plan(rows, root, writer.name, journal.found)
         only = f"A sample of {options.sample} rows of the following. " if options.sample else ""
         print(only + _announce(plan, writer, journal, rows), flush=True)
         if options.sample:
             return _show_sample(options.sample, plan, rows, root, writer, journal)
         outcome = ask(plan.asks, rows, root, writer, journal)
-        write_rows(options.output, rows, plan, journal.found)
+        write_rows(options.output, with_rationales(rows, plan, journal.found))
         failures = _list_failures(plan, outcome, rows, journal)
     _report(options.output, plan, outcome, failures)
-    if plan.has_media and root and Path(root).resolve() != options.output.parent.resolve():
-        print(f"Paths of media are still relative to {root}: train with --media-root {root}.")
+    if plan.has_media:
+        print(describe_root(root, options.output), end="")
     return 1 if failures else 0
-
-
-def _check(options: argparse.Namespace) -> None:
-    if bool(options.endpoint) != bool(options.model):
-        raise ValueError("--endpoint URL and --model NAME go together: a server is asked for one of its models.")
-    if options.output.suffix.lower() not in (".jsonl", ".ndjson"):
-        raise ValueError(f"--output {options.output} is written as JSON lines: let its name end in .jsonl.")
-    if any(Path(name).resolve() == options.output.resolve() for name in options.pairs):
-        raise ValueError(f"--output {options.output} is one of the inputs, which would be lost. Choose another name.")
-    for name in ("limit", "concurrency", "batch_size", "max_tokens", "requests_per_minute", "timeout"):
-        value = vars(options)[name]
-        if value is not None and value <= 0:
-            raise ValueError(f"--{name.replace('_', '-')} {value} allows nothing. Give a positive number.")
-    if options.sample < 0 or options.retries < 0:
-        raise ValueError("--sample and --retries count something: give 0 or more.")
 
 
 def _make_writer(options: argparse.Namespace) -> Writer:
@@ -103,7 +59,7 @@ def _make_writer(options: argparse.Namespace) -> Writer:
     )
 
 
-def _beside(output: Path, what: str) -> Path:
+def _next_to(output: Path, what: str) -> Path:
     return output.with_name(f"{output.name}.{what}.jsonl")
 
 
@@ -154,7 +110,7 @@ def _list_failures(plan: Plan, outcome: Outcome, rows: Dataset, journal: Journal
 
 def _report(output: Path, plan: Plan, outcome: Outcome, failures: list[dict[str, str]]) -> None:
     """Say what was written, and name what is missing in a file of its own."""
-    reasons = _beside(output, "failures")
+    reasons = _next_to(output, "failures")
     reasons.unlink(missing_ok=True)
     print(
         f"{output}: {len(plan.keys):,} rows. {outcome.asked:,} replies, {outcome.input_tokens:,} tokens in, "

@@ -25,7 +25,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from plume.apps.shared.encoder import DEFAULT_MODEL
+from plume.checkpoints import DEFAULT_MODEL
 
 _MEGABYTE = 1024 * 1024
 _HEAD = b'{"model": "plume", "input": ['

@@ -1,12 +1,14 @@
-"""Four doors, one vector: remote code, sentence-transformers, the installed package, the hub by name."""
+"""Four entry points, one vector: remote code, sentence-transformers, the installed package, the hub by name."""
 
 import pickle
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 import sentence_transformers
 import torch
 from packaging.version import Version
+from remote import Remote
 from sentence_transformers import SentenceTransformer
 
 from inputs import MEDIA, embed, mixed_inputs, noise_image, noise_video
@@ -44,6 +46,19 @@ def test_remote_code_gives_the_same_vectors_and_saves_itself(name, remote, expec
     assert (resaved / "modeling_plume.py").exists()
     assert (resaved / "modules.json").exists()
     assert np.abs(remote("transformers", resaved, ITEMS) - expected).max() <= 1e-5
+
+
+@pytest.mark.slow
+def test_five_processes_fill_one_cache_of_remote_code_at_once(checkpoint, expected, tmp_path):
+    others = [Remote(tmp_path) for _ in range(5)]
+    try:
+        with ThreadPoolExecutor(len(others)) as pool:
+            found = list(pool.map(lambda other: other("transformers", checkpoint, ITEMS[:2]), others))
+    finally:
+        for other in others:
+            other.close()
+    for vectors in found:
+        assert np.abs(vectors - expected[:2]).max() <= 1e-5
 
 
 def test_sentence_transformers_with_remote_code(name, remote, expected):
@@ -98,7 +113,7 @@ def test_pixel_limits_are_an_argument_of_encode(encoder, model, processor):
     assert np.abs(small - ours.numpy()).max() <= 1e-5
 
 
-def test_long_text_beside_an_image_keeps_the_end_of_the_prompt(encoder, model, processor):
+def test_long_text_with_an_image_keeps_the_end_of_the_prompt(encoder, model, processor):
     """sentence-transformers cuts from the right; the processor has shortened the text before that."""
     item = {"image": noise_image(7), "text": "a red bus at a stop " * 200}
     encoder.max_seq_length, before = 128, encoder.max_seq_length

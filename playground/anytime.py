@@ -1,0 +1,145 @@
+"""What one checkpoint answers at every K, width and number of look-ups: ``python -m plume.playground.anytime``.
+
+Every side is read once, after several numbers of steps from one rollout. From these read-outs follow
+
+1. the **curve**: queries and documents at the same K;
+2. **one side cheaper**: queries at the largest K, documents at the others;
+3. the **widths**: the leading dimensions of the vectors, at the largest K;
+4. **early exit**: a query's read-out where its next one no longer moves, and the steps that it took. It is what
+   :func:`plume.embed_early` gives, as tests show.
+"""
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from matplotlib import rc_context
+from matplotlib.figure import Figure
+from torch.nn.functional import normalize
+from tqdm import tqdm
+
+from plume.arguments import ArgumentParser
+from plume.evaluation.audit.data import TaskData, load_task
+from plume.evaluation.audit.passes import Reader
+from plume.evaluation.audit.ranking import rank
+from plume.evaluation.embedders import load_checkpoint
+from plume.evaluation.store import write_json
+from plume.evaluation.style import PALETTE, STYLE
+from plume.evaluation.table import Row, read_table
+from plume.playground.tasks import TASKS
+
+STEPS = (0, 1, 2, 3, 4, 5, 6, 7, 8)
+_SHARES = (8, 4, 2)  # of the width
+
+
+def measure(
+    reader: Reader, task: TaskData, steps: Sequence[int], exit_threshold: float | None, exit_steps: Sequence[int]
+) -> Iterator[dict[str, Any]]:
+    """Rows of one task: a condition (K of each side, width, threshold), ``n``, ``hit_at_1`` and ``mean_steps``."""
+    queries = reader.read(task.queries, steps, name=f"{task.name}: queries").embeddings
+    documents = reader.read(task.documents, steps, name=f"{task.name}: documents").embeddings
+    most, width = max(steps), next(iter(queries.values())).shape[1]
+
+    def row(found_ND: torch.Tensor, k_query: int, k_document: int, dim: int = width, **more: Any) -> dict[str, Any]:
+        cut = (normalize(side[:, :dim], dim=-1) for side in (found_ND, documents[k_document]))
+        hit = rank(*cut, task.grades, task.pool).hit.mean().item()
+        told = {"k_query": k_query, "k_document": k_document, "dim": dim, "exit_threshold": None, "n": len(found_ND)}
+        return {**told, "hit_at_1": hit, "mean_steps": float(k_query), **more}
+
+    yield from (row(queries[k], k, k) for k in steps)
+    yield from (row(queries[most], most, k) for k in steps if k != most)
+    yield from (row(queries[most], most, most, width // share) for share in _SHARES)
+    if exit_threshold is not None:
+        vectors, taken = stop(queries, exit_steps, exit_threshold)
+        mean = taken.double().mean().item()
+        yield row(vectors, most, most, exit_threshold=exit_threshold, mean_steps=mean)
+
+
+def stop(
+    readouts: dict[int, torch.Tensor], steps: Sequence[int], exit_threshold: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The read-out where each row stops, ``(N, D)``, and its step, ``(N,)``; ``steps`` are those that are read."""
+    vectors, taken = readouts[steps[-1]].clone(), torch.full((len(readouts[steps[-1]]),), steps[-1])
+    for before, step in reversed(list(zip(steps, steps[1:], strict=False))):  # the earliest stop is written last
+        still = 1 - (readouts[before] * readouts[step]).sum(dim=-1) < exit_threshold
+        vectors[still], taken[still] = readouts[step][still], step
+    return vectors, taken
+
+
+def measure_all(
+    reader: Reader,
+    rows: Sequence[Row],
+    data_root: Path,
+    exit_threshold: float | None,
+    exit_steps: Sequence[int],
+    max_queries: int | None = None,
+    **named: Any,
+) -> list[dict[str, Any]]:
+    """Rows of all tasks of a playground's table, with what names the run (``variant``, ``seed``)."""
+    steps = [k for k in STEPS if k <= reader.steps]
+    found = []
+    for row in tqdm(rows, desc="anytime", unit="task"):
+        task = load_task(row, data_root, max_queries=max_queries)
+        facts = {**named, "task": row.extras["playground_task"], "split": row.extras["split"], "hops": task.hops}
+        found += [{**facts, **measured} for measured in measure(reader, task, steps, exit_threshold, exit_steps)]
+    return found
+
+
+def draw(rows: Sequence[dict[str, Any]], file: Path) -> None:
+    """Draw the curve over K of the chains, one line per number of look-ups: mean over tasks and seeds."""
+    with rc_context(STYLE):
+        figure = Figure(figsize=(5.6, 3.4), layout="constrained")
+        axes = figure.subplots()
+        width = max(row["dim"] for row in rows)
+        curve = [
+            row
+            for row in rows
+            if row["k_query"] == row["k_document"] and row["dim"] == width and row["exit_threshold"] is None
+        ]
+        curve = [row for row in curve if not TASKS[row["task"]].control]
+        for hops, color in zip(sorted({row["hops"] for row in curve}), PALETTE, strict=False):
+            steps = sorted({row["k_query"] for row in curve})
+            hits = [[r["hit_at_1"] for r in curve if (r["hops"], r["k_query"]) == (hops, k)] for k in steps]
+            shown = [100 * sum(values) / len(values) for values in hits]
+            axes.plot(steps, shown, color=color, marker="o", markersize=3, label=f"{hops}")
+        axes.set(xlabel="K, latent steps of queries and documents", ylabel="Hit@1 (%)", ylim=(0, 103))
+        axes.legend(title="look-ups", fontsize="small")
+        figure.savefig(file)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Read the command line, measure, and add the rows to a file; rows of the same variant and seed are replaced."""
+    parser = ArgumentParser(prog="python -m plume.playground.anytime", description=__doc__)
+    parser.add_argument("--model", required=True, help="checkpoint")
+    parser.add_argument("--table", type=Path, required=True, help="table of a playground, e.g. WORLD/test/tasks.json")
+    parser.add_argument("--tasks", nargs="*", default=[], help="playground tasks; all if omitted")
+    parser.add_argument("--max-queries", type=int, help="queries per task; all if omitted")
+    parser.add_argument("--variant", default="anytime", help="name of the run in the rows")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the run in the rows")
+    parser.add_argument("--exit-threshold", type=float, help="1 - cosine of two read-outs below which a query stops")
+    parser.add_argument("--exit-steps", type=int, nargs="+", default=[0, 2, 4, 6, 8], help="where it may stop")
+    parser.add_argument("--output", type=Path, required=True, help="JSON file of the rows")
+    parser.add_argument(
+        "--plot", type=Path, help="draw the curve over K of this variant, over its seeds, into this file"
+    )
+    options = parser.parse_args(arguments)
+    model, processor = load_checkpoint(options.model)
+    reader = Reader(model, processor, model.config.check_num_latent_steps(task="query"), batch_size=64)
+    rows = [
+        r for r in read_table(options.table).rows if not options.tasks or r.extras["playground_task"] in options.tasks
+    ]
+    named = {"variant": options.variant, "seed": options.seed}
+    chosen = (options.exit_threshold, options.exit_steps, options.max_queries)
+    found = measure_all(reader, rows, options.table.parent, *chosen, **named)
+    before = json.loads(options.output.read_text("utf-8")) if options.output.exists() else []
+    kept = [row for row in before if {name: row[name] for name in named} != named]
+    options.output.parent.mkdir(parents=True, exist_ok=True)
+    write_json(options.output, [*kept, *found])
+    if options.plot:
+        draw([row for row in [*kept, *found] if row["variant"] == options.variant], options.plot)
+
+
+if __name__ == "__main__":
+    main()

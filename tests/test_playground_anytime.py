@@ -1,0 +1,51 @@
+"""The measurement of a checkpoint at every K, width and number of look-ups."""
+
+import json
+
+import pytest
+import torch
+
+import plume
+from inputs import mixed_inputs
+from plume.playground.anytime import main, stop
+from plume.playground.corpora import TABLE, conditions, write_evaluation
+
+
+def test_stopping_among_readouts_is_what_early_exit_gives(model, processor):
+    features, steps = processor.process_documents(mixed_inputs()[:8]), [0, 1, 3, 6]
+    with torch.no_grad():
+        found = model(**features, num_latent_steps=6, readout_steps=steps).readout_embeddings
+    readouts = dict(zip(steps, found.unbind(dim=1), strict=True))
+    threshold = (1 - (readouts[0] * readouts[1]).sum(dim=-1)).quantile(0.5).item()
+    vectors, taken = stop(readouts, steps, threshold)
+    settled = plume.embed_early(model, features, threshold, num_latent_steps=6, readout_steps=steps)
+    assert settled.steps.tolist() == taken.tolist()
+    assert (settled.embeddings - vectors).abs().max() <= 1e-5
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("world")
+    write_evaluation(folder, conditions("test", ["text-chain"], hops=[1, 2])[:2], 6, 0, progress=False)
+    return folder
+
+
+def test_rows_say_what_each_k_width_and_exit_is_worth(world, tmp_path):
+    output = tmp_path / "rows.json"
+    command = ["--model", "checkpoints/plume-tiny", "--table", str(world / TABLE), "--output", str(output)]
+    for seed in ("0", "1", "1"):
+        main([*command, "--seed", seed, "--exit-threshold", "0.05", "--plot", str(tmp_path / "curve.png")])
+    assert (tmp_path / "curve.png").stat().st_size > 5000
+    rows = json.loads(output.read_text())
+    assert {row["seed"] for row in rows} == {0, 1}
+    assert len(rows) == 2 * 2 * (9 + 8 + 3 + 1), "two seeds, two tasks; the run of a seed replaces its older rows"
+    first = [row for row in rows if (row["seed"], row["hops"]) == (0, 1)]
+    assert {"variant", "seed", "task", "hops", "k_query", "k_document", "dim", "n", "hit_at_1", "mean_steps"} <= set(
+        first[0]
+    )
+    curve = [row for row in first if row["k_query"] == row["k_document"] and row["dim"] == 128]
+    assert [row["mean_steps"] for row in curve[:9]] == list(range(9))
+    assert [row["k_document"] for row in first if row["k_query"] == 8 and row["k_document"] < 8] == list(range(8))
+    assert [row["dim"] for row in first if row["dim"] < 128] == [16, 32, 64]
+    (early,) = [row for row in first if row["exit_threshold"] is not None]
+    assert 2 <= early["mean_steps"] <= 8
