@@ -30,7 +30,7 @@ def choose(world: World) -> list[Concept]:
     drawn = [world.by_key[row.key] for row in world.drawn(TEST_STYLE)]
     for group, count in _GROUPS.items():
         some = sorted((c for c in drawn if c.group == group), key=lambda c: (len(c.names["en"].split()), c.key))
-        fresh = []
+        fresh: list[Concept] = []
         for concept in some:
             if concept.family not in families and len(fresh) < count:
                 families.add(concept.family)
