@@ -5,8 +5,10 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from corpus import make_trainer, write_corpus
 from kill_training import run_with_kills
+from safetensors import SafetensorError
 from transformers import AutoModel
 from transformers.testing_utils import CaptureLogger
 from transformers.utils import logging
@@ -68,6 +70,32 @@ def test_a_checkpoint_that_is_not_finished_does_not_carry_the_name_of_one(corpus
     assert not list(tmp_path.glob("checkpoint-*"))
     make_trainer(corpus, tmp_path, **OPTIONS).train(resume_from_checkpoint=True)
     assert newest_whole(tmp_path).name == "checkpoint-3"
+    assert not (tmp_path / ".unfinished").exists()
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_full_disk_ends_a_run_and_the_next_one_goes_on(corpus, run, tmp_path, monkeypatch):
+    """No file may grow beyond a kilobyte while checkpoint 2 is written: a full disk, but for the number of the error."""
+    resource = pytest.importorskip("resource", reason="limits of processes are not known here")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    trainer = make_trainer(corpus, tmp_path, **OPTIONS)
+    save = trainer._save_checkpoint
+
+    def save_on_a_disk_that_fills(*args):
+        size = soft if trainer.state.global_step == 1 else 1024
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+        save(*args)
+
+    monkeypatch.setattr(trainer, "_save_checkpoint", save_on_a_disk_that_fills)
+    try:
+        with pytest.raises((OSError, SafetensorError, RuntimeError)):
+            trainer.train()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-1"]
+    make_trainer(corpus, tmp_path, **OPTIONS).train(resume_from_checkpoint=True)
+    weights = [AutoModel.from_pretrained(folder / "checkpoint-3").state_dict() for folder in (run, tmp_path)]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
     assert not (tmp_path / ".unfinished").exists()
 
 
