@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from matplotlib import rc_context
+from matplotlib.figure import Figure
 from torch.nn.functional import normalize
 from tqdm import tqdm
 
@@ -24,7 +26,9 @@ from plume.evaluation.audit.passes import Reader
 from plume.evaluation.audit.ranking import rank
 from plume.evaluation.embedders import load_checkpoint
 from plume.evaluation.store import write_json
+from plume.evaluation.style import PALETTE, STYLE
 from plume.evaluation.table import Row, read_table
+from plume.playground.tasks import TASKS
 
 STEPS = (0, 1, 2, 3, 4, 5, 6, 7, 8)
 _SHARES = (8, 4, 2)  # of the width
@@ -83,6 +87,28 @@ def measure_all(
     return found
 
 
+def draw(rows: Sequence[dict[str, Any]], file: Path) -> None:
+    """Draw the curve over K of the chains, one line per number of look-ups: mean over tasks and seeds."""
+    with rc_context(STYLE):
+        figure = Figure(figsize=(5.6, 3.4), layout="constrained")
+        axes = figure.subplots()
+        width = max(row["dim"] for row in rows)
+        curve = [
+            row
+            for row in rows
+            if row["k_query"] == row["k_document"] and row["dim"] == width and row["exit_threshold"] is None
+        ]
+        curve = [row for row in curve if not TASKS[row["task"]].control]
+        for hops, color in zip(sorted({row["hops"] for row in curve}), PALETTE, strict=False):
+            steps = sorted({row["k_query"] for row in curve})
+            hits = [[r["hit_at_1"] for r in curve if (r["hops"], r["k_query"]) == (hops, k)] for k in steps]
+            shown = [100 * sum(values) / len(values) for values in hits]
+            axes.plot(steps, shown, color=color, marker="o", markersize=3, label=f"{hops}")
+        axes.set(xlabel="K, latent steps of queries and documents", ylabel="Hit@1 (%)", ylim=(0, 103))
+        axes.legend(title="look-ups", fontsize="small")
+        figure.savefig(file)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Read the command line, measure, and add the rows to a file; rows of the same variant and seed are replaced."""
     parser = ArgumentParser(prog="python -m plume.playground.anytime", description=__doc__)
@@ -95,6 +121,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--exit-threshold", type=float, help="1 - cosine of two read-outs below which a query stops")
     parser.add_argument("--exit-steps", type=int, nargs="+", default=[0, 2, 4, 6, 8], help="where it may stop")
     parser.add_argument("--output", type=Path, required=True, help="JSON file of the rows")
+    parser.add_argument(
+        "--plot", type=Path, help="draw the curve over K of this variant, over its seeds, into this file"
+    )
     options = parser.parse_args(arguments)
     model, processor = load_checkpoint(options.model)
     reader = Reader(model, processor, model.config.check_num_latent_steps(task="query"), batch_size=64)
@@ -108,6 +137,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     kept = [row for row in before if {name: row[name] for name in named} != named]
     options.output.parent.mkdir(parents=True, exist_ok=True)
     write_json(options.output, [*kept, *found])
+    if options.plot:
+        draw([row for row in [*kept, *found] if row["variant"] == options.variant], options.plot)
 
 
 if __name__ == "__main__":

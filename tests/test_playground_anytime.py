@@ -34,7 +34,8 @@ def test_rows_say_what_each_k_width_and_exit_is_worth(world, tmp_path):
     output = tmp_path / "rows.json"
     command = ["--model", "checkpoints/plume-tiny", "--table", str(world / TABLE), "--output", str(output)]
     for seed in ("0", "1", "1"):
-        main([*command, "--seed", seed, "--exit-threshold", "0.05"])
+        main([*command, "--seed", seed, "--exit-threshold", "0.05", "--plot", str(tmp_path / "curve.png")])
+    assert (tmp_path / "curve.png").stat().st_size > 5000
     rows = json.loads(output.read_text())
     assert {row["seed"] for row in rows} == {0, 1}
     assert len(rows) == 2 * 2 * (9 + 8 + 3 + 1), "two seeds, two tasks; the run of a seed replaces its older rows"

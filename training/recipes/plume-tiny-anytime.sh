@@ -21,6 +21,6 @@ train outputs/anytime/explicit outputs/anytime/stages 42 "${nested[@]}" --stage_
     --max_steps 200 --readout_weights 0.05 0.05 0.05 0.05 0.05
 train outputs/anytime/stages outputs/anytime/stages-3-4 43 "${nested[@]}" --stage_weights 0 0 1 2 2 0 \
     --learning_rate 7e-4 --max_steps 400 --per_device_train_batch_size 32 --readout_weights 0.05 0.05 0.05 0.05 0.05
-train outputs/anytime/stages-3-4 outputs/anytime/final 44 "${nested[@]}" --stage_weights 0 0 0 0 1 5 --stage_mixing 0.3 \
-    --learning_rate 4e-4 --lr_scheduler_type linear --max_steps 450 --per_device_train_batch_size 32 \
+train outputs/anytime/stages-3-4 outputs/anytime/final 44 "${nested[@]}" --stage_weights 0 0 0 0 1 9 --stage_mixing 0.3 \
+    --learning_rate 5e-4 --lr_scheduler_type linear --max_steps 220 --per_device_train_batch_size 32 \
     --readout_weights 0.1 0.1 0.1 0.1 0.1
