@@ -55,10 +55,11 @@ def draw_thinking(latent_states: Any, router_probs: Any, num_active: int) -> str
     """
     if len(latent_states) == 0:
         return '<p class="note">K = 0: the query was embedded without latent thinking.</p>'
+    latent_states, router_probs = as_array(latent_states), as_array(router_probs)
     return (
-        f'<div class="plots"><figure>{_trajectory(as_array(latent_states))}<figcaption>Latent trajectory: z(1) to z(K) on their '
+        f'<div class="plots"><figure>{_trajectory(latent_states)}<figcaption>Latent trajectory: z(1) to z(K) on their '
         f"two main axes. Short steps mean that thinking has settled.</figcaption></figure>"
-        f"<figure>{_experts(as_array(router_probs), num_active)}<figcaption>Expert use: share of each expert per step; "
+        f"<figure>{_experts(router_probs, num_active)}<figcaption>Expert use: share of each expert per step; "
         f"the framed ones were mixed.</figcaption></figure></div>"
     )
 
