@@ -233,9 +233,9 @@ def _searchsorted(
 ) -> Any:
     """How many of a few sorted numbers are at most each value; ONNX has no search."""
     assert right
-    first, second = (op.Constant(value_ints=[axis]) for axis in (0, 1))
-    reached: Any = op.LessOrEqual(op.Unsqueeze(sorted_sequence, first), op.Unsqueeze(self, second))
-    return op.ReduceSum(op.Cast(reached, to=onnx.TensorProto.INT64), second, keepdims=0)
+    ops: Any = op  # which turns lists into constants, but is typed for tensors alone
+    reached = ops.LessOrEqual(ops.Unsqueeze(sorted_sequence, [0]), ops.Unsqueeze(self, [1]))
+    return ops.ReduceSum(ops.Cast(reached, to=onnx.TensorProto.INT64), [1], keepdims=0)
 
 
 def _write_prompt(processor: PlumeProcessor, folder: Path) -> None:
