@@ -149,8 +149,8 @@ def _embedder(model: str | Path | Embedder, baseline: str | None, **options: Any
         return model
     if baseline and (options["latent_steps"] is not None or options["exit_threshold"] is not None):
         raise ValueError(
-            f"The baseline {baseline} takes no latent steps, which contradicts --num-latent-steps and --exit-threshold. "
-            "Drop one."
+            f"The baseline {baseline} takes no latent steps, which contradicts --num-latent-steps and "
+            "--exit-threshold. Drop one."
         )
     if baseline in (None, "single-pass"):
         return load_embedder(model, **{**options, **({"latent_steps": 0} if baseline else {})})

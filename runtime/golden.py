@@ -4,30 +4,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
+from plume.hub.fixed import fixed_inputs
 from plume.runtime import Runtime
 from plume.runtime.manifest import GOLDEN
 
 TOLERANCE, LEAST_COSINE = 1e-5, 0.999
 
 
-def golden_inputs() -> list[Any]:
-    """Texts, a drawn picture, a clip and a mixture, the same everywhere."""
-    columns, rows = np.meshgrid(np.arange(84), np.arange(56))
-    ramps = [np.stack([columns * 3, rows * 5, columns + rows + 20 * shift], axis=-1) % 256 for shift in range(4)]
-    frames = [Image.fromarray(ramp.astype(np.uint8)) for ramp in ramps]
-    return [
-        "a red bus at a stop",
-        "the total of the second row",
-        frames[0],
-        {"video": frames},
-        {"image": frames[1], "text": "a bus"},
-    ]
-
-
 def save_golden(folder: Path, vectors: dict[int, np.ndarray]) -> None:
-    """Store the vectors of :func:`golden_inputs`, by K."""
+    """Store the vectors of :func:`fixed_inputs`, by K."""
     arrays: dict[str, Any] = {str(steps): rows for steps, rows in vectors.items()}
     np.savez(folder / GOLDEN, **arrays)
 
@@ -44,7 +30,7 @@ def check_golden(runtime: Runtime) -> float:
     worst = 0.0
     with np.load(runtime.folder / GOLDEN) as golden:
         for steps in golden:
-            vectors = runtime.encode(golden_inputs(), num_latent_steps=int(steps))
+            vectors = runtime.encode(fixed_inputs(), num_latent_steps=int(steps))
             if runtime.manifest.int8:
                 worst = max(worst, 1 - float((vectors * golden[steps]).sum(axis=1).min()))
             else:

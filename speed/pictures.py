@@ -107,7 +107,7 @@ class PictureFeatures:
 
 def _digest(patches: torch.Tensor, grid: torch.Tensor) -> bytes:
     digest = hashlib.sha256(repr((grid.tolist(), patches.dtype)).encode())
-    digest.update(patches.contiguous().view(torch.uint8).numpy())
+    digest.update(patches.contiguous().view(torch.uint8).numpy().data)
     return digest.digest()
 
 

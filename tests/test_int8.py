@@ -9,6 +9,8 @@ from transformers import AutoModel
 
 from inputs import embed, mixed_inputs, noise_image
 from inputs import every_backbone as model_type  # noqa: F401 (the fixture of this module)
+from plume.apps.shared.batches import open_encoder
+from plume.apps.shared.encoder import Encoder
 from plume.hub import __main__ as command
 from plume.hub import verify as verification
 from plume.hub.random_checkpoint import fill_weights, save_random_plume
@@ -234,6 +236,22 @@ def test_other_quantizations_run_as_they_are_and_say_so(model, processor, monkey
     assert (embed(model.speed_up(), processor, TEXTS) - expected).abs().max() <= 1e-5
     assert len(messages) == 1
     assert "torchao's symmetric int8" in messages[0]
+
+
+# Serving and search
+
+
+def test_vectors_of_eight_bits_have_another_identity(checkpoint):
+    full, eight = (Encoder(str(checkpoint), "cpu", int8=int8) for int8 in (False, True))
+    assert full.identity != eight.identity
+    expected, found = (encoder.encode(TEXTS, "query") for encoder in (full, eight))
+    assert 0.999 <= (expected * found).sum(-1).min() < 1 - 1e-7
+
+
+@pytest.mark.parametrize(("options", "flag"), [({"int8": True}, "--int8"), ({"reuse": False}, "--no-reuse")])
+def test_an_exported_model_takes_no_options_of_a_checkpoint(tmp_path, options, flag):
+    with pytest.raises(ValueError, match=f": {flag} would have no effect"):
+        open_encoder("tiny", None, "auto", tmp_path, **options)
 
 
 # What a checkpoint is blessed with

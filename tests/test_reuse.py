@@ -11,6 +11,7 @@ from transformers import AutoModel
 
 from inputs import every_backbone as model_type  # noqa: F401 (the fixture of this module)
 from inputs import noise_image, noise_video
+from plume.apps.shared.encoder import Encoder
 from plume.hub.random_checkpoint import fill_weights
 from plume.speed import pictures, prefixes
 
@@ -260,6 +261,14 @@ def test_sentence_transformers_reuses_the_instruction(checkpoint, saved):
         assert abs(encoder.encode_query(query) - vector).max() <= 1e-5
     assert saved[0] == 0
     assert min(saved[1:]) >= 10
+
+
+@pytest.mark.parametrize("reuse", [True, False])
+def test_the_encoder_of_serving_and_search_reuses_unless_told_not_to(checkpoint, saved, reuse):
+    encoder = Encoder(str(checkpoint), "cpu", reuse=reuse)
+    for query in QUERIES:
+        encoder.encode([query], "query")
+    assert [columns >= 10 for columns in saved] == ([False, True, True, True] if reuse else [])
 
 
 def test_a_model_with_code_of_its_own_says_that_it_reads_everything(model, monkeypatch):

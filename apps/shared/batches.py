@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 
 from plume.checkpoints import DEFAULT_MODEL, locate
-from plume.prompt_plume import PromptBuilder
 from plume.vision_plume import Clip
 
 # Pixels per batch. A CPU gains nothing from large batches, and what comes next waits for a batch to end.
@@ -27,13 +26,13 @@ class BatchEncoder(ABC):
     """A model that embeds lists of any length.
 
     Attributes:
-        processor: Its prompt builder.
+        processor: Its :class:`~plume.prompt_plume.PromptBuilder`.
         config: What it says of itself: ``num_latent_steps``, ``max_latent_steps``, ``num_active_experts``, and
             ``check_num_latent_steps``.
         pixel_budget: Largest weight of a batch, in pixels.
     """
 
-    processor: PromptBuilder
+    processor: Any
     config: Any
     pixel_budget: int
 

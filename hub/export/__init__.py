@@ -25,11 +25,12 @@ from plume.checkpoints import locate
 from plume.embedding import load
 from plume.hub.export.eight_bits import quantize
 from plume.hub.export.graphs import Decoder, Tokens, Vision
+from plume.hub.fixed import fixed_inputs
 from plume.hub.identity import identity_of
 from plume.modeling_plume import PlumeForEmbedding, PlumeModel
 from plume.processing_plume import PlumeProcessor
 from plume.runtime import Runtime
-from plume.runtime.golden import check_golden, golden_inputs, save_golden
+from plume.runtime.golden import check_golden, save_golden
 from plume.runtime.manifest import (
     CHECKPOINT_KEY,
     DECODER,
@@ -102,7 +103,7 @@ def export(
 
 def _golden_vectors(model: PlumeModel, processor: PlumeProcessor) -> dict[int, np.ndarray]:
     """1. The vectors of the fixed inputs, by K."""
-    features = processor.process_documents(golden_inputs())
+    features = processor.process_documents(fixed_inputs())
     chosen = {0, min(3, model.config.max_latent_steps), model.config.num_latent_steps}
     with torch.inference_mode():
         return {k: model(**features, num_latent_steps=k).embeddings.numpy() for k in sorted(chosen)}

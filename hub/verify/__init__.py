@@ -11,13 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image
 from sentence_transformers import SentenceTransformer
 from transformers import AutoModel, AutoProcessor
 
 from plume import PlumeModel, PlumeProcessor
+from plume.hub.fixed import fixed_inputs
 from plume.hub.layout import open_source
 from plume.positions_plume import Media, rollout_positions
 from plume.speed.int8 import computes_exactly
@@ -44,20 +43,6 @@ class Finding:
     name: str
     passed: bool
     detail: str
-
-
-def fixed_inputs() -> list[Any]:
-    """The inputs of the fingerprint: texts, a drawn picture, a clip, a mixture."""
-    columns, rows = np.meshgrid(np.arange(84), np.arange(56))
-    ramps = [np.stack([columns * 3, rows * 5, columns + rows + 20 * shift], axis=-1) % 256 for shift in range(4)]
-    frames = [Image.fromarray(ramp.astype(np.uint8)) for ramp in ramps]
-    return [
-        "a red bus at a stop",
-        "the total of the second row",
-        frames[0],
-        {"video": frames},
-        {"image": frames[1], "text": "a bus"},
-    ]
 
 
 def verify(folder: Path, int8: bool = False, quantized: Path | None = None) -> list[Finding]:
