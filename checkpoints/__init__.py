@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-SHIPPED = {"tiny": Path(__file__).parent / "plume-tiny"}
+SHIPPED = {name: Path(__file__).parent / f"plume-{name}" for name in ("tiny", "pictures")}
 DEFAULT_MODEL = "tiny"
 
 

@@ -12,7 +12,8 @@ other file with the same schema runs through the same path. ``meta`` names ``ben
 - ``query``, ``candidate``: ``modality``, ``instruction``, ``template`` (for readers and tests);
 - ``official``: instructions of the authors' evaluation where they differ;
 - ``pool`` (local: each query has its own candidates; global: all candidates), ``pool_size``;
-- ``metric`` (``hit@1`` or ``ndcg_linear@5``), ``num_frames`` (a number, ``"all"``, or none), ``num_queries``.
+- ``metric`` (``hit@1``, ``hit@10`` or ``ndcg_linear@5``), ``num_frames`` (a number, ``"all"``, or none),
+  ``num_queries``.
 
 Keys that are not listed here are kept in ``extras`` and end up next to the score.
 """
@@ -28,7 +29,7 @@ MMEB_V2 = Path(__file__).with_name("mmeb_v2.json")
 PROMPT_SETS = ("clean", "official")
 AUDIT_QUERIES, AUDIT_SWEEP = 200, (0, 1, 2, 4, 6, 8)  # per task, as in Fig. 6; numbers of latent steps
 # Our metric name -> the key under which mteb reports the same number.
-METRICS = {"hit@1": "hit_rate_at_1", "ndcg_linear@5": "ndcg_at_5"}
+METRICS = {"hit@1": "hit_rate_at_1", "ndcg_linear@5": "ndcg_at_5", "hit@10": "hit_rate_at_10"}
 _REQUIRED = ("id", "group", "modality", "dataset", "parser", "query", "candidate", "pool", "metric")
 _OPTIONAL = (
     "media", "archive", "official", "pool_size", "relevance", "num_frames", "num_queries", "labels", "mteb", "note",

@@ -15,6 +15,7 @@ import pytest
 
 import plume
 from inputs import ROOT
+from plume.checkpoints import SHIPPED
 from plume.hub.closure import closure, link_closure
 from plume.hub.verify import verify
 
@@ -116,10 +117,11 @@ def test_the_installed_command_embeds_with_the_shipped_model(installed, tmp_path
     )
 
 
-def test_the_code_of_the_shipped_model_is_linked_and_just_what_it_needs():
-    """`python -m plume.hub.closure checkpoints/plume-tiny` mends what fails here."""
-    links = {path.name: path for path in TINY.glob("*.py")}
-    assert sorted(links) == [path.name for path in closure(TINY)]
+@pytest.mark.parametrize("folder", SHIPPED.values(), ids=SHIPPED.keys())
+def test_the_code_of_the_shipped_models_is_linked_and_just_what_they_need(folder):
+    """`python -m plume.hub.closure checkpoints/plume-...` mends what fails here."""
+    links = {path.name: path for path in folder.glob("*.py")}
+    assert sorted(links) == [path.name for path in closure(folder)]
     assert all(path.is_symlink() and path.readlink().as_posix() == f"../../{name}" for name, path in links.items())
 
 

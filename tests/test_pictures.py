@@ -4,6 +4,7 @@ import hashlib
 import io
 import json
 import tarfile
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,8 @@ from PIL import Image, ImageDraw
 
 pytest.importorskip("mteb")
 
+import plume
+from inputs import ROOT
 from plume.evaluation.table import read_table
 from plume.playground.pictures import warmup
 from plume.playground.pictures.augment import augment
@@ -243,7 +246,9 @@ def student(world, tmp_path_factory):
 
 
 def plan(latent_steps=2, second=2):
-    return warmup.Plan((3, second), (8, 8), (4, 4), (1e-3, 1e-3), latent_steps, save_every=2)
+    return warmup.Plan(
+        (warmup.Phase(False, 3, 8, 4, 1e-3), warmup.Phase(True, second, 8, 4, 1e-3, 14.0)), latent_steps, save_every=2
+    )
 
 
 def test_a_killed_warm_up_goes_on_as_if_it_had_not_been(world, student, tmp_path, monkeypatch):
@@ -282,3 +287,37 @@ def test_every_package_may_be_passed_on_and_is_pinned():
         assert row["attribution"]
         assert len(row["sha256"]) == 64
     assert set(STYLES) - {"openmoji-line"} <= PACKAGES.keys()
+
+
+def test_every_picture_of_the_repository_is_listed_and_may_be_passed_on():
+    folder = ROOT / "examples" / "pictures"
+    content = json.loads((folder / "pictures.json").read_text(encoding="utf-8"))
+    assert {path.name for path in folder.iterdir()} == {*content["pictures"], "pictures.json"}
+    assert content["source"] == asdict(PACKAGES[TEST_STYLE])
+    assert content["source"]["licence"] in REDISTRIBUTABLE
+    assert content["changes"]
+
+
+def test_the_checkpoint_gives_its_vectors():
+    golden = json.loads((ROOT / "tests" / "references" / "pictures.json").read_text(encoding="utf-8"))
+    model, processor = plume.load("pictures")
+    for query, expected in golden["queries"].items():
+        found = plume.embed(query, model=(model, processor))[0]
+        assert found[: len(expected)].tolist() == pytest.approx(expected, abs=1e-4), query
+    for name, expected in golden["pictures"].items():
+        found = plume.embed({"image": str(ROOT / "examples" / "pictures" / name)}, model=(model, processor))[0]
+        assert found[: len(expected)].tolist() == pytest.approx(expected, abs=1e-4), name
+
+
+def test_the_checkpoint_is_small_enough_for_the_repository():
+    folder = ROOT / "checkpoints" / "plume-pictures"
+    assert sum(path.stat().st_size for path in folder.iterdir() if not path.is_symlink()) <= 20e6
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["sleeping face", "Ελλάδα", "สวัสดี", "日本語", "עברית", "\u1780\u1798\u17d2\u1796\u17bb\u1787\u17b6", "\U0001f634"],
+)
+def test_every_script_is_written_and_read_back(text):
+    tokenizer = plume.load("pictures")[1].tokenizer
+    assert tokenizer.decode(tokenizer(text)["input_ids"]) == text

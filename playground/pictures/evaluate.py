@@ -1,8 +1,10 @@
 """Score a checkpoint, or what people use today, on the pictures: ``python -m plume.playground.pictures.evaluate``.
 
 The tasks run through ``plume.evaluation``. Their candidates are the same for every language, so every input is embedded
-once and remembered. ``words`` instead of a checkpoint is the search of emoji pickers: it is told what every picture
-shows, and compares the words of the query with the CLDR name and keywords, in English.
+once and remembered. Two searches that see no picture but are told what it shows, in English:
+
+- ``words`` instead of a checkpoint is that of emoji pickers: it compares words with the CLDR name and keywords.
+- ``names:FOLDER`` compares vectors of the query and of the CLDR name, from a text encoder of sentence-transformers.
 """
 
 import hashlib
@@ -13,8 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from sentence_transformers import SentenceTransformer
 
 from plume.arguments import ArgumentParser
+from plume.checkpoints import locate
 from plume.evaluation.embedders import Embedder, load_embedder
 from plume.evaluation.runner import evaluate
 from plume.evaluation.table import read_table, select
@@ -23,7 +27,7 @@ from plume.playground.pictures.concepts import slug
 from plume.playground.pictures.splits import TEST_STYLE
 from plume.playground.pictures.world import World, read_world
 
-WORDS = "words"
+WORDS, NAMES = "words", "names:"
 _BATCH = 128
 
 
@@ -84,6 +88,38 @@ class WordMatch:
         return torch.nn.functional.normalize(vectors, dim=-1)
 
 
+class NameSearch:
+    """Search by vectors of CLDR's English names.
+
+    Args:
+        world: Says what every picture of the test style shows.
+        folder: Text encoder of sentence-transformers.
+    """
+
+    def __init__(self, world: World, folder: str) -> None:
+        self.condition: dict[str, Any] = {"checkpoint": {"name": f"{Path(folder).name} over CLDR's English names"}}
+        drawn = world.drawn(TEST_STYLE)
+        self._names = {_pixels(world.picture(row.path)): world.by_key[row.key].names["en"] for row in drawn}
+        self._encoder = SentenceTransformer(folder, device="cpu")
+
+    def encode(self, inputs: Sequence[Mapping[str, Any]], role: str) -> torch.Tensor:
+        """Vectors of texts and of what pictures show, ``(B, D)``."""
+        pictures = (one.get("image") for one in inputs)
+        texts = [
+            one["text"] if picture is None else self._names[_pixels(picture)]
+            for one, picture in zip(inputs, pictures, strict=True)
+        ]
+        return self._encoder.encode(texts, convert_to_tensor=True, normalize_embeddings=True)
+
+
+def _open(name: str, world: Path, latent_steps: int | None) -> Embedder:
+    if name == WORDS:
+        return WordMatch(read_world(world))
+    if name.startswith(NAMES):
+        return NameSearch(read_world(world), name.removeprefix(NAMES))
+    return load_embedder(locate(name), latent_steps=latent_steps)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Read the command line and score.
 
@@ -91,21 +127,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
         arguments: Command line without the program; ``sys.argv`` if omitted.
     """
     parser = ArgumentParser(prog="python -m plume.playground.pictures.evaluate", description=__doc__)
-    parser.add_argument("model", help=f"folder or Hub id of a checkpoint, or {WORDS!r}")
+    parser.add_argument("model", help=f"folder or Hub id of a checkpoint, {WORDS!r} or {NAMES}FOLDER")
     parser.add_argument("world", type=Path, help="folder that plume.playground.pictures wrote")
     parser.add_argument("output", type=Path, help="folder of the results")
     parser.add_argument("--tasks", nargs="*", default=[], help="ids or groups; all if omitted")
     parser.add_argument("--num-latent-steps", type=int, help="K; the checkpoint's if omitted")
     args = parser.parse_args(arguments)
-    embedder: Embedder = (
-        WordMatch(read_world(args.world))
-        if args.model == WORDS
-        else load_embedder(args.model, latent_steps=args.num_latent_steps)
-    )
+    embedder = _open(args.model, args.world, args.num_latent_steps)
     rows = select(read_table(args.world / "test" / TABLE), args.tasks)
     data = args.world / "test"
     for result in evaluate(Remembering(embedder), rows, data_root=data, out=args.output, batch_size=_BATCH):
-        print(f"{result['task']:<32}{100 * result['score']:7.2f}  n={result['n']}")
+        scores = "".join(f"  {name} {100 * result['scores'][name]:5.1f}" for name in ("hit@1", "hit@10"))
+        print(f"{result['task']:<32}{scores}  n={result['n']}")
 
 
 if __name__ == "__main__":

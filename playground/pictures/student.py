@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import nn
 
 from plume import PlumeConfig, PlumeForEmbedding, PlumeProcessor, PromptLayout
@@ -36,6 +37,7 @@ SHAPE: dict[str, Any] = {
     "vocab_size": None,
 }
 _NUM_PIECES = 9500
+_NO_WEIGHT = -1.5
 
 
 def build_processor(words: Sequence[str]) -> PlumeProcessor:
@@ -64,21 +66,60 @@ def build_student(processor: PlumeProcessor, seed: int = 0, **fields: Any) -> Pl
             for module in part.modules():
                 if isinstance(module, (nn.Linear, nn.Conv3d)):
                     module.weight.normal_(std=module.weight[0].numel() ** -0.5)
-    _start_average(model)
+    _start_average(model, processor)
     return model
 
 
 @torch.no_grad()
-def _start_average(model: PlumeForEmbedding) -> None:
-    """Let the first layer start by averaging what it reads, which every pretrained model can do and a fresh one cannot.
+def _start_average(model: PlumeForEmbedding, processor: PlumeProcessor) -> None:
+    """Let the decoder start by averaging pieces and visual tokens, each at unit size, and by doing nothing else.
 
-    Queries and keys start small, so every token gets the same attention; values and outputs start as the identity.
+    The first layer's values and outputs are the identity, and every other output is zero. The tokens of the prompt say
+    nothing about an input: they lie on an axis of their own, which the values leave out.
     """
-    attention = model.get_decoder().layers[0].self_attn
-    for projection in (attention.q_proj, attention.k_proj):
-        projection.weight.mul_(0.1)
-    for projection in (attention.v_proj, attention.o_proj):
+    layers = model.get_decoder().layers
+    first = layers[0].self_attn
+    for projection in (first.v_proj, first.o_proj):
         projection.weight.copy_(torch.eye(len(projection.weight)))
+    first.v_proj.weight[:, 0] = 0
+    first.q_proj.weight.zero_()
+    for layer in layers:
+        layer.mlp.down_proj.weight.zero_()
+    for layer in layers[1:]:
+        layer.self_attn.o_proj.weight.zero_()
+    axis = torch.eye(model.config.text_config.hidden_size)[0]
+    model.get_input_embeddings().weight[_prompt_tokens(model, processor)] = axis
+
+
+def _prompt_tokens(model: PlumeForEmbedding, processor: PlumeProcessor) -> torch.Tensor:
+    picture = Image.new("RGB", (EDGE, EDGE))
+    prompt = processor.process_documents([{"image": picture}], prompt="")["input_ids"][0]
+    return torch.cat([prompt, torch.tensor(model.config.suffix_token_ids)]).unique()
+
+
+@torch.no_grad()
+def start_weighing(model: PlumeForEmbedding, processor: PlumeProcessor, direction: torch.Tensor) -> None:
+    """Let the first layer weigh what it averages, by the softmax of its products with a direction.
+
+    Every head compares one number of a key, which its slowest rotation leaves as it is, with a bias of the query.
+    Tokens of the prompt get no weight.
+
+    Args:
+        model: Changed in place.
+        processor: Its processor.
+        direction: ``(D,)``; for inputs at unit length.
+    """
+    attention, table = model.get_decoder().layers[0].self_attn, model.get_input_embeddings().weight
+    width, size = len(direction), attention.head_dim
+    said = torch.ones(len(table), dtype=torch.bool)
+    said[_prompt_tokens(model, processor)] = False
+    table[said, 0] = 0
+    merger = model.model.visual.merger.mlp[-1]
+    merger.weight[0], merger.bias[0] = 0, 0
+    row = direction / width**0.5  # inputs of the layer have this length
+    row[0] = _NO_WEIGHT
+    attention.k_proj.weight[size - 1 :: size] = row
+    attention.q_proj.bias[size - 1 :: size] = size**0.5
 
 
 def save_student(folder: Path, words: Sequence[str], seed: int = 0, **fields: Any) -> Path:

@@ -4,9 +4,13 @@
 model: it stays at the log of the pool for hundreds of steps. Here every picture and every word is classified among
 *all* concepts instead, with one learned vector per concept that both sides share and that is thrown away at the end.
 
-1. **Parts**: the vision tower and the embedding table, without the decoder. A picture is the mean of its visual tokens,
-   a word the mean of its pieces, each at unit size, which is what the decoder's first layer averages at the start.
-2. **Whole**: the model as it is used, with K latent steps. What is classified is its embedding.
+1. **Parts**: the vision tower and the embedding table, without the decoder. A picture is its visual token, a word the
+   mean of its pieces, each at unit size, which is what a fresh decoder starts with.
+2. **Weighed**: the same at a fixed temperature, and pieces have weights. A learned temperature
+   falls until vectors need not be near their concept's to be nearest to it, and then a word and a picture of one
+   concept are far apart.
+3. **Whole**: the model as it is used, with K latent steps, and a decoder that starts with these weights. What is
+   classified is its embedding.
 
 The same command resumes after a kill, from the newest state in OUTPUT, with the random numbers of an uninterrupted run.
 """
@@ -30,6 +34,7 @@ import plume
 from plume import PlumeForEmbedding, PlumeProcessor
 from plume.arguments import ArgumentParser
 from plume.playground.pictures.augment import augment
+from plume.playground.pictures.student import start_weighing
 from plume.playground.pictures.words import Word
 from plume.playground.pictures.world import World, read_world
 
@@ -38,19 +43,58 @@ _STATE = "state.pt"
 _LANGUAGE_SHARES = {"en": 5.0}  # all others: 1
 _KEYWORD_SHARE = 0.35
 _SMOOTHING = 0.05
+_SHARPNESS = 4.0
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A part of the run.
+
+    Attributes:
+        whole: Whether the decoder takes part.
+        steps: Its steps.
+        words: Words per step.
+        pictures: Pictures per step.
+        learning_rate: Highest learning rate; it rises and falls in every phase.
+        scale: 1 / temperature, and then pieces have weights; learned if omitted.
+    """
+
+    whole: bool
+    steps: int
+    words: int
+    pictures: int
+    learning_rate: float
+    scale: float | None = None
+
+
+PHASES = (
+    Phase(False, 4500, 512, 128, 1.2e-3),
+    Phase(False, 600, 1024, 64, 1e-3, 14.0),
+    Phase(True, 300, 192, 48, 8e-4, 14.0),
+)
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Sizes and rates of a run: steps, words and pictures per step and highest learning rates of the two phases."""
+    """A run: its phases, K and the seed."""
 
-    steps: tuple[int, int]
-    words: tuple[int, int]
-    pictures: tuple[int, int]
-    learning_rates: tuple[float, float]
-    latent_steps: int
+    phases: tuple[Phase, ...] = PHASES
+    latent_steps: int = 8
     seed: int = 0
-    save_every: int = 100
+    save_every: int = 50
+
+    @property
+    def steps(self) -> int:
+        """Steps of all phases."""
+        return sum(phase.steps for phase in self.phases)
+
+    def place(self, step: int) -> tuple[Phase, int]:
+        """The phase of a step, and which of its steps it is."""
+        for phase in self.phases:
+            if step < phase.steps:
+                return phase, step
+            step -= phase.steps
+        return self.phases[-1], self.phases[-1].steps
 
 
 class Pictures:
@@ -160,7 +204,7 @@ class Warmup:
     """
 
     def __init__(self, world: World, model: PlumeForEmbedding, processor: PlumeProcessor, plan: Plan) -> None:
-        self.world, self.model, self.plan = world, model.train(), plan
+        self.world, self.model, self.processor, self.plan = world, model.train(), processor, plan
         attend_together(model)
         model.set_attn_implementation("eager")  # of CPUs, the fused one is slow in bfloat16
         self.pictures, self.words = Pictures(world, model, processor), Words(world, processor)
@@ -168,69 +212,77 @@ class Warmup:
         width = model.config.text_config.hidden_size
         self.concepts = nn.Parameter(torch.randn(len(world.number), width, generator=self.generator))
         self.scale = nn.Parameter(torch.tensor(2.5))  # log of 1 / temperature
+        self.direction = nn.Parameter(torch.zeros(width))  # pieces along it have more weight
         decayed = [p for p in model.parameters() if p.ndim > 1]
         groups = [
             {"params": decayed, "weight_decay": 0.05},
             {"params": [p for p in model.parameters() if p.ndim <= 1], "weight_decay": 0.0},
             {"params": [self.concepts, self.scale], "weight_decay": 0.0},
+            {"params": [self.direction], "weight_decay": 0.0},
         ]
         self.optimizer = torch.optim.AdamW(groups, lr=1.0, betas=(0.9, 0.98), fused=True)
         self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, self._rate)
         self.step = 0
 
     @property
-    def phase(self) -> int:
-        """0 for the parts, 1 for the whole."""
-        return int(self.step >= self.plan.steps[0])
+    def phase(self) -> Phase:
+        """What is trained now."""
+        return self.plan.place(self.step)[0]
 
     def _rate(self, step: int) -> float:
-        phase = int(step >= self.plan.steps[0])
-        place, steps = step - phase * self.plan.steps[0], self.plan.steps[phase]
-        rise = max(1, min(150, steps // 10))
-        share = min((place + 1) / rise, max(0.02, (steps - place) / (steps - rise)))
-        return share * self.plan.learning_rates[phase]
+        phase, place = self.plan.place(step)
+        rise = max(1, min(150, phase.steps // 10))
+        share = min((place + 1) / rise, max(0.02, (phase.steps - place) / max(1, phase.steps - rise)))
+        return share * phase.learning_rate
 
     def _embed(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
         with torch.autocast("cpu", torch.bfloat16):
             return self.model(**inputs, num_latent_steps=self.plan.latent_steps).embeddings.float()
 
     def _see(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
-        if self.phase:
+        if self.phase.whole:
             return self._embed(inputs)
         with torch.autocast("cpu", torch.bfloat16):
             seen = self.model.model.visual(inputs["pixel_values"], inputs["image_grid_thw"]).pooler_output
         return _average(seen.float().unflatten(0, (len(inputs["input_ids"]), -1)))
 
     def _read(self, pieces: list[list[int]]) -> torch.Tensor:
-        if self.phase:
+        if self.phase.whole:
             half = (len(pieces) + 1) // 2
             return torch.cat([self._embed(self.words.inputs(some)) for some in (pieces[:half], pieces[half:]) if some])
         inputs = self.words.padded(pieces)
-        return _average(self.model.get_input_embeddings()(inputs["input_ids"]), inputs["attention_mask"])
+        direction = self.direction if self.phase.scale else torch.zeros_like(self.direction)
+        return _average(self.model.get_input_embeddings()(inputs["input_ids"]), inputs["attention_mask"], direction)
 
     def _log_probs(self, vectors: torch.Tensor) -> torch.Tensor:
-        return (self.scale.exp() * vectors @ normalize(self.concepts, dim=-1).T).log_softmax(-1)
+        scale = self.phase.scale or self.scale.exp()
+        return (scale * vectors @ normalize(self.concepts, dim=-1).T).log_softmax(-1)
 
     def train_step(self) -> dict[str, float]:
         """One step; the losses of both sides, and how many pictures are named rightly."""
-        inputs, labels = self.pictures.draw(self.plan.pictures[self.phase], self.generator)
-        log_probs = self._log_probs(self._see(inputs))
-        seen = -log_probs.gather(1, labels[:, None]).mean() * (1 - _SMOOTHING) - log_probs.mean() * _SMOOTHING
-        right = (log_probs.argmax(-1) == labels).float().mean()
-        seen.backward()
-        pieces, meant = self.words.draw(self.plan.words[self.phase], self.generator)
+        if self.phase.whole and not self.plan.place(self.step - 1)[0].whole:
+            start_weighing(self.model, self.processor, _SHARPNESS * self.direction.detach())
+        losses = self._train_pictures()
+        pieces, meant = self.words.draw(self.phase.words, self.generator)
         log_probs = self._log_probs(self._read(pieces))
         rows = torch.tensor([row for row, keys in enumerate(meant) for _ in keys])
         shares = torch.tensor([1 / len(keys) for keys in meant for _ in keys])
         flat = torch.tensor([key for keys in meant for key in keys])
         read = -(log_probs[rows, flat] * shares).sum() / len(meant)
         read.backward()
-        nn.utils.clip_grad_norm_([*self.model.parameters(), self.concepts, self.scale], 1.0)
+        nn.utils.clip_grad_norm_([*self.model.parameters(), self.concepts, self.scale, self.direction], 1.0)
         self.optimizer.step()
         self.schedule.step()
         self.optimizer.zero_grad()
         self.step += 1
-        return {"pictures": seen.item(), "words": read.item(), "right": right.item()}
+        return {**losses, "words": read.item()}
+
+    def _train_pictures(self) -> dict[str, float]:
+        inputs, labels = self.pictures.draw(self.phase.pictures, self.generator)
+        log_probs = self._log_probs(self._see(inputs))
+        seen = -log_probs.gather(1, labels[:, None]).mean() * (1 - _SMOOTHING) - log_probs.mean() * _SMOOTHING
+        seen.backward()
+        return {"pictures": seen.item(), "right": (log_probs.argmax(-1) == labels).float().mean().item()}
 
     def state(self) -> dict[str, Any]:
         """Everything that a resumed run needs."""
@@ -240,6 +292,7 @@ class Warmup:
             "model": self.model.state_dict(),
             "concepts": self.concepts.data,
             "scale": self.scale.data,
+            "direction": self.direction.data,
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
             "generator": self.generator.get_state(),
@@ -260,16 +313,21 @@ class Warmup:
         self.model.load_state_dict(state["model"])
         self.concepts.data.copy_(state["concepts"])
         self.scale.data.copy_(state["scale"])
+        self.direction.data.copy_(state["direction"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
         self.generator.set_state(state["generator"])
 
 
-def _average(vectors_BTD: torch.Tensor, mask_BT: torch.Tensor | None = None) -> torch.Tensor:
-    """Mean of vectors at unit size, at unit length ``(B, D)``."""
+def _average(
+    vectors_BTD: torch.Tensor, mask_BT: torch.Tensor | None = None, direction_D: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Mean of vectors at unit size, weighed along a direction, at unit length ``(B, D)``."""
     units_BTD = normalize(vectors_BTD, dim=-1)
-    if mask_BT is not None:
-        units_BTD = units_BTD * mask_BT.unsqueeze(-1)
+    if mask_BT is not None and direction_D is not None:
+        scores_BT = _SHARPNESS * units_BTD @ direction_D
+        weights_BT = scores_BT.masked_fill(mask_BT == 0, -torch.inf).softmax(dim=-1)
+        units_BTD = units_BTD * weights_BT.unsqueeze(-1)
     return normalize(units_BTD.sum(dim=1), dim=-1)
 
 
@@ -316,7 +374,7 @@ def run(world: World, student: Path, output: Path, plan: Plan) -> Path:
     if (output / _STATE).exists():
         warmup.load(torch.load(output / _STATE, weights_only=False))
     sums: dict[str, float] = {}
-    while warmup.step < sum(plan.steps):
+    while warmup.step < plan.steps:
         for name, value in warmup.train_step().items():
             sums[name] = sums.get(name, 0.0) + value
         if warmup.step % 50 == 0:
@@ -325,7 +383,7 @@ def run(world: World, student: Path, output: Path, plan: Plan) -> Path:
             with (output / "log.jsonl").open("a", encoding="utf-8") as log:
                 log.write(json.dumps(line) + "\n")
             sums = {}
-        if warmup.step % plan.save_every == 0 or warmup.step == sum(plan.steps):
+        if warmup.step % plan.save_every == 0 or warmup.step == plan.steps:
             _save(output / _STATE, warmup.state())
     model.save_pretrained(output / "model")
     processor.save_pretrained(output / "model")
@@ -342,18 +400,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("world", type=Path, help="folder that plume.playground.pictures wrote")
     parser.add_argument("output", type=Path, help="folder of the run")
     parser.add_argument("--student", type=Path, help="fresh checkpoint; WORLD/student if omitted")
-    for name, default, of in (
-        ("steps", (4500, 1500), "steps"),
-        ("words", (512, 512), "words per step"),
-        ("pictures", (128, 32), "pictures per step"),
-        ("learning_rates", (1.2e-3, 6e-4), "highest learning rates"),
-    ):
-        parser.add_argument(f"--{name}", type=type(default[0]), nargs=2, default=default, help=f"{of} of both phases")
     parser.add_argument("--latent_steps", type=int, default=8, help="K of the whole")
     parser.add_argument("--seed", type=int, default=0, help="seed of everything random")
     args = parser.parse_args(arguments)
-    phases = (tuple(getattr(args, name)) for name in ("steps", "words", "pictures", "learning_rates"))
-    plan = Plan(*phases, args.latent_steps, args.seed)
+    plan = Plan(latent_steps=args.latent_steps, seed=args.seed)
     print(run(read_world(args.world), args.student or args.world / "student", args.output, plan))
 
 
