@@ -155,18 +155,18 @@ def run(name: str, arguments: list[str]) -> int:
     if name in OWN:
         return OWN[name][0](arguments)
     command = COMMANDS[name]
-    # A help needs no model, an exported one no torch, and imports take seconds.
-    if not {"-h", "--help", "--runtime"} & {argument.partition("=")[0] for argument in arguments}:
-        import_module("plume.public")  # registers the model with transformers, as `import plume` does elsewhere
     try:
+        # A help needs no model, an exported one no torch, and imports take seconds.
+        if not {"-h", "--help", "--runtime"} & {argument.partition("=")[0] for argument in arguments}:
+            import_module("plume.public")  # registers the model with transformers, as `import plume` does elsewhere
         own = with_shipped_model(arguments) if command.takes_plume else arguments
         return import_module(command.module).main([*command.first, *own]) or 0
     except ModuleNotFoundError as error:
-        if not command.extra or (error.name or "").startswith("plume"):
+        extra = command.extra or ("torch" if error.name in ("torch", "transformers") else None)
+        if not extra or (error.name or "").startswith("plume"):
             raise
         raise ImportError(
-            f"`plume {name}` needs {error.name}, which is not installed: pip install "
-            f"'plume-embedding[{command.extra}]'."
+            f"`plume {name}` needs {error.name}, which is not installed: pip install 'plume-embedding[{extra}]'."
         ) from error
 
 

@@ -2,16 +2,18 @@
 
 1. **Read** the embedding after the first of the steps.
 2. **Think** on to the next one and read again, from the same cache.
-3. **Leave**: where 1 - cosine of the two is below the threshold, the row is done; the others go on without it.
+3. **Leave**: where 1 - cosine of the two is below the threshold, the row is done; the others go on without it. An
+   :class:`ExitHead` says instead, from one read-out, how probable it is that later steps still move it.
 
 A row's vector is the read-out after the step at which it stopped, whatever else was in the batch.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
-from torch.nn.functional import normalize
+from torch.nn.functional import binary_cross_entropy_with_logits, normalize
 
 from .cache_plume import CachedContext
 from .checks_plume import check_finite, check_readout_steps, left_aligned
@@ -32,8 +34,65 @@ class Settled(NamedTuple):
     steps: torch.Tensor
 
 
+@dataclass(frozen=True)
+class ExitHead:
+    """A logistic regression on a read-out: will later steps still move it?
+
+    Attributes:
+        weights: ``(D,)``.
+        biases: One number per step that it was fitted at.
+    """
+
+    weights: torch.Tensor
+    biases: dict[int, float]
+
+    def moving(self, embeddings: torch.Tensor, step: int) -> torch.Tensor:
+        """Probability that later steps move embeddings ``(B, D)`` that were read out after ``step``, ``(B,)``.
+
+        Raises:
+            ValueError: If the head was not fitted at this step.
+        """
+        if step not in self.biases:
+            raise ValueError(
+                f"The exit head was fitted at the steps {sorted(self.biases)}, not at {step}. Read out there."
+            )
+        return torch.sigmoid(embeddings @ self.weights.to(embeddings) + self.biases[step])
+
+    @classmethod
+    def fit(cls, readouts: Mapping[int, torch.Tensor], moved: float = 0.2) -> "ExitHead":
+        """Fit a head to the read-outs of inputs that took all steps.
+
+        Args:
+            readouts: Embeddings ``(N, D)`` by step; the last step is what the others are compared with.
+            moved: 1 - cosine to the last read-out from which on a read-out counts as still moving.
+        """
+        *earlier, last = sorted(readouts)
+        inputs_ND = torch.cat([readouts[step] for step in earlier]).float()
+        place_N = torch.arange(len(earlier)).repeat_interleave(len(readouts[last]))
+        moves = [1 - (readouts[step] * readouts[last]).sum(dim=-1) >= moved for step in earlier]
+        label_N = torch.cat(moves).float()
+        with torch.enable_grad():
+            weights_D = torch.zeros(inputs_ND.shape[1], requires_grad=True)
+            biases_S = torch.zeros(len(earlier), requires_grad=True)
+            solver = torch.optim.LBFGS([weights_D, biases_S], max_iter=200)
+
+            def closure() -> torch.Tensor:
+                solver.zero_grad()
+                logits_N = inputs_ND @ weights_D + biases_S[place_N]
+                loss = binary_cross_entropy_with_logits(logits_N, label_N) + 1e-5 * weights_D.square().sum()
+                loss.backward()
+                return loss
+
+            solver.step(closure)  # type: ignore[arg-type]
+        return cls(weights_D.detach(), dict(zip(earlier, biases_S.tolist(), strict=True)))
+
+
 class _ShrinkingContext(CachedContext):
     """A context that rows can leave."""
+
+    _attention_mask: torch.Tensor
+    _position_ids: torch.Tensor
+    _shared: tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor]] | None
 
     def keep_rows(self, rows: torch.Tensor) -> None:
         """Go on with some rows only, given by their numbers."""
@@ -54,17 +113,20 @@ def embed_early(
     num_latent_steps: int | None = None,
     task: str | None = None,
     readout_steps: Sequence[int] | None = None,
+    exit_head: ExitHead | None = None,
 ) -> Settled:
     """Embed a batch; every row takes as many latent steps as still move its embedding.
 
     Args:
         model: The model, in evaluation mode.
         inputs: What the processor returns, on the model's device.
-        exit_threshold: A row stops when 1 - cosine of two successive read-outs is below it; between 0 and 1.
+        exit_threshold: A row stops when 1 - cosine of two successive read-outs is below it, or with a head the
+            probability that it still moves; between 0 and 1.
         num_latent_steps: K, the most that a row takes. Defaults to the checkpoint's for the task.
         task: ``"query"`` or ``"document"``; only for the default of K.
         readout_steps: Where to read out; K is added. Defaults to every step. Give those that the checkpoint was trained
             to be read at.
+        exit_head: Decides instead of the cosine, if given.
 
     Raises:
         ValueError: If the threshold or a step is out of range, the model is in training mode, or inputs are unusable.
@@ -73,7 +135,7 @@ def embed_early(
     if model.training:
         raise ValueError("The model is in training mode, in which rows do not stop early. Call model.eval() first.")
     with torch.no_grad():
-        return _settle(model, inputs, exit_threshold, reads)
+        return _settle(model, inputs, exit_threshold, reads, exit_head)
 
 
 def check_exit(
@@ -97,7 +159,13 @@ def check_exit(
     return check_readout_steps(range(most + 1) if readout_steps is None else readout_steps, most)
 
 
-def _settle(model: PlumeModel, inputs: Mapping[str, Any], exit_threshold: float, reads: Sequence[int]) -> Settled:
+def _settle(
+    model: PlumeModel,
+    inputs: Mapping[str, Any],
+    exit_threshold: float,
+    reads: Sequence[int],
+    head: ExitHead | None,
+) -> Settled:
     config = model.config
     ids_BT, mask_BT = left_aligned(inputs["input_ids"], inputs.get("attention_mask"))
     closing_BS = torch.tensor(config.suffix_token_ids, device=ids_BT.device).expand(len(ids_BT), -1)
@@ -116,9 +184,9 @@ def _settle(model: PlumeModel, inputs: Mapping[str, Any], exit_threshold: float,
             state_at(states_BSD[:, 1:], closing_BS[: len(rows)], config.embedding_token_id).float(), dim=-1
         )
         vectors_BD[rows], steps_B[rows] = now_BD, step
-        kept = torch.arange(len(rows), device=rows.device)
-        if before_BD is not None:
-            kept = (1 - (now_BD * before_BD).sum(dim=-1) >= exit_threshold).nonzero().flatten()
+        if step == reads[-1]:
+            break
+        kept = (_movement(now_BD, before_BD, step, head) >= exit_threshold).nonzero().flatten()
         if not len(kept):
             break
         if len(kept) < len(rows):
@@ -128,6 +196,13 @@ def _settle(model: PlumeModel, inputs: Mapping[str, Any], exit_threshold: float,
         passed, before_BD = step, now_BD[kept]
     check_finite(vectors_BD)
     return Settled(vectors_BD, steps_B)
+
+
+def _movement(now_BD: torch.Tensor, before_BD: torch.Tensor | None, step: int, head: ExitHead | None) -> torch.Tensor:
+    """How much a read-out moves, ``(B,)``: as the head expects, or since the one before; the first one moves."""
+    if head is not None:
+        return head.moving(now_BD, step)
+    return torch.ones_like(now_BD[:, 0]) if before_BD is None else 1 - (now_BD * before_BD).sum(dim=-1)
 
 
 class _Onward:
@@ -140,4 +215,4 @@ class _Onward:
         return self.transition(z_BD, self.passed + step, anchor_BD)
 
 
-__all__ = ["Settled", "embed_early"]
+__all__ = ["ExitHead", "Settled", "embed_early"]

@@ -3,7 +3,7 @@
 from transformers import AutoConfig, AutoModel, AutoProcessor
 
 from .configuration_plume import PlumeConfig, PlumeQwen2_5_VLConfig, PlumeQwen3VLConfig
-from .early_exit import Settled, embed_early
+from .early_exit import ExitHead, Settled, embed_early
 from .embedding import Embeddings, Failure, embed, load
 from .layouts import PAPER_LAYOUT, RELEASED_LAYOUT, PromptLayout
 from .modeling_plume import PlumeForEmbedding, PlumeModel, PlumeOutput
@@ -22,6 +22,7 @@ __all__ = [
     "PAPER_LAYOUT",
     "RELEASED_LAYOUT",
     "Embeddings",
+    "ExitHead",
     "Failure",
     "PlumeConfig",
     "PlumeForEmbedding",

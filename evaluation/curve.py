@@ -7,6 +7,7 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import copy
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -113,7 +114,7 @@ def evaluate_curve(
     failures, running = Failures(folder), {"batch_size": batch_size, "num_workers": num_workers, "progress": progress}
     for row in tqdm(made, desc=title, unit="task", disable=not progress):
         with failures.recorded(row.id):
-            found += _score(encoder, lambda row=row: make_task(row, *task_options), folder, running)
+            found += _score(encoder, partial(make_task, row, *task_options), folder, running)
     failures.check(found)
     return sorted(found, key=lambda result: result["condition"]["latent_steps"])
 

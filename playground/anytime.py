@@ -20,6 +20,7 @@ from matplotlib.figure import Figure
 from torch.nn.functional import normalize
 from tqdm import tqdm
 
+from plume import ExitHead
 from plume.arguments import ArgumentParser
 from plume.evaluation.audit.data import TaskData, load_task
 from plume.evaluation.audit.passes import Reader
@@ -35,7 +36,12 @@ _SHARES = (8, 4, 2)  # of the width
 
 
 def measure(
-    reader: Reader, task: TaskData, steps: Sequence[int], exit_threshold: float | None, exit_steps: Sequence[int]
+    reader: Reader,
+    task: TaskData,
+    steps: Sequence[int],
+    exit_threshold: float | None,
+    exit_steps: Sequence[int],
+    head: ExitHead | None = None,
 ) -> Iterator[dict[str, Any]]:
     """Rows of one task: a condition (K of each side, width, threshold), ``n``, ``hit_at_1`` and ``mean_steps``."""
     queries = reader.read(task.queries, steps, name=f"{task.name}: queries").embeddings
@@ -52,18 +58,22 @@ def measure(
     yield from (row(queries[most], most, k) for k in steps if k != most)
     yield from (row(queries[most], most, most, width // share) for share in _SHARES)
     if exit_threshold is not None:
-        vectors, taken = stop(queries, exit_steps, exit_threshold)
-        mean = taken.double().mean().item()
-        yield row(vectors, most, most, exit_threshold=exit_threshold, mean_steps=mean)
+        vectors, taken = stop(queries, exit_steps, exit_threshold, head)
+        by, mean = "head" if head else "cosine", taken.double().mean().item()
+        yield row(vectors, most, most, exit_threshold=exit_threshold, exit_by=by, mean_steps=mean)
 
 
 def stop(
-    readouts: dict[int, torch.Tensor], steps: Sequence[int], exit_threshold: float
+    readouts: dict[int, torch.Tensor], steps: Sequence[int], exit_threshold: float, head: ExitHead | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The read-out where each row stops, ``(N, D)``, and its step, ``(N,)``; ``steps`` are those that are read."""
     vectors, taken = readouts[steps[-1]].clone(), torch.full((len(readouts[steps[-1]]),), steps[-1])
-    for before, step in reversed(list(zip(steps, steps[1:], strict=False))):  # the earliest stop is written last
-        still = 1 - (readouts[before] * readouts[step]).sum(dim=-1) < exit_threshold
+    for place in range(len(steps) - 2, -1 if head else 0, -1):  # the earliest stop is written last
+        step = steps[place]
+        if head:
+            still = head.moving(readouts[step], step) < exit_threshold
+        else:
+            still = 1 - (readouts[steps[place - 1]] * readouts[step]).sum(dim=-1) < exit_threshold
         vectors[still], taken[still] = readouts[step][still], step
     return vectors, taken
 
@@ -75,6 +85,7 @@ def measure_all(
     exit_threshold: float | None,
     exit_steps: Sequence[int],
     max_queries: int | None = None,
+    head: ExitHead | None = None,
     **named: Any,
 ) -> list[dict[str, Any]]:
     """Rows of all tasks of a playground's table, with what names the run (``variant``, ``seed``)."""
@@ -83,8 +94,17 @@ def measure_all(
     for row in tqdm(rows, desc="anytime", unit="task"):
         task = load_task(row, data_root, max_queries=max_queries)
         facts = {**named, "task": row.extras["playground_task"], "split": row.extras["split"], "hops": task.hops}
-        found += [{**facts, **measured} for measured in measure(reader, task, steps, exit_threshold, exit_steps)]
+        found += [{**facts, **measured} for measured in measure(reader, task, steps, exit_threshold, exit_steps, head)]
     return found
+
+
+def fit_head(
+    reader: Reader, rows: Sequence[Row], data_root: Path, exit_steps: Sequence[int], max_queries: int | None = None
+) -> ExitHead:
+    """A head fitted to the queries of some tasks, e.g. of the dev split."""
+    tasks = [load_task(row, data_root, max_queries=max_queries) for row in rows]
+    found = [reader.read(task.queries, exit_steps, name=f"{task.name}: queries").embeddings for task in tasks]
+    return ExitHead.fit({step: torch.cat([readouts[step] for readouts in found]) for step in exit_steps})
 
 
 def draw(rows: Sequence[dict[str, Any]], file: Path) -> None:
@@ -109,6 +129,10 @@ def draw(rows: Sequence[dict[str, Any]], file: Path) -> None:
         figure.savefig(file)
 
 
+def _named(row: Row) -> str:
+    return str(row.extras["playground_task"])
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Read the command line, measure, and add the rows to a file; rows of the same variant and seed are replaced."""
     parser = ArgumentParser(prog="python -m plume.playground.anytime", description=__doc__)
@@ -120,6 +144,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0, help="seed of the run in the rows")
     parser.add_argument("--exit-threshold", type=float, help="1 - cosine of two read-outs below which a query stops")
     parser.add_argument("--exit-steps", type=int, nargs="+", default=[0, 2, 4, 6, 8], help="where it may stop")
+    parser.add_argument("--fit-exit-on", type=Path, help="table whose queries an exit head is fitted to, e.g. of dev")
     parser.add_argument("--output", type=Path, required=True, help="JSON file of the rows")
     parser.add_argument(
         "--plot", type=Path, help="draw the curve over K of this variant, over its seeds, into this file"
@@ -127,11 +152,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     model, processor = load_checkpoint(options.model)
     reader = Reader(model, processor, model.config.check_num_latent_steps(task="query"), batch_size=64)
-    rows = [
-        r for r in read_table(options.table).rows if not options.tasks or r.extras["playground_task"] in options.tasks
-    ]
+    rows = [row for row in read_table(options.table).rows if not options.tasks or _named(row) in options.tasks]
     named = {"variant": options.variant, "seed": options.seed}
-    chosen = (options.exit_threshold, options.exit_steps, options.max_queries)
+    head = None
+    if options.fit_exit_on:
+        dev = [row for row in read_table(options.fit_exit_on).rows if not options.tasks or _named(row) in options.tasks]
+        head = fit_head(reader, dev, options.fit_exit_on.parent, options.exit_steps, options.max_queries)
+    chosen = (options.exit_threshold, options.exit_steps, options.max_queries, head)
     found = measure_all(reader, rows, options.table.parent, *chosen, **named)
     before = json.loads(options.output.read_text("utf-8")) if options.output.exists() else []
     kept = [row for row in before if {name: row[name] for name in named} != named]

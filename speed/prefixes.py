@@ -104,7 +104,7 @@ class PrefixForward:
         return output
 
     def _serves(self, kwargs: dict[str, Any]) -> bool:
-        cache = kwargs.get(CACHE_ARGUMENT)
+        cache: Any = kwargs.get(CACHE_ARGUMENT)
         if kwargs.keys() != _ARGUMENTS or type(cache) is not PreallocatedCache or cache.get_seq_length():
             return False
         if not is_served(self.decoder, kwargs["inputs_embeds"].device):

@@ -5,7 +5,7 @@ import torch
 
 from inputs import every_backbone as model_type  # noqa: F401 (the fixture of this module)
 from inputs import mixed_inputs
-from plume import embed_early
+from plume import ExitHead, embed_early
 
 
 def readouts(model, features, steps) -> torch.Tensor:
@@ -90,3 +90,37 @@ def test_a_threshold_outside_0_and_1_is_refused(model, processor, threshold):
 def test_training_mode_is_refused(model, processor):
     with pytest.raises(ValueError, match="training mode"):
         embed_early(model.train(), processor.process_documents(["a bus"]), 0.1)
+
+
+def test_a_head_decides_from_one_readout_and_rows_stop_where_it_says(model, processor):
+    features, steps = processor.process_documents(mixed_inputs()[:12]), [0, 2, 4, 6]
+    found = readouts(model, features, steps)
+    head = ExitHead.fit(dict(zip(steps, found.unbind(dim=1), strict=True)), moved=moved_by_half(found))
+    moving = torch.stack([head.moving(found[:, place], step) for place, step in enumerate(steps[:-1])], dim=1)
+    threshold = moving[:, 0].quantile(0.5).item()
+    settled = embed_early(model, features, threshold, num_latent_steps=6, readout_steps=steps, exit_head=head)
+    still = torch.cat([moving < threshold, torch.ones(12, 1, dtype=torch.bool)], dim=1)
+    places = still.int().argmax(dim=1)
+    assert settled.steps.tolist() == [steps[place] for place in places.tolist()]
+    assert len(set(settled.steps.tolist())) > 1
+    assert (settled.embeddings - found[torch.arange(12), places]).abs().max() <= 1e-5
+
+
+def moved_by_half(found) -> float:
+    return (1 - (found[:, 0] * found[:, -1]).sum(dim=-1)).quantile(0.5).item()
+
+
+def test_a_head_learns_what_tells_moving_readouts_from_settled_ones():
+    """The first dimension says it; the others are noise."""
+    generator = torch.Generator().manual_seed(0)
+    last = torch.nn.functional.normalize(torch.randn(400, 8, generator=generator), dim=-1)
+    moves = torch.arange(400) % 2 == 0
+    early = torch.nn.functional.normalize(torch.randn(400, 8, generator=generator), dim=-1)
+    early[moves, 0], early[~moves] = -2.0, last[~moves]
+    early[~moves, 0] = 2.0
+    early = torch.nn.functional.normalize(early, dim=-1)
+    last[~moves] = early[~moves]
+    head = ExitHead.fit({0: early, 4: last})
+    assert ((head.moving(early, 0) > 0.5) == moves).float().mean() >= 0.99
+    with pytest.raises(ValueError, match=r"fitted at the steps \[0\], not at 2"):
+        head.moving(early, 2)

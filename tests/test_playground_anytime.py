@@ -34,7 +34,8 @@ def test_rows_say_what_each_k_width_and_exit_is_worth(world, tmp_path):
     output = tmp_path / "rows.json"
     command = ["--model", "checkpoints/plume-tiny", "--table", str(world / TABLE), "--output", str(output)]
     for seed in ("0", "1", "1"):
-        main([*command, "--seed", seed, "--exit-threshold", "0.05", "--plot", str(tmp_path / "curve.png")])
+        fit = ["--fit-exit-on", str(world / TABLE)] if seed == "0" else []
+        main([*command, *fit, "--seed", seed, "--exit-threshold", "0.05", "--plot", str(tmp_path / "curve.png")])
     assert (tmp_path / "curve.png").stat().st_size > 5000
     rows = json.loads(output.read_text())
     assert {row["seed"] for row in rows} == {0, 1}
@@ -48,4 +49,8 @@ def test_rows_say_what_each_k_width_and_exit_is_worth(world, tmp_path):
     assert [row["k_document"] for row in first if row["k_query"] == 8 and row["k_document"] < 8] == list(range(8))
     assert [row["dim"] for row in first if row["dim"] < 128] == [16, 32, 64]
     (early,) = [row for row in first if row["exit_threshold"] is not None]
+    assert early["exit_by"] == "head"
+    assert 0 <= early["mean_steps"] <= 8
+    (early,) = [row for row in rows if row["exit_threshold"] is not None and (row["seed"], row["hops"]) == (1, 1)]
+    assert early["exit_by"] == "cosine"
     assert 2 <= early["mean_steps"] <= 8

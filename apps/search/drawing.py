@@ -3,11 +3,13 @@
 import math
 from collections.abc import Sequence
 from html import escape
+from typing import Any
 from urllib.parse import quote
 
 import numpy as np
 
 from plume.apps.search.store import Hit
+from plume.apps.shared.batches import as_array
 
 _LABEL_RADIUS = 9  # pixels
 
@@ -43,16 +45,17 @@ def _card(rank: int, hit: Hit, best: float) -> str:
     )
 
 
-def draw_thinking(latent_states: np.ndarray, router_probs: np.ndarray, num_active: int) -> str:
+def draw_thinking(latent_states: Any, router_probs: Any, num_active: int) -> str:
     """The latent trajectory and the expert use of one query, side by side.
 
     Args:
-        latent_states: z(1)..z(K), ``(K, D)``.
-        router_probs: pi(1)..pi(K), ``(K, E)``.
+        latent_states: z(1)..z(K), ``(K, D)``, of either encoder.
+        router_probs: pi(1)..pi(K), ``(K, E)``, likewise.
         num_active: Experts that are mixed in each step.
     """
     if len(latent_states) == 0:
         return '<p class="note">K = 0: the query was embedded without latent thinking.</p>'
+    latent_states, router_probs = as_array(latent_states), as_array(router_probs)
     return (
         f'<div class="plots"><figure>{_trajectory(latent_states)}<figcaption>Latent trajectory: z(1) to z(K) on their '
         f"two main axes. Short steps mean that thinking has settled.</figcaption></figure>"

@@ -21,7 +21,6 @@ from plume.apps.search.drawing import draw_hits, draw_thinking
 from plume.apps.search.events import guard_events
 from plume.apps.search.searching import MAX_RESULTS, Search
 from plume.apps.search.store import Index
-from plume.apps.shared.batches import as_array
 from plume.apps.shared.documents import File
 from plume.arguments import KINDS
 
@@ -98,7 +97,7 @@ def _build_blocks(search: Search, questions: Sequence[tuple[str, Path]]) -> gr.B
         states, probs = found.output.latent_states, found.output.router_probs
         assert states is not None
         assert probs is not None
-        return draw_hits(found.hits), draw_thinking(as_array(states[0]), as_array(probs[0]), config.num_active_experts)
+        return draw_hits(found.hits), draw_thinking(states[0], probs[0], config.num_active_experts)
 
     def head() -> str:
         """Counted whenever the page is opened: another process may have indexed more."""

@@ -233,8 +233,9 @@ def _searchsorted(
 ) -> Any:
     """How many of a few sorted numbers are at most each value; ONNX has no search."""
     assert right
-    reached = op.LessOrEqual(op.Unsqueeze(sorted_sequence, [0]), op.Unsqueeze(self, [1]))
-    return op.ReduceSum(op.Cast(reached, to=onnx.TensorProto.INT64), [1], keepdims=0)
+    ops: Any = op  # which turns lists into constants, but is typed for tensors alone
+    reached = ops.LessOrEqual(ops.Unsqueeze(sorted_sequence, [0]), ops.Unsqueeze(self, [1]))
+    return ops.ReduceSum(ops.Cast(reached, to=onnx.TensorProto.INT64), [1], keepdims=0)
 
 
 def _write_prompt(processor: PlumeProcessor, folder: Path) -> None:

@@ -26,14 +26,16 @@ def quantize(model: ir.Model) -> None:
 
 def _replace(graph: ir.Graph, node: ir.Node, weight: np.ndarray) -> None:
     """Put the quantized product in the place of a node; ``weight`` is ``(K, N)``."""
-    name = node.inputs[1].name
-    added = [
-        ir.Value(name=f"{name}.{part}", const_value=ir.tensor(array, name=f"{name}.{part}"))
-        for part, array in zip(("int8", "scale"), quantize_weight(weight), strict=True)
-    ]
-    for value in added:
-        value.shape, value.dtype = value.const_value.shape, value.const_value.dtype
-        graph.register_initializer(value)
+    matrix, added = node.inputs[1], []
+    assert matrix is not None
+    for part, array in zip(("int8", "scale"), quantize_weight(weight), strict=True):
+        tensor = ir.tensor(array, name=f"{matrix.name}.{part}")
+        added.append(
+            ir.Value(
+                name=tensor.name, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor
+            )
+        )
+        graph.register_initializer(added[-1])
     sizes = {"K": weight.shape[0], "N": weight.shape[1], "bits": 8, "block_size": BLOCK}
     product = ir.node("MatMulNBits", [node.inputs[0], *added], sizes, domain=DOMAIN, name=node.name)
     ir.convenience.replace_nodes_and_values(graph, node, [node], [product], node.outputs, product.outputs)
