@@ -54,7 +54,7 @@ setup(
     package_data={
         "plume": ["py.typed"],
         "plume.apps.search": ["*.css"],
-        "plume.checkpoints": ["plume-tiny/*", "plume-pictures/*"],  # links to the code become files here
+        "plume.checkpoints": ["plume-tiny/*", "plume-anytime/*", "plume-pictures/*"],  # links to the code become files here
         "plume.evaluation": ["*.json"],
         "plume.evaluation.parsers": ["*.json"],
     },

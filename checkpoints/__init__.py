@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-SHIPPED = {name: Path(__file__).parent / f"plume-{name}" for name in ("tiny", "pictures")}
+SHIPPED = {name: Path(__file__).parent / f"plume-{name}" for name in ("tiny", "anytime", "pictures")}
 DEFAULT_MODEL = "tiny"
 
 

@@ -1,4 +1,4 @@
-"""The committed small checkpoint: its vectors on every supported library version, and what its card says of it."""
+"""The committed small checkpoints: their vectors on every supported library version, and what their cards say of them."""
 
 import json
 import random
@@ -10,8 +10,8 @@ from inputs import ROOT
 from plume import PlumeForEmbedding, PlumeProcessor
 from plume.playground.tasks import TASKS, draw_example
 
-CHECKPOINT = ROOT / "checkpoints" / "plume-tiny"
-REFERENCE = ROOT / "tests" / "references" / "plume_tiny.json"
+CHECKPOINTS = ROOT / "checkpoints"
+REFERENCES = ROOT / "tests" / "references"
 NAMES = ["image-chain", "image-crop", "video-track", "image-look", "text-chain", "image-name"]
 
 
@@ -29,9 +29,19 @@ def draw_inputs() -> list[dict]:
     return inputs
 
 
+def load(name):
+    folder = CHECKPOINTS / f"plume-{name}"
+    return PlumeForEmbedding.from_pretrained(folder).eval(), PlumeProcessor.from_pretrained(folder)
+
+
 @pytest.fixture(scope="module")
 def tiny():
-    return PlumeForEmbedding.from_pretrained(CHECKPOINT).eval(), PlumeProcessor.from_pretrained(CHECKPOINT)
+    return load("tiny")
+
+
+@pytest.fixture(scope="module")
+def anytime():
+    return load("anytime")
 
 
 def embed(tiny, inputs, **options):
@@ -40,19 +50,21 @@ def embed(tiny, inputs, **options):
         return model(**processor.process_documents(inputs), **options).embeddings
 
 
-def test_vectors_equal_the_committed_ones(tiny):
-    reference = torch.tensor(json.loads(REFERENCE.read_text()))
+@pytest.mark.parametrize("name", ["tiny", "anytime"])
+def test_vectors_equal_the_committed_ones(name, request):
+    reference = torch.tensor(json.loads((REFERENCES / f"plume_{name}.json").read_text()))
     assert reference.shape == (12, 128)
-    torch.testing.assert_close(embed(tiny, draw_inputs()), reference, atol=1e-4, rtol=0)
+    torch.testing.assert_close(embed(request.getfixturevalue(name), draw_inputs()), reference, atol=1e-4, rtol=0)
 
 
-def test_it_is_small():
-    assert sum(file.stat().st_size for file in CHECKPOINT.iterdir()) < 20e6
+@pytest.mark.parametrize("name", ["tiny", "anytime"])
+def test_it_is_small(name):
+    assert sum(file.stat().st_size for file in (CHECKPOINTS / f"plume-{name}").iterdir()) < 20e6
 
 
-def ask(tiny, name):
+def ask(tiny, name, hops=None):
     """Forty queries, their answers as documents, and which one is right."""
-    examples = [draw_example(TASKS[name], random.Random(f"chain-{i}"), "test") for i in range(40)]
+    examples = [draw_example(TASKS[name], random.Random(f"chain-{i}"), "test", hops) for i in range(40)]
     targets = {example.answer: as_input(example.target) for example in examples}
     right = torch.tensor([list(targets).index(example.answer) for example in examples])
     return [as_input(example.query) for example in examples], embed(tiny, list(targets.values())), right
@@ -73,3 +85,15 @@ def test_what_one_pass_can_see_needs_no_steps(tiny, name):
     for steps in (8, 0):
         found = (embed(tiny, queries, num_latent_steps=steps) @ documents.T).argmax(dim=1)
         assert (found == right).float().mean() >= 0.9, steps
+
+
+@pytest.mark.parametrize(("hops", "enough", "too_few"), [(1, 2, None), (2, 4, 0), (3, 6, 2), (4, 8, 4)])
+@pytest.mark.parametrize("name", ["image-chain", "text-chain"])
+def test_two_latent_steps_are_one_more_look_up(anytime, name, hops, enough, too_few):
+    queries, documents, right = ask(anytime, name, hops)
+    for steps in range(enough, 9, 2):
+        found = (embed(anytime, queries, num_latent_steps=steps) @ documents.T).argmax(dim=1)
+        assert (found == right).float().mean() >= 0.9, steps
+    if too_few is not None:
+        found = (embed(anytime, queries, num_latent_steps=too_few) @ documents.T).argmax(dim=1)
+        assert (found == right).float().mean() <= 0.5
