@@ -48,9 +48,8 @@ $(VENV)/.installed: setup.py pyproject.toml constraints.txt
 	.venv-docs/bin/pip install --quiet --requirement constraints-docs.txt
 	touch $@
 
-demo: $(VENV)/.installed ## Ask plume-tiny about what it never saw, plume-pictures for the pictures of words; draws outputs/*demo.png
+demo: $(VENV)/.installed ## Ask plume-tiny about pictures, pages, texts and clips that it never saw, draw outputs/demo.png
 	$(RUN) examples/demo.py
-	$(RUN) examples/pictures_demo.py
 
 train-demo: $(VENV)/.installed ## Train a small model with latent steps and one without, draw outputs/train-demo/curves.png
 	$(RUN) examples/train_demo.py
