@@ -7,7 +7,7 @@ BENCH ?= parts
 # A free worker takes the next file: what a module builds for its tests is built once.
 WORKERS ?= -n logical --maxprocesses 4 --dist loadfile
 
-.PHONY: help demo train-demo test test-all test-min test-runtime test-examples search search-tiny check fix bench clean
+.PHONY: help demo train-demo test test-all test-min test-runtime test-examples search search-pictures check fix bench clean
 
 help: ## Show this help
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
@@ -48,8 +48,7 @@ $(VENV)/.installed: setup.py pyproject.toml constraints.txt
 	.venv-docs/bin/pip install --quiet --requirement constraints-docs.txt
 	touch $@
 
-demo: $(VENV)/.installed ## Find pictures for words with plume-pictures, ask plume-tiny to think; draws outputs/*demo.png
-	$(RUN) examples/pictures_demo.py
+demo: $(VENV)/.installed ## Ask plume-tiny about pictures, pages, texts and clips that it never saw, draw outputs/demo.png
 	$(RUN) examples/demo.py
 
 train-demo: $(VENV)/.installed ## Train a small model with latent steps and one without, draw outputs/train-demo/curves.png
@@ -71,15 +70,15 @@ test-examples: .venv-examples/.installed ## Run the tests of apps/ and examples/
 test-runtime: $(VENV)/.installed .venv-runtime/.installed ## Run an exported model in an environment without torch
 	$(RUN) -m pytest tests/test_runtime_alone.py
 
-MODEL ?= pictures
-search: .venv-examples/.installed ## Index 400 pictures, open the search page: type any word (MODEL=folder or Hub id)
-	.venv-examples/bin/plume search index examples/pictures --index outputs/pictures-index --model $(MODEL)
-	.venv-examples/bin/plume search page --index outputs/pictures-index --model $(MODEL)
-
-search-tiny: .venv-examples/.installed ## The same with plume-tiny on a playground folder, with questions that take look-ups
+MODEL ?= tiny
+search: .venv-examples/.installed ## Index the media and a playground folder, open the search page (MODEL=folder or Hub id)
 	.venv-examples/bin/plume search world outputs/playground
-	.venv-examples/bin/plume search index examples/media outputs/playground/documents
-	.venv-examples/bin/plume search page --world outputs/playground
+	.venv-examples/bin/plume search index examples/media outputs/playground/documents --model $(MODEL)
+	.venv-examples/bin/plume search page --world outputs/playground --model $(MODEL)
+
+search-pictures: .venv-examples/.installed ## Index 415 emoji, open the search page: type the name of one, in 29 languages
+	.venv-examples/bin/plume search index examples/pictures --index outputs/pictures-index --model pictures
+	.venv-examples/bin/plume search page --index outputs/pictures-index --model pictures
 
 check: $(VENV)/.installed ## Format, lint and types, without changing anything
 	$(RUN) -m ruff format --check $(SOURCES)

@@ -54,7 +54,8 @@ setup(
     package_data={
         "plume": ["py.typed"],
         "plume.apps.search": ["*.css"],
-        "plume.checkpoints": ["plume-tiny/*", "plume-anytime/*", "plume-pictures/*"],  # links to the code become files here
+        # Links to the code become files here.
+        "plume.checkpoints": ["plume-tiny/*", "plume-anytime/*", "plume-pictures/*"],
         "plume.evaluation": ["*.json"],
         "plume.evaluation.parsers": ["*.json"],
     },

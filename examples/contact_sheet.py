@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from plume.vision_plume import load_clip, load_image
@@ -10,6 +11,11 @@ from plume.vision_plume import load_clip, load_image
 TILE, GAP, CAPTION = 150, 14, 22
 _TEXT = 36
 INK, MUTED, PAPER, CARD, RIGHT, WRONG = "#22252b", "#7a7f89", "#ffffff", "#f2f3f5", "#2e8b57", "#c0392b"
+
+
+def _font(size: int) -> ImageFont.FreeTypeFont:
+    """A font with more letters than Pillow's own."""
+    return ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf", size)
 
 
 def thumbnail(item: Any) -> Image.Image:
@@ -26,13 +32,13 @@ def thumbnail(item: Any) -> Image.Image:
     elif "image" in content:
         tile.paste(ImageOps.pad(load_image(content["image"]), room, color=CARD))
     if "text" in content:
-        text = _wrap(content["text"], ImageFont.load_default(14), TILE - 20)
+        text = _wrap(content["text"], _font(12), TILE - 20)
         pen = ImageDraw.Draw(tile)
         if len(content) == 1:
-            pen.multiline_text((10, TILE // 2), text, fill=INK, font=ImageFont.load_default(14), anchor="lm")
+            pen.multiline_text((10, TILE // 2), text, fill=INK, font=_font(12), anchor="lm")
         else:
             pen.rectangle((0, TILE - _TEXT, TILE, TILE), fill=PAPER)
-            pen.multiline_text((6, TILE - _TEXT // 2), text, fill=INK, font=ImageFont.load_default(12), anchor="lm")
+            pen.multiline_text((6, TILE - _TEXT // 2), text, fill=INK, font=_font(10), anchor="lm")
     return tile
 
 

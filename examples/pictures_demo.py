@@ -1,4 +1,4 @@
-"""Find the picture for a word, in several languages, and for a picture with a wish. Run by ``make demo``.
+"""Find the picture for a word, in several languages, and for a picture with a wish.
 
 python examples/pictures_demo.py [--output outputs/pictures-demo.png]
 

@@ -60,7 +60,7 @@ def build_student(processor: PlumeProcessor, seed: int = 0, **fields: Any) -> Pl
         backbone, **{**processor.token_fields(), "expert_dropout": 0.0, "expert_expansion": 1, **fields}
     )
     torch.manual_seed(seed)
-    model = PlumeForEmbedding(config)
+    model: Any = PlumeForEmbedding(config)
     with torch.no_grad():  # transformers' scale of 0.02 is that of wide models; this narrow one hardly moves from there
         for part in (model.model.visual, model.get_decoder()):
             for module in part.modules():
@@ -71,7 +71,7 @@ def build_student(processor: PlumeProcessor, seed: int = 0, **fields: Any) -> Pl
 
 
 @torch.no_grad()
-def _start_average(model: PlumeForEmbedding, processor: PlumeProcessor) -> None:
+def _start_average(model: Any, processor: PlumeProcessor) -> None:
     """Let the decoder start by averaging pieces and visual tokens, each at unit size, and by doing nothing else.
 
     The first layer's values and outputs are the identity, and every other output is zero. The tokens of the prompt say
@@ -91,14 +91,14 @@ def _start_average(model: PlumeForEmbedding, processor: PlumeProcessor) -> None:
     model.get_input_embeddings().weight[_prompt_tokens(model, processor)] = axis
 
 
-def _prompt_tokens(model: PlumeForEmbedding, processor: PlumeProcessor) -> torch.Tensor:
+def _prompt_tokens(model: Any, processor: PlumeProcessor) -> torch.Tensor:
     picture = Image.new("RGB", (EDGE, EDGE))
     prompt = processor.process_documents([{"image": picture}], prompt="")["input_ids"][0]
     return torch.cat([prompt, torch.tensor(model.config.suffix_token_ids)]).unique()
 
 
 @torch.no_grad()
-def start_weighing(model: PlumeForEmbedding, processor: PlumeProcessor, direction: torch.Tensor) -> None:
+def start_weighing(model: Any, processor: PlumeProcessor, direction: torch.Tensor) -> None:
     """Let the first layer weigh what it averages, by the softmax of its products with a direction.
 
     Every head compares one number of a key, which its slowest rotation leaves as it is, with a bias of the query.

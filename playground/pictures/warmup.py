@@ -31,7 +31,7 @@ from transformers.models.qwen2_vl.modeling_qwen2_vl import apply_rotary_pos_emb_
 from transformers.utils import logging
 
 import plume
-from plume import PlumeForEmbedding, PlumeProcessor
+from plume import PlumeProcessor
 from plume.arguments import ArgumentParser
 from plume.playground.pictures.augment import augment
 from plume.playground.pictures.student import start_weighing
@@ -105,7 +105,7 @@ class Pictures:
         model: Whose configuration says how pixels become patches.
     """
 
-    def __init__(self, world: World, model: PlumeForEmbedding, processor: PlumeProcessor) -> None:
+    def __init__(self, world: World, model: Any, processor: PlumeProcessor) -> None:
         rows = world.trained_pictures()
         self.pixels = torch.stack([torch.from_numpy(world.open(row.path)) for row in rows])
         self.labels = torch.tensor([world.number[row.key] for row in rows])
@@ -203,7 +203,7 @@ class Warmup:
         plan: Sizes and rates.
     """
 
-    def __init__(self, world: World, model: PlumeForEmbedding, processor: PlumeProcessor, plan: Plan) -> None:
+    def __init__(self, world: World, model: Any, processor: PlumeProcessor, plan: Plan) -> None:
         self.world, self.model, self.processor, self.plan = world, model.train(), processor, plan
         attend_together(model)
         model.set_attn_implementation("eager")  # of CPUs, the fused one is slow in bfloat16
@@ -331,7 +331,7 @@ def _average(
     return normalize(units_BTD.sum(dim=1), dim=-1)
 
 
-def attend_together(model: PlumeForEmbedding) -> None:
+def attend_together(model: Any) -> None:
     """Let the vision tower attend to pictures of one size in one product; transformers takes them one by one.
 
     On a CPU the products of one small picture cost several times what they cost as part of a batch. Weights and results
@@ -404,7 +404,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0, help="seed of everything random")
     args = parser.parse_args(arguments)
     plan = Plan(latent_steps=args.latent_steps, seed=args.seed)
-    print(run(read_world(args.world), args.student or args.world / "student", args.output, plan))
+    run(read_world(args.world), args.student or args.world / "student", args.output, plan)
 
 
 if __name__ == "__main__":

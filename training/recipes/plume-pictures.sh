@@ -6,13 +6,9 @@ world=outputs/pictures
 export OMP_NUM_THREADS=1
 [ -f $world/manifest.json ] || python -m plume.playground.pictures --output $world
 python -m plume.playground.pictures.warmup $world $world/warmup
-
-train() { # input folder, output folder, options
-    python -m plume.training.train --config training/recipes/plume-pictures.yaml --model_name_or_path "$1" --output_dir "$2" \
-        --train_files $world/train/pairs.jsonl --media_root $world/train/media --resume_from_checkpoint true "${@:3}"
-}
-train $world/warmup/model $world/first --max_steps 250
-train $world/first $world/second --max_steps 280 --seed 1
-python -m plume.playground.pictures.shrink $world/second $world/plume-pictures
+python -m plume.training.train --config training/recipes/plume-pictures.yaml --model_name_or_path $world/warmup/model \
+    --train_files $world/train/pairs.jsonl --media_root $world/train/media --output_dir $world/run \
+    --resume_from_checkpoint true
+python -m plume.playground.pictures.shrink $world/run $world/plume-pictures
 cp $world/plume-pictures/*.{json,jinja,safetensors} checkpoints/plume-pictures/ # its code files are links: save elsewhere, copy
 python -m plume.playground.pictures.evaluate checkpoints/plume-pictures $world $world/scores
