@@ -74,9 +74,9 @@ def train_step(model: PlumeModel, rows: Rows, chunk: int) -> None:
     """Gradients of the whole objective over a pool in chunks of so many rows, through GradCache."""
     pairs = len(rows) // 2
 
-    def replay(part: Rows) -> tuple[Representations, torch.Tensor]:
+    def replay(part: Rows) -> tuple[Representations, torch.Tensor, dict[str, torch.Tensor]]:
         output = model(**part.inputs)
-        return _represent(output), _own_loss(output, part, pairs)
+        return _represent(output), _own_loss(output, part, pairs), {}
 
     cached_backward(
         split_rows(rows, [chunk] * (len(rows) // chunk)),

@@ -216,7 +216,7 @@ def test_a_former_command_says_what_replaced_it(module, command):
 def test_the_model_of_an_endpoint_keeps_its_name(monkeypatch):
     """`tiny` names a model of the package, but not to a server."""
     pytest.importorskip("datasets", reason="the writer needs the extra `rationales`")
-    from plume.training.rationales import __main__ as writer
+    from plume.training import write_rationales as writer
 
     seen = []
     monkeypatch.setattr(writer, "main", lambda arguments: seen.append(arguments) or 0)
