@@ -83,7 +83,7 @@ class ExitHead:
                 loss.backward()
                 return loss
 
-            solver.step(closure)  # type: ignore[arg-type]
+            solver.step(closure)
         return cls(weights_D.detach(), dict(zip(earlier, biases_S.tolist(), strict=True)))
 
 
