@@ -3,6 +3,8 @@
 import hashlib
 import io
 import json
+import subprocess
+import sys
 import tarfile
 from dataclasses import asdict
 from pathlib import Path
@@ -320,3 +322,11 @@ def test_the_checkpoint_is_small_enough_for_the_repository():
 def test_every_script_is_written_and_read_back(text):
     tokenizer = plume.load("pictures")[1].tokenizer
     assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
+
+
+def test_the_demo_draws_its_sheet(tmp_path):
+    sheet = tmp_path / "sheet.png"
+    command = [sys.executable, ROOT / "examples" / "pictures_demo.py", "--output", sheet]
+    subprocess.run(command, check=True, cwd=tmp_path)
+    with Image.open(sheet) as image:
+        assert min(image.size) > 500

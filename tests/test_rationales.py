@@ -424,7 +424,7 @@ def test_the_file_is_trained_on(server, tmp_path, capsys):
         "--report_to",
         "none",
     ]
-    train([*arguments, "--dry_run", "true"])
+    train([*arguments, "--dry_run", "true", "--stage_weights", "1", "1", "1", "1", "1"])
     assert "I read: query question 0" in capsys.readouterr().out
     train([*arguments, "--max_steps", "2", "--verdict_pairs", "0", "--save_strategy", "no"])
     assert (tmp_path / "out" / "model.safetensors").exists()
