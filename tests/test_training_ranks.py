@@ -37,6 +37,17 @@ def corpus(tmp_path_factory):
     return folder
 
 
+def launch(launcher, settings, flags, timeout: int) -> list[float]:
+    """Losses of a run of several processes; a hang ends with the time limit."""
+    flat = [str(part) for item in settings.items() for part in item]
+    done = subprocess.run(
+        [sys.executable, *launcher, *flat, *flags],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "CI": "1"}, capture_output=True, text=True, check=False, timeout=timeout,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    return losses_of(settings["--output_dir"])
+
+
 def train_on_two_ranks(corpus, output, *flags) -> list[float]:
     """Losses of `accelerate launch training/train.py` on two processes."""
     arguments = {
@@ -45,13 +56,7 @@ def train_on_two_ranks(corpus, output, *flags) -> list[float]:
         "--use_cpu": True, "--logging_steps": 1, "--save_strategy": "steps", "--save_steps": 2, "--max_steps": 4,
         "--chunk_tokens": 200, "--learning_rate": 1e-3,
     }  # fmt: skip
-    flat = [str(part) for item in arguments.items() for part in item]
-    done = subprocess.run(
-        [sys.executable, *launcher_of_two(), str(ROOT / "training" / "train.py"), *flat, *flags],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "CI": "1"}, capture_output=True, text=True, check=False, timeout=300,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
-    return losses_of(output)
+    return launch([*launcher_of_two(), str(ROOT / "training" / "train.py")], arguments, flags, timeout=300)
 
 
 @pytest.mark.slow
@@ -103,15 +108,10 @@ def train_sharded(folder, output, *flags) -> list[float]:
     """Losses of training/train.py under our FSDP2 settings, on two ranks; a hang ends with the time limit."""
     settings = {**STEPS, "--model_name_or_path": folder / "model", "--train_files": folder / "pairs.jsonl",
                 "--media_root": folder / "media", "--output_dir": output, "--chunk_tokens": 200}  # fmt: skip
-    flat = [str(part) for item in settings.items() for part in item]
     config = ["--config_file", str(ROOT / "training" / "accelerate" / "fsdp2.yaml"), "--num_processes", "2"]
     options = ["--mixed_precision", "no", "--main_process_port", str(free_port())]
-    done = subprocess.run(
-        [sys.executable, "-m", "accelerate.commands.launch", *config, *options, launch_fsdp.__file__, *flat, *flags],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "CI": "1"}, capture_output=True, text=True, check=False, timeout=240,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
-    return losses_of(output)
+    launcher = ["-m", "accelerate.commands.launch", *config, *options, launch_fsdp.__file__]
+    return launch(launcher, settings, flags, timeout=240)
 
 
 @pytest.mark.slow
