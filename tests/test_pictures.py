@@ -244,13 +244,12 @@ def test_transparency_is_white_and_the_picture_in_the_middle():
 
 @pytest.fixture(scope="module")
 def student(world, tmp_path_factory):
-    return save_student(tmp_path_factory.mktemp("student"), [word.text for word in world.words])
+    return save_student(tmp_path_factory.mktemp("student"), world.words)
 
 
-def plan(latent_steps=2, second=2):
-    return warmup.Plan(
-        (warmup.Phase(False, 3, 8, 4, 1e-3), warmup.Phase(True, second, 8, 4, 1e-3, 14.0)), latent_steps, save_every=2
-    )
+def plan(second=2):
+    phases = (warmup.Phase(False, 3, 8, 4, 2, 1e-3), warmup.Phase(True, second, 8, 4, 2, 1e-3, latent_steps=2))
+    return warmup.Plan(phases, save_every=2)
 
 
 def test_a_killed_warm_up_goes_on_as_if_it_had_not_been(world, student, tmp_path, monkeypatch):

@@ -13,19 +13,20 @@ from torch.nn.functional import affine_grid, conv2d, grid_sample
 Drawn = Callable[..., torch.Tensor]
 
 
-def augment(pictures_BCHW: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+def augment(pictures_BCHW: torch.Tensor, generator: torch.Generator, recolor: bool = True) -> torch.Tensor:
     """Change every picture of a batch in its own way.
 
     Args:
         pictures_BCHW: Pictures in 0..1.
         generator: Source of all randomness.
+        recolor: Whether colors change too, which skin tones do not survive.
 
     Returns:
         Pictures of the same shape in 0..1.
     """
     drawn = lambda *shape: torch.rand(*shape, generator=generator) * 2 - 1  # noqa: E731
-    bent_BCHW = _bend(pictures_BCHW, drawn)
-    return _recolor(_blur(bent_BCHW, drawn), drawn).clamp(0, 1)
+    changed_BCHW = _blur(_bend(pictures_BCHW, drawn), drawn)
+    return (_recolor(changed_BCHW, drawn) if recolor else changed_BCHW).clamp(0, 1)
 
 
 def _bend(pictures_BCHW: torch.Tensor, drawn: Drawn) -> torch.Tensor:
