@@ -1,8 +1,8 @@
 """Does the thinking help on pictures and words? ``python -m plume.playground.pictures.thinking WORLD PARTS OUTPUT``.
 
 Every run starts from the state of a warm-up after its parts, and trains the whole with as many steps. What differs is
-K: 8, 4 or 0 all the time, or 0 in the first half and 8 from then on. Each variant is run at three learning rates; at the
-best by the dev style it is run with two further seeds. The same command goes on with the runs that OUTPUT lacks.
+K: 8, 4 or 0 all the time, or 0 in the first half and 8 from then on. Each variant is run at three learning rates; then,
+at the best by the dev style, with two further seeds. The same command goes on with the runs that OUTPUT lacks.
 """
 
 import json

@@ -52,6 +52,7 @@ _KEYWORD_SHARE = 0.35
 _SMOOTHING = 0.05
 _SHARPNESS = 4.0
 _SCALE = 14.0  # 1 / temperature
+_DROPPED = 0.15  # share of patches
 _WISH_SHARE = 0.3  # of the loss
 
 
@@ -78,7 +79,7 @@ class Phase:
     latent_steps: int = 8
 
 
-PHASES = (Phase(False, 8000, 1024, 128, 24, 2e-3), Phase(True, 300, 192, 48, 12, 8e-4))
+PHASES = (Phase(False, 7500, 1024, 128, 24, 2e-3), Phase(True, 300, 192, 48, 12, 8e-4))
 
 
 @dataclass(frozen=True)
@@ -153,8 +154,8 @@ class Pictures:
         asked = [{"image": picture}, *({"image": picture, "text": wish} for wish in WISHES)]
         self.prompts = processor.process_documents(asked, prompt="")  # padded on the left; the first has no wish
 
-    def draw(self, count: int, toned: int, generator: torch.Generator) -> Shown:
-        """Pictures, concepts equally often, then some with skin tones."""
+    def draw(self, count: int, toned: int, generator: torch.Generator, strength: float = 0.0) -> Shown:
+        """Pictures, concepts equally often, then some with skin tones; changed by a strength in 0..1."""
         chosen = [
             kinds[place]
             for kinds, some in ((self.plain, count), (self.toned, toned))
@@ -166,7 +167,10 @@ class Pictures:
             for number, (lot, _) in zip(chosen, lots, strict=True)
         ]
         pixels, plain = self.pixels[places].float() / 255, min(count, len(self.plain))
-        changed = [augment(pixels[:plain], generator), augment(pixels[plain:], generator, recolor=False)]
+        changed = [
+            augment(some, generator, recolor, strength)
+            for some, recolor in ((pixels[:plain], True), (pixels[plain:], False))
+        ]
         wishes = [_pick(self.wishes.get(number, []), lot) for number, (_, lot) in zip(chosen, lots, strict=True)]
         return Shown(torch.cat(changed), torch.tensor(chosen), *torch.tensor(wishes).T)
 
@@ -257,6 +261,7 @@ class Warmup:
     def __init__(self, world: World, model: Any, processor: PlumeProcessor, plan: Plan) -> None:
         self.world, self.model, self.processor, self.plan = world, model.train(), processor, plan
         attend_together(model)
+        model.model.visual.merger.ln_q.register_forward_hook(self._drop_patches)
         model.set_attn_implementation("eager")  # of CPUs, the fused one is slow in bfloat16
         self.pictures, self.words = Pictures(world, processor), Words(world, processor)
         self.generator = torch.Generator().manual_seed(plan.seed)
@@ -290,6 +295,13 @@ class Warmup:
     def _embed(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
         with torch.autocast("cpu", torch.bfloat16):
             return self.model(**inputs, num_latent_steps=self.phase.latent_steps).embeddings.float()
+
+    def _drop_patches(self, merger_input: nn.Module, args: Any, states_PD: torch.Tensor) -> torch.Tensor | None:
+        """Leave out some patches before the merger, which otherwise learns by heart what lies where."""
+        if not self.model.training or self.phase.whole:
+            return None
+        kept = torch.rand(len(states_PD), 1, generator=self.generator) >= _DROPPED
+        return states_PD * (kept / (1 - _DROPPED)).to(states_PD.dtype)
 
     def _see(self, pixels: torch.Tensor) -> torch.Tensor:
         inputs = self.pictures.inputs(pixels)
@@ -344,7 +356,9 @@ class Warmup:
         return {**losses, "words": read.item()}
 
     def _train_pictures(self) -> dict[str, float]:
-        shown = self.pictures.draw(self.phase.pictures, self.phase.toned, self.generator)
+        phase, place = self.plan.place(self.step)
+        strength = 0.0 if phase.whole else place / phase.steps  # a fresh tower learns faster from what is easy
+        shown = self.pictures.draw(phase.pictures, phase.toned, self.generator, strength)
         seen, plain = self._see(shown.pixels), shown.labels < len(self.world.number)
         log_probs = self._log_probs(seen[plain], len(self.world.number))
         named = log_probs.gather(1, shown.labels[plain, None])
