@@ -15,40 +15,48 @@ import torch
 import plume
 from plume.arguments import ArgumentParser
 from plume.playground.pictures.develop import dev_scores
-from plume.playground.pictures.warmup import Phase, Plan, Warmup
+from plume.playground.pictures.warmup import Phase, Pictures, Plan, Warmup, Words
 from plume.playground.pictures.world import World, read_world
 
 VARIANTS: dict[str, tuple[int, int]] = {"K = 8": (8, 8), "K = 4": (4, 4), "K = 0": (0, 0), "abrupt": (0, 8)}
 RATES = (4e-4, 8e-4, 1.6e-3)
 SEEDS = (0, 1, 2)
-LANGUAGES = ("en", "de", "fi", "ar", "hi", "th", "zh", "es")
+LANGUAGES = ("en", "de", "ar", "zh")
+_SIZES = (128, 32, 8)  # words, pictures and those with skin tones, per step
 Row = dict[str, Any]
 
 
-def train(
-    world: World, parts: dict[str, Any], latent_steps: tuple[int, int], rate: float, seed: int, steps: int
-) -> Row:
-    """Train one variant and score it.
+def read_student(world: World) -> tuple[Any, Any]:
+    """The fresh model of a world and its processor."""
+    return plume.load(world.folder / "student")
+
+
+class Lab:
+    """Trains and scores variants.
 
     Args:
         world: What was built.
         parts: State of a warm-up after its parts.
-        latent_steps: K of the first and of the second half.
-        rate: Highest learning rate of both halves.
-        seed: Seed of what is drawn.
-        steps: Steps of both halves together.
+        steps: Steps of every run.
     """
-    halves = tuple(Phase(True, steps // 2, 192, 48, 12, rate, k) for k in latent_steps)
-    model, processor = plume.load(world.folder / "student")
-    run = Warmup(world, model, processor, Plan(halves, seed=seed))
-    run.start_from(parts)
-    for _ in range(steps // 2 * 2):
-        losses = run.train_step()
-    last = latent_steps[1]
-    scores = {"dev": dev_scores(world, model, processor, LANGUAGES, last)}
-    if last:
-        scores["dev_without_steps"] = dev_scores(world, model, processor, LANGUAGES, 0)
-    return {**scores, "losses": losses}
+
+    def __init__(self, world: World, parts: dict[str, Any], steps: int) -> None:
+        self.world, self.parts, self.steps = world, parts, steps
+        self.data: tuple[Pictures, Words] | None = None
+
+    def run(self, variant: str, rate: float, seed: int) -> Row:
+        """Train one variant at a learning rate and score it."""
+        halves = tuple(Phase(True, self.steps // 2, *_SIZES, rate, k) for k in VARIANTS[variant])
+        model, processor = read_student(self.world)
+        run = Warmup(self.world, model, processor, Plan(halves, seed=seed), self.data)
+        self.data = run.pictures, run.words
+        run.start_from(self.parts)
+        for _ in range(run.plan.steps):
+            losses = run.train_step()
+        last = VARIANTS[variant][1]
+        dev = {k: dev_scores(self.world, model, processor, LANGUAGES, k) for k in {last, 0}}
+        row = {"variant": variant, "rate": rate, "seed": seed, "steps": run.plan.steps, "losses": losses}
+        return {**row, "dev": dev[last], "dev_without_steps": dev[0]}
 
 
 def best_rate(rows: Sequence[Row], variant: str) -> float:
@@ -78,15 +86,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("world", type=Path, help="folder that plume.playground.pictures wrote")
     parser.add_argument("parts", type=Path, help="parts.pt of a warm-up")
     parser.add_argument("output", type=Path, help="file of the results")
-    parser.add_argument("--steps", type=int, default=160, help="steps of every run")
+    parser.add_argument("--steps", type=int, default=120, help="steps of every run")
     parser.add_argument("--variants", nargs="*", choices=VARIANTS, default=list(VARIANTS), help="only these")
     args = parser.parse_args(arguments)
-    world, parts = read_world(args.world), torch.load(args.parts, weights_only=False)
+    lab = Lab(read_world(args.world), torch.load(args.parts, weights_only=False), args.steps)
     rows: list[Row] = json.loads(args.output.read_text(encoding="utf-8")) if args.output.exists() else []
     while left := list(missing(rows, args.variants)):
-        variant, rate, seed = left[0]
-        scores = train(world, parts, VARIANTS[variant], rate, seed, args.steps)
-        rows.append({"variant": variant, "rate": rate, "seed": seed, "steps": args.steps, **scores})
+        rows.append(lab.run(*left[0]))
         args.output.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
 
 

@@ -256,14 +256,22 @@ class Warmup:
         model: A fresh student, changed in place.
         processor: Its processor.
         plan: Sizes and rates.
+        data: Pictures and words of another run over the same world, which take a while to read.
     """
 
-    def __init__(self, world: World, model: Any, processor: PlumeProcessor, plan: Plan) -> None:
+    def __init__(
+        self,
+        world: World,
+        model: Any,
+        processor: PlumeProcessor,
+        plan: Plan,
+        data: tuple[Pictures, Words] | None = None,
+    ) -> None:
         self.world, self.model, self.processor, self.plan = world, model.train(), processor, plan
         attend_together(model)
         model.model.visual.merger.ln_q.register_forward_hook(self._drop_patches)
         model.set_attn_implementation("eager")  # of CPUs, the fused one is slow in bfloat16
-        self.pictures, self.words = Pictures(world, processor), Words(world, processor)
+        self.pictures, self.words = data or (Pictures(world, processor), Words(world, processor))
         self.generator = torch.Generator().manual_seed(plan.seed)
         width = model.config.text_config.hidden_size
         self.concepts = nn.Parameter(torch.randn(self.pictures.count, width, generator=self.generator))
