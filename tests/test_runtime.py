@@ -19,6 +19,7 @@ import onnx
 
 import plume
 from inputs import MEDIA, ROOT, mixed_inputs, noise_image, noise_video
+from plume.benchmarks.__main__ import main as bench
 from plume.hub.export import export
 from plume.hub.random_checkpoint import save_random_plume
 from plume.runtime import Runtime
@@ -229,3 +230,16 @@ def test_a_folder_with_other_files_is_not_written_into(tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(ValueError, match="exists and is not empty"):
         export("tiny", tmp_path)
+
+
+def test_an_export_is_timed_next_to_its_model(exported, tmp_path):
+    def written(*model):
+        options = ["--output", str(tmp_path / "costs.json"), "--device", "cpu", "--minutes", "0.01"]
+        bench(["compare", *model, "--runtime", str(exported), "--inputs", "query12", "--systems", "plume_k8", *options])
+        return json.loads((tmp_path / "costs.json").read_text())
+
+    assert [row["system"] for row in written("--model", "tiny")["rows"]] == ["plume_k8", "runtime_k8"]
+    with pytest.raises(ValueError, match="exported from another checkpoint than .*anytime"):
+        written("--model", "anytime")
+    with pytest.raises(ValueError, match="name it with --model"):
+        written()
