@@ -16,11 +16,14 @@ pytest.importorskip("onnxscript")
 pytest.importorskip("onnxruntime")
 
 import onnx
+import onnx_ir as ir
+import onnxruntime
 
 import plume
 from inputs import MEDIA, ROOT, mixed_inputs, noise_image, noise_video
 from plume.benchmarks.__main__ import main as bench
-from plume.hub.export import export
+from plume.hub.export import OPSET, export
+from plume.hub.export.eight_bits import quantize, quantize_weight
 from plume.hub.random_checkpoint import save_random_plume
 from plume.runtime import Runtime
 from plume.runtime.golden import check_golden
@@ -107,6 +110,28 @@ def test_eight_bits_keep_every_cosine_above_the_limit(exported, tmp_path, loaded
     assert cosines.min() >= 0.999
     full, half = ((folder / "decoder.onnx.data").stat().st_size for folder in (exported, tmp_path / "out"))
     assert half < 0.4 * full
+
+
+@pytest.mark.parametrize("width", [64, 40], ids=["whole blocks", "a block that is cut"])
+def test_eight_bits_round_weights_and_not_states(width):
+    rng = np.random.default_rng(0)
+    states, weight = (rng.standard_normal(shape, np.float32) for shape in ((2, 3, width), (width, 8)))
+    states[0, 0], states[0, 1, :32] = 0, 0
+    value = onnx.helper.make_tensor_value_info
+    graph = onnx.helper.make_graph(
+        [onnx.helper.make_node("MatMul", ["x", "w"], ["y"])], "product",
+        [value("x", 1, [None, None, width])], [value("y", 1, None)], [onnx.numpy_helper.from_array(weight, "w")],
+    )  # fmt: skip
+    model = ir.from_proto(
+        onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", OPSET)], ir_version=10)
+    )
+    quantize(model)
+    session = onnxruntime.InferenceSession(ir.to_proto(model).SerializeToString())
+    steps, scales = quantize_weight(weight)
+    rounded = ((steps.astype(np.float32) - 128) * scales[..., None]).reshape(8, -1)[:, :width].T
+    expected = states @ rounded
+    assert np.abs(session.run(None, {"x": states})[0] - expected).max() <= 1e-4 * np.abs(expected).max()
+    assert np.abs(rounded - weight).max() > 1e-3  # which is how much rounding is
 
 
 @pytest.mark.slow
