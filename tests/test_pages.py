@@ -72,17 +72,16 @@ def only_parsing(monkeypatch):
     monkeypatch.setattr(trl.TrlParser, "parse_args_and_config", stop_after(trl.TrlParser.parse_args_and_config))
 
 
-def start(words: list[str]) -> None:
-    """Hand a command to its command line, in this process."""
+def start(words: list[str]) -> int | None:
+    """Hand a command to its command line, in this process; returns its exit status."""
     if words[0] == "plume":
-        run(words[1], words[2:])
-    elif words[:2] == ["python", "-m"]:
+        return run(words[1], words[2:])
+    if words[:2] == ["python", "-m"]:
         name = words[2]
         package = ROOT.joinpath(*name.split(".")[1:]).is_dir()
-        importlib.import_module(f"{name}.__main__" if package else name).main(words[3:])
-    else:
-        script = words.index("training/train.py")  # also after `accelerate launch ...`
-        importlib.import_module("plume.training.train").main(words[script + 1 :])
+        return importlib.import_module(f"{name}.__main__" if package else name).main(words[3:])
+    script = words.index("training/train.py")  # also after `accelerate launch ...`
+    return importlib.import_module("plume.training.train").main(words[script + 1 :])
 
 
 OURS = [text for text in dict.fromkeys(commands()) if re.match(r"plume |python -m plume|.*training/train\.py", text)]

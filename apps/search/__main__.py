@@ -66,7 +66,7 @@ def run(options: argparse.Namespace) -> None:
     from plume.apps.search.importing import import_vectors  # here and below: a help does not wait for libraries
     from plume.apps.search.indexing import index_folders
     from plume.apps.search.searching import Search
-    from plume.apps.search.store import open_index
+    from plume.apps.search.store import open_index, steps_of
     from plume.apps.search.world import read_questions, write_world
     from plume.apps.shared.batches import open_encoder
     from plume.apps.shared.limits import Limits, MediaError
@@ -74,6 +74,11 @@ def run(options: argparse.Namespace) -> None:
     if options.command == "world":
         print(f"{len(write_world(options.folder))} questions and their answers in {options.folder}")
         return
+    if options.command in ("query", "page") and steps_of(options.index) is None:
+        raise ValueError(
+            f"There is no index in {options.index}, so nothing can be found. Make one with `plume search index FOLDER "
+            f"--index {options.index}`, or name another one with --index."
+        )
     encoder = open_encoder(
         options.model, options.device, options.dtype, options.runtime, int8=options.int8, reuse=not options.no_reuse
     )
