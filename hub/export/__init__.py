@@ -137,7 +137,7 @@ def _settings_of(model: PlumeModel, processor: PlumeProcessor) -> Settings:
 
 
 def write_graphs(model: PlumeModel, folder: Path, checkpoint: str, opset: int, *, int8: bool) -> None:
-    """2. The three graphs of a model, with their weights beside them; the model is used up.
+    """2. The three graphs of a model, with their weights next to them; the model is used up.
 
     Args:
         model: In evaluation mode.
