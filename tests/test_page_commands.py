@@ -64,7 +64,9 @@ def write_tasks(folder: Path) -> None:
     del table["meta"]["groups"]  # how many tasks the whole table has
     table["tasks"] = list({row["group"]: row for row in reversed(table["tasks"])}.values())
     for row in table["tasks"]:
-        row["num_queries"], row["pool_size"] = None, 3 if row["pool"] == "global" else row["pool_size"]
+        row["num_queries"] = None
+        if row["pool"] == "global" and row["parser"] != "video_cls":  # its candidates are the names of the classes
+            row["pool_size"] = 3
     (folder / "tasks.json").write_text(json.dumps(table))
     if find_spec("mteb"):
         from evaluation_world import write_world
