@@ -13,7 +13,7 @@ from pathlib import Path
 
 from plume.apps.shared.terminal import plain
 from plume.arguments import KINDS, ArgumentParser
-from plume.checkpoints import DEFAULT_MODEL
+from plume.checkpoints import DEFAULT_MODEL, SHIPPED
 
 _OFFERED = 4  # questions that the page offers
 
@@ -22,7 +22,9 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     """The command line, or the given words."""
     common = ArgumentParser(add_help=False)
     common.add_argument("--index", type=Path, default=Path("outputs/search-index"), help="folder of the index")
-    common.add_argument("--model", default=DEFAULT_MODEL, help="PLUME checkpoint: folder or Hub id, or tiny")
+    common.add_argument(
+        "--model", default=DEFAULT_MODEL, help=f"folder or Hub id of a checkpoint, or {', '.join(SHIPPED)}"
+    )
     common.add_argument("--runtime", type=Path, metavar="OUT", help="what `plume export` wrote, instead of --model")
     common.add_argument("--device", help="torch device; CUDA if available")
     common.add_argument("--dtype", default="auto", help="dtype of the weights, e.g. float32")
