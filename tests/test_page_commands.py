@@ -32,7 +32,7 @@ from plume.evaluation.table import MMEB_V2, read_table, select
 from plume.hub.random_checkpoint import save_random_backbone, save_random_plume
 
 OURS = re.compile(r"(plume|python -m plume|accelerate launch|python examples)\b")
-NEEDS = re.compile(r"#.*\b(needs (a|an|two) [\w' -]+|takes (many|\d+) minutes)\b")
+NEEDS = re.compile(r"#.*\b(needs (a|an|two) [\w' -]+|takes (many|some|\d+) minutes)\b")
 SERVES = {"plume serve": "http://127.0.0.1:8000/health", "plume search page": "http://127.0.0.1:7860"}
 EXTRAS = re.compile(
     r"(`plume [\w ]+` needs \w+, which is not installed|No module named '(ray|lancedb|gradio|fastapi)')"
@@ -115,6 +115,7 @@ ELSEWHERE = {"pictures.md": "its pictures are drawn from packages of npm, which 
 NOT_RUN = [
     "plume corpus CORPUS --output /shared/job --model org/plume --actors 16 --gpus 1 --address auto",
     "plume corpus CORPUS --output job --model org/plume --processes cuda:0 cuda:1",
+    "plume bench training --size small --only latent_steps",
     "plume bench compare --output benchmark.json",
     "plume bench compare --quick --output quick.json",
     "plume bench compare --backbone qwen3_vl --quick --output qwen3.json",
