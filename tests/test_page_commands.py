@@ -62,9 +62,8 @@ def write_tasks(folder: Path) -> None:
     """A task of each group of MMEB-v2 with three rows, and the table of these tasks."""
     table = json.loads(MMEB_V2.read_text(encoding="utf-8"))
     del table["meta"]["groups"]  # how many tasks the whole table has
-    whole = [
-        row for row in table["tasks"] if row["parser"] != "video_qa_mvbench"
-    ]  # its three rows have an answer missing
+    # The three rows of MVBench have an answer missing.
+    whole = [row for row in table["tasks"] if row["parser"] != "video_qa_mvbench"]
     table["tasks"] = list({row["group"]: row for row in reversed(whole)}.values())
     for row in table["tasks"]:
         row["num_queries"] = None
