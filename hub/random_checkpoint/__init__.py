@@ -30,7 +30,7 @@ from plume import PAPER_LAYOUT, PlumeModel, PlumeProcessor, PromptLayout
 from plume.hub.sizes import SIZES
 from plume.start import build_processor, model_class_of
 
-_SPECIAL_TOKENS = [
+SPECIAL_TOKENS = [
     "<|endoftext|>",
     "<|im_start|>",
     "<|im_end|>",
@@ -104,7 +104,7 @@ def build_tokenizer(
         eos_token="<|im_end|>",
         pad_token="<|endoftext|>",
     )
-    tokenizer.add_special_tokens({"additional_special_tokens": _SPECIAL_TOKENS})
+    tokenizer.add_special_tokens({"additional_special_tokens": SPECIAL_TOKENS})
     tokenizer.add_tokens(_ADDED_TOKENS[model_type])
     return tokenizer
 
