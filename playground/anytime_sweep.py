@@ -102,7 +102,7 @@ class AnytimeSweep:
     start: str = "checkpoints/plume-tiny"
     tasks: tuple[str, ...] = Plan().tasks
     rows: int = 24000
-    queries: int = 100
+    queries: int = 200
     explicit_steps: int = 400
     steps: tuple[int, ...] = tuple(phase["max_steps"] for phase in PHASES)
     rates: tuple[float, ...] = (1.0, 0.5, 2.0)
@@ -191,6 +191,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=list(VARIANTS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[42, 142, 242], help="the first one tries the rates")
     parser.add_argument("--exit-threshold", type=float, default=0.05, help="probability below which the head stops")
+    parser.add_argument("--max-queries", type=int, default=100, help="queries per test task that are read")
     plan = {field.name: field.default for field in fields(AnytimeSweep) if field.name != "folder"}
     for name, value in plan.items():
         several = isinstance(value, tuple)
@@ -210,7 +211,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             early: dict[str, Any] = {}
             if "readout_steps" in VARIANTS[variant]:
                 early = {"exit_threshold": args.exit_threshold, "fit_exit_on": sweep.table("dev")}
-            found = anytime.measure_checkpoint(model, sweep.table("test"), sweep.queries, **early)
+            found = anytime.measure_checkpoint(model, sweep.table("test"), args.max_queries, **early)
             anytime.add_rows(results, found, {**named, "rate": rate})
 
 
