@@ -12,6 +12,7 @@ Every side is read once, after several numbers of steps from one rollout. From t
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 import torch
@@ -61,8 +62,8 @@ def measure(
     yield from (row(queries[most], most, most, width // share) for share in _SHARES)
     if exit_threshold is not None:
         vectors, taken = stop(queries, exit_steps, exit_threshold, head)
-        by, mean = "head" if head else "cosine", taken.double().mean().item()
-        yield row(vectors, most, most, exit_threshold=exit_threshold, exit_by=by, mean_steps=mean)
+        by, average = "head" if head else "cosine", taken.double().mean().item()
+        yield row(vectors, most, most, exit_threshold=exit_threshold, exit_by=by, mean_steps=average)
 
 
 def stop(
@@ -130,23 +131,30 @@ def fit_head(
     return ExitHead.fit({step: torch.cat([readouts[step] for readouts in found]) for step in exit_steps})
 
 
+def curves(rows: Sequence[dict[str, Any]]) -> dict[int, dict[int, list[float]]]:
+    """Hit@1 of the chains in percent, by number of look-ups and K: one number per seed, the mean over the tasks."""
+    found: dict[int, dict[int, dict[int, list[float]]]] = {}
+    width = max(row["dim"] for row in rows)
+    for row in rows:
+        whole = row["dim"] == width and row["exit_threshold"] is None and row["k_query"] == row["k_document"]
+        if whole and not TASKS[row["task"]].control:
+            by_seed = found.setdefault(row["hops"], {}).setdefault(row["k_query"], {})
+            by_seed.setdefault(row["seed"], []).append(100 * row["hit_at_1"])
+    return {
+        hops: {k: [mean(by_seed[seed]) for seed in sorted(by_seed)] for k, by_seed in sorted(by_k.items())}
+        for hops, by_k in sorted(found.items())
+    }
+
+
 def draw(rows: Sequence[dict[str, Any]], file: Path) -> None:
-    """Draw the curve over K of the chains, one line per number of look-ups: mean over tasks and seeds."""
+    """Draw the curve over K of the chains, one line per number of look-ups: mean over seeds, in a band of all seeds."""
     with rc_context(STYLE):
         figure = Figure(figsize=(5.6, 3.4), layout="constrained")
         axes = figure.subplots()
-        width = max(row["dim"] for row in rows)
-        curve = [
-            row
-            for row in rows
-            if row["k_query"] == row["k_document"] and row["dim"] == width and row["exit_threshold"] is None
-        ]
-        curve = [row for row in curve if not TASKS[row["task"]].control]
-        for hops, color in zip(sorted({row["hops"] for row in curve}), PALETTE, strict=False):
-            steps = sorted({row["k_query"] for row in curve})
-            hits = [[r["hit_at_1"] for r in curve if (r["hops"], r["k_query"]) == (hops, k)] for k in steps]
-            shown = [100 * sum(values) / len(values) for values in hits]
-            axes.plot(steps, shown, color=color, marker="o", markersize=3, label=f"{hops}")
+        for (hops, by_k), color in zip(curves(rows).items(), PALETTE, strict=False):
+            steps, hits = list(by_k), list(by_k.values())
+            axes.plot(steps, list(map(mean, hits)), color=color, marker="o", markersize=3, label=f"{hops}")
+            axes.fill_between(steps, list(map(min, hits)), list(map(max, hits)), color=color, alpha=0.2, linewidth=0)
         axes.set(xlabel="K, latent steps of queries and documents", ylabel="Hit@1 (%)", ylim=(0, 103))
         axes.legend(title="look-ups", fontsize="small")
         figure.savefig(file)
