@@ -199,7 +199,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         count = len(PHASES) if name == "steps" else "+" if several else None
         parser.add_argument(f"--{name.replace('_', '-')}", type=kind, nargs=count, default=value)
     args = parser.parse_args(arguments)
-    given = {name: tuple(value) if isinstance(value := getattr(args, name), list) else value for name in plan}
+    given = {name: tuple(v) if isinstance(v := vars(args)[name], list) else v for name in plan}
     sweep, results = AnytimeSweep(args.output, **given), args.results or args.output / "anytime.json"
     for variant in args.variants:
         for seed in args.seeds:
