@@ -6,12 +6,13 @@ two models with equal configuration and equal weights give equal vectors for equ
 that changes a vector is a field here and is written to ``config.json``.
 """
 
-from typing import Any, ClassVar
+from inspect import get_annotations
+from typing import Any, ClassVar, Literal
 
 from huggingface_hub.errors import StrictDataclassError
 from transformers import Qwen2_5_VLConfig, Qwen2VLConfig, Qwen3VLConfig
 
-POSITION_SCHEMES = ("mrope", "kv_length")
+from .fields_plume import Count, Index, Share, Switch, TokenIds, check_fields
 
 # A PLUME config.json must state these: a silent default would change every vector, or build a model of another size.
 _STATED_FIELDS = (
@@ -22,9 +23,6 @@ _STATED_FIELDS = (
     "text_config.rope_parameters.mrope_section", "vision_config.depth", "vision_config.hidden_size",
     "vision_config.num_heads", "vision_config.hidden_act",
 )  # fmt: skip
-_COUNTS = ("max_latent_steps", "num_experts", "num_active_experts", "expert_expansion")
-_SWITCHES = ("use_shared_expert", "router_uses_anchor", "router_uses_step")
-_TOKENS = ("anchor", "latent_start", "latent_end", "latent", "embedding")
 
 
 class LatentConfig:
@@ -62,64 +60,32 @@ class LatentConfig:
     model_type: ClassVar[str]
     backbone_config_class: ClassVar[Any]
 
-    def __init__(
-        self,
-        *,
-        num_latent_steps: int = 8,
-        num_latent_steps_query: int | None = None,
-        num_latent_steps_document: int | None = None,
-        max_latent_steps: int = 32,
-        num_experts: int = 4,
-        num_active_experts: int = 2,
-        use_shared_expert: bool = True,
-        expert_expansion: int = 2,
-        expert_dropout: float = 0.1,
-        transition_norm_eps: float = 1e-5,
-        router_uses_anchor: bool = True,
-        router_uses_step: bool = True,
-        position_scheme: str = "mrope",
-        anchor_token_id: int = 151658,
-        latent_start_token_id: int = 151659,
-        latent_end_token_id: int = 151660,
-        latent_token_id: int = 151661,
-        embedding_token_id: int = 151657,
-        suffix_token_ids: list[int] | None = None,
-        **kwargs: Any,
-    ) -> None:
-        self.num_latent_steps, self.max_latent_steps = num_latent_steps, max_latent_steps
-        self.num_latent_steps_query, self.num_latent_steps_document = num_latent_steps_query, num_latent_steps_document
-        self.num_experts, self.num_active_experts = num_experts, num_active_experts
-        self.use_shared_expert, self.expert_expansion = use_shared_expert, expert_expansion
-        self.expert_dropout, self.transition_norm_eps = expert_dropout, transition_norm_eps
-        self.router_uses_anchor, self.router_uses_step = router_uses_anchor, router_uses_step
-        self.position_scheme, self.anchor_token_id = position_scheme, anchor_token_id
-        self.latent_start_token_id, self.latent_end_token_id = latent_start_token_id, latent_end_token_id
-        self.latent_token_id, self.embedding_token_id = latent_token_id, embedding_token_id
-        closing = [latent_end_token_id, embedding_token_id]
-        self.suffix_token_ids = closing if suffix_token_ids is None else suffix_token_ids
+    num_latent_steps: int = 8
+    num_latent_steps_query: int | None = None
+    num_latent_steps_document: int | None = None
+    max_latent_steps: Count = 32
+    num_experts: Count = 4
+    num_active_experts: Count = 2
+    use_shared_expert: Switch = True
+    expert_expansion: Count = 2
+    expert_dropout: Share = 0.1
+    transition_norm_eps: Share = 1e-5
+    router_uses_anchor: Switch = True
+    router_uses_step: Switch = True
+    position_scheme: Literal["mrope", "kv_length"] = "mrope"
+    anchor_token_id: Index = 151658
+    latent_start_token_id: Index = 151659
+    latent_end_token_id: Index = 151660
+    latent_token_id: Index = 151661
+    embedding_token_id: Index = 151657
+    suffix_token_ids: TokenIds = None  # type: ignore[assignment]
+
+    def __init__(self, **kwargs: Any) -> None:
+        vars(self).update({name: kwargs.pop(name, vars(LatentConfig)[name]) for name in _FIELDS})
+        if self.suffix_token_ids is None:
+            self.suffix_token_ids = [self.latent_end_token_id, self.embedding_token_id]
         self._check_latent_fields()
         super().__init__(**kwargs)
-
-    @classmethod
-    def from_backbone(cls, backbone: Any, **fields: Any) -> Any:
-        """Build a PLUME configuration around one of its backbone.
-
-        Args:
-            backbone: Configuration of the backbone, left unchanged.
-            **fields: PLUME fields that differ from their defaults.
-
-        Raises:
-            ValueError: If it is another backbone's.
-        """
-        if backbone.model_type != cls.backbone_config_class.model_type:
-            raise ValueError(
-                f"A {backbone.model_type!r} checkpoint cannot become a {cls.__name__}: its weights would not fit. Use "
-                "plume.from_backbone, which picks the class."
-            )
-        inherited = backbone.to_dict()
-        for key in ("model_type", "architectures", "transformers_version"):
-            inherited.pop(key, None)
-        return cls(**{**inherited, **fields})
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
@@ -167,26 +133,15 @@ class LatentConfig:
         own = f"num_latent_steps_{task}"
         name = own if num_latent_steps is None and vars(self).get(own) is not None else "num_latent_steps"
         steps = vars(self)[name] if num_latent_steps is None else num_latent_steps
-        if type(steps) is not int:  # True is no number of steps
-            raise ValueError(f"{name} must be an integer, got {steps!r}.")
-        if not 0 <= steps <= self.max_latent_steps:
+        if type(steps) is not int or not 0 <= steps <= self.max_latent_steps:  # True is no number of steps
             raise ValueError(
-                f"{name}={steps} is outside 0..{self.max_latent_steps}: the step embedding e(k) has no row for it. "
-                "Choose a K in that range, or train with a larger max_latent_steps."
+                f"{name}={steps!r} is outside 0..{self.max_latent_steps}, the integers that the step embedding e(k) "
+                "has rows for. Choose a K in that range, or train with a larger max_latent_steps."
             )
         return steps
 
     def _check_latent_fields(self) -> None:
-        least = {name: 1 for name in _COUNTS} | {f"{name}_token_id": 0 for name in _TOKENS}
-        for name, value in least.items():
-            _check_integer(name, vars(self)[name], value)
-        for name in _SWITCHES:
-            if not isinstance(vars(self)[name], bool):
-                raise ValueError(f"{name} must be true or false, got {vars(self)[name]!r}.")
-        for name in ("expert_dropout", "transition_norm_eps"):
-            value = vars(self)[name]
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < 1:
-                raise ValueError(f"{name} must be a number in [0, 1), got {value!r}.")
+        check_fields(_FIELDS, vars(self))
         for task in (None, "query", "document"):
             self.check_num_latent_steps(task=task)
         if self.num_active_experts > self.num_experts:
@@ -194,18 +149,6 @@ class LatentConfig:
                 f"num_active_experts={self.num_active_experts} exceeds num_experts={self.num_experts}: the router "
                 "cannot select more experts than there are. Lower num_active_experts or raise num_experts."
             )
-        if self.position_scheme not in POSITION_SCHEMES:
-            raise ValueError(
-                f"position_scheme={self.position_scheme!r} is unknown. Use 'mrope' (the paper) or 'kv_length' "
-                "(the released checkpoint's evaluation)."
-            )
-        self._check_suffix()
-
-    def _check_suffix(self) -> None:
-        if not isinstance(self.suffix_token_ids, list):
-            raise ValueError(f"suffix_token_ids must be a list of token ids, got {self.suffix_token_ids!r}.")
-        for token_id in self.suffix_token_ids:
-            _check_integer("suffix_token_ids", token_id, 0)
         if self.embedding_token_id not in self.suffix_token_ids:
             raise ValueError(
                 f"suffix_token_ids={self.suffix_token_ids} lacks embedding_token_id={self.embedding_token_id}, so "
@@ -213,10 +156,7 @@ class LatentConfig:
             )
 
 
-def _check_integer(name: str, value: Any, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}.")
-
+_FIELDS = {name: kind for name, kind in get_annotations(LatentConfig).items() if name in vars(LatentConfig)}
 
 # Each class needs an __init__ of its own: transformers would generate one that skips the latent fields.
 

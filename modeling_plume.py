@@ -33,6 +33,7 @@ from transformers.utils import logging
 from .cache_plume import Context, context_class
 from .checks_plume import check_finite, check_prefix, check_readout_steps, check_suffix, left_aligned, warn_of_emulation
 from .configuration_plume import PlumeConfig
+from .fields_plume import Count  # noqa: F401 (older loaders copy only the files that are named here)
 from .hub_files_plume import PUSH_OPTIONS, check_weights, push_saved, replacing_weights, write_hub_files
 from .latent_plume import LatentExperts, LatentRouter, LatentTransition
 from .positions_plume import Media, media_of, mrope_index, rollout_positions

@@ -1,52 +1,25 @@
 """What a processor is told: its saved settings, and the options of a call, as the libraries pass them."""
 
 import logging
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from functools import cache
-from inspect import Parameter
-from typing import Any, Literal, get_args, get_origin
+from typing import Any
 
-_GROUPS = ("text_kwargs", "images_kwargs", "videos_kwargs", "common_kwargs")
-_TEXT_OPTIONS = ("return_tensors", "padding", "padding_side", "pad_to_multiple_of", "truncation", "max_length")
+from .fields_plume import Count, Rate, check_fields
+
+_GROUPS = ("text", "images", "videos", "common")
 _LIMITS = {"min_pixels", "max_pixels"}
-_KNOWN = {"text": set(_TEXT_OPTIONS), "image": _LIMITS, "video": {*_LIMITS, "num_frames", "video_metadata"}}
+_KNOWN = {
+    "text": {"return_tensors", "padding", "padding_side", "pad_to_multiple_of", "truncation", "max_length"},
+    "image": _LIMITS,
+    "video": {*_LIMITS, "num_frames", "video_metadata"},
+}
+_COUNTS = {"min_pixels": Count, "max_pixels": Count, "num_frames": Count, "max_length": Count}
 # The libraries send these to every processor. They mean nothing here unless they are set to something.
-_UNSET = ("audio", "audio_kwargs", "load_audio_from_video", "do_sample_frames", "tools", "documents",
-          "continue_final_message", "return_assistant_tokens_mask", "sanitize_control_tokens",
-          "restore_suffix")  # fmt: skip
+_UNSET = ("audio", "load_audio_from_video", "do_sample_frames", "tools", "documents", "continue_final_message",
+          "return_assistant_tokens_mask", "sanitize_control_tokens", "restore_suffix")  # fmt: skip
 # Files from when Qwen2-VL was the only backbone state this many settings; later files state all.
 _FIRST_SETTINGS = 17
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _is_count(value: Any, least: int = 1) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= least
-
-
-def _are_three(value: Any, fits: Callable[[Any], bool]) -> bool:
-    return isinstance(value, (list, tuple)) and len(value) == 3 and all(map(fits, value))
-
-
-# Type of a setting -> what fits it, in code and in words.
-_RULES: dict[Any, tuple[Callable[[Any], bool], str]] = {
-    int: (_is_count, "a positive integer"),
-    str: (lambda value: isinstance(value, str), "a text"),
-    bool: (lambda value: isinstance(value, bool), "true or false"),
-    float | None: (lambda value: value is None or (_is_number(value) and value > 0), "a positive number or none"),
-    Sequence[float]: (lambda value: _are_three(value, _is_number), "three numbers"),
-    Sequence[int]: (lambda value: _are_three(value, lambda c: _is_count(c, 0) and c < 256), "three integers in 0..255"),
-}
-
-
-def _check(what: str, name: str, value: Any, kind: Any = int) -> None:
-    choices = get_args(kind) if get_origin(kind) is Literal else ()
-    fits, expected = (choices.__contains__, " or ".join(map(repr, choices))) if choices else _RULES[kind]
-    if not fits(value):
-        raise ValueError(f"The {what} {name} must be {expected}, got {value!r}.")
 
 
 @cache
@@ -55,20 +28,18 @@ def warn_once(message: str) -> None:
     logging.getLogger(__name__).warning(message)
 
 
-def check_settings(known: Mapping[str, Parameter], values: Mapping[str, Any]) -> None:
-    """Refuse settings that do not fit the types of the constructor's parameters, or contradict each other."""
-    for name, parameter in known.items():
-        if parameter.default is not values[name]:  # a count may be 0 only where that is its default
-            _check("setting", name, values[name], parameter.annotation)
+def check_settings(kinds: Mapping[str, Any], values: Mapping[str, Any]) -> None:
+    """Refuse settings that do not fit their annotations, or contradict each other."""
+    check_fields(kinds, values)
     for kind in ("", "video_"):
         check_limits(values[f"{kind}min_pixels"], values[f"{kind}max_pixels"], kind)
     if min(values["image_std"]) <= 0:
-        raise ValueError(f"The setting image_std must be three positive numbers, got {values['image_std']}.")
+        raise ValueError(f"image_std must be three positive numbers, got {values['image_std']}.")
     if values["timestamps"] and values["fps"] is None:
         raise ValueError("timestamps need fps, the rate of frames that come without a file. Set it.")
 
 
-def check_stated(known: Mapping[str, Parameter], saved: Mapping[str, Any], overrides: Mapping[str, Any]) -> None:
+def check_stated(known: Mapping[str, Any], saved: Mapping[str, Any], overrides: Mapping[str, Any]) -> None:
     """Refuse a ``processor_config.json`` that, with what the caller sets, leaves open what changes vectors."""
     if not known.keys() & saved.keys():
         raise ValueError(
@@ -103,35 +74,28 @@ def split_options(kwargs: dict[str, Any]) -> tuple[dict[str, dict[str, Any]], di
         ValueError: If an option is unknown or has an impossible value.
     """
     left = {**kwargs.pop("processor_kwargs", {}), **kwargs}
-    text, image, video, common = ({**left.pop(group, {})} for group in _GROUPS)
+    left.pop("audio_kwargs", None)
+    text, image, video, common = ({**left.pop(f"{group}_kwargs", {})} for group in _GROUPS)
     options = {"text": {**common, **text}, "image": image, "video": video}
-    for name in _TEXT_OPTIONS:
-        if name in left:
-            options["text"][name] = left.pop(name)
-    for name in _KNOWN["video"] & left.keys():
-        for kind in ("image", "video") if name in _LIMITS else ("video",):
-            options[kind].setdefault(name, left[name])
-        del left[name]
-    if video.get("do_sample_frames") is False:
-        del video["do_sample_frames"]
-    for name in _UNSET:
-        if left.get(name) in (None, False, [], {}) or name == "audio_kwargs":
-            left.pop(name, None)
     for name in ("return_tensors", "padding"):  # media have one form each
         image.pop(name, None)
         video.pop(name, None)
+    for chosen in (left, video):
+        for name in _UNSET:
+            if chosen.get(name) in (None, False, [], {}):
+                chosen.pop(name, None)
+    for name in left.keys() & set().union(*_KNOWN.values()):
+        value = left.pop(name)
+        for kind, known in _KNOWN.items():
+            if name in known:
+                options[kind].setdefault(name, value)
     for kind, chosen in options.items():
-        _check_group(kind, chosen)
+        if unknown := sorted(chosen.keys() - _KNOWN[kind]):
+            raise ValueError(
+                f"Unknown {kind} options {unknown}: they would have no effect. Use {sorted(_KNOWN[kind])}."
+            )
+        check_fields({name: _COUNTS[name] for name in _COUNTS if chosen.get(name) is not None}, chosen)
     return options, left
-
-
-def _check_group(kind: str, chosen: dict[str, Any]) -> None:
-    unknown = sorted(chosen.keys() - _KNOWN[kind])
-    if unknown:
-        raise ValueError(f"Unknown {kind} options {unknown}: they would have no effect. Use {sorted(_KNOWN[kind])}.")
-    for name in ("min_pixels", "max_pixels", "num_frames", "max_length"):
-        if chosen.get(name) is not None:
-            _check("option", name, chosen[name])
 
 
 def clip_rates(chosen: dict[str, Any], num_clips: int) -> list[float | None]:
@@ -140,7 +104,7 @@ def clip_rates(chosen: dict[str, Any], num_clips: int) -> list[float | None]:
     if len(entries) != num_clips or not all(isinstance(entry, Mapping) for entry in entries):
         raise ValueError(f"video_metadata holds {len(entries)} entries for {num_clips} videos. Give each a dict.")
     for entry in entries:
-        _check("option", "fps", entry.get("fps"), float | None)
+        check_fields({"fps": Rate}, {"fps": entry.get("fps")})
     return [entry.get("fps") for entry in entries]
 
 

@@ -7,9 +7,10 @@ from huggingface_hub import CommitInfo
 from transformers import BatchFeature, ProcessorMixin
 
 from .content_plume import MEDIA_KINDS
+from .fields_plume import Text  # noqa: F401 (older loaders copy only the files that are named here)
 from .hub_files_plume import push_saved, write_hub_files
 from .options_plume import check_stated
-from .pixels_plume import Grid  # noqa: F401 (older loaders copy only the files that are named here)
+from .pixels_plume import Grid  # noqa: F401
 from .prompt_plume import SETTINGS, Media, PromptBuilder
 from .truncation_plume import fit  # noqa: F401
 from .vision_plume import Clip  # noqa: F401
@@ -29,6 +30,10 @@ class PlumeProcessor(PromptBuilder, ProcessorMixin):
 
     The arguments are those of :class:`~plume.prompt_plume.PromptBuilder`.
     """
+
+    def __post_init__(self) -> None:
+        ProcessorMixin.__init__(self, self.tokenizer, chat_template=self.chat_template)
+        super().__post_init__()
 
     @classmethod
     def get_processor_dict(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any) -> Any:

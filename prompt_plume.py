@@ -12,13 +12,14 @@ What differs between backbones is data, saved in ``processor_config.json`` (``st
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from inspect import signature
+from dataclasses import dataclass, fields
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from PIL import Image
 
 from .content_plume import MEDIA_KINDS, canonical_messages, check_text, to_conversation, with_blank_image
+from .fields_plume import Colour, Count, Floats, Index, Rate, Switch, Text
 from .options_plume import check_limits, check_settings, clip_rates, flatten_media, length_limit, split_options
 from .pixels_plume import CLIP_MEAN, CLIP_STD, Grid, patchify
 from .truncation_plume import fit
@@ -43,10 +44,9 @@ _PATCH_SETTINGS = ("patch_size", "merge_size", "temporal_patch_size", "image_mea
 _TOKENS = ("anchor_token", "latent_start_token", "latent_end_token", "latent_token", "embedding_token")
 
 
+@dataclass(eq=False, repr=False)
 class PromptBuilder:
     """Turns texts, images, videos and their mixtures into model inputs, as arrays of numpy.
-
-    What follows it in the bases of a class holds ``tokenizer`` and ``chat_template``.
 
     Args:
         tokenizer: Qwen2 tokenizer that knows the five PLUME tokens; ``plume.start.build_processor`` adds them. Of
@@ -84,53 +84,38 @@ class PromptBuilder:
 
     tokenizer: Any
     chat_template: str
+    anchor_token: Text
+    latent_start_token: Text
+    latent_end_token: Text
+    latent_token: Text
+    embedding_token: Text
+    suffix: Text
+    query_prompt: Text = ""
+    document_prompt: Text = ""
+    min_pixels: Count = 56 * 56
+    max_pixels: Count = 1280 * 28 * 28
+    video_min_pixels: Count = 128 * 28 * 28
+    video_max_pixels: Count = 768 * 28 * 28
+    num_frames: Count = 8
+    blank_image_size: Index = 0
+    patch_size: Count = 14
+    merge_size: Count = 2
+    temporal_patch_size: Count = 2
+    image_mean: Floats = CLIP_MEAN
+    image_std: Floats = CLIP_STD
+    background_color: Colour = WHITE
+    resize: Literal["once", "released"] = "once"
+    video_limits: Literal["frame", "clip"] = "frame"
+    fps: Rate = None
+    min_frames: Count = 1
+    timestamps: Switch = False
+    time_positions: Switch = False
 
-    def __init__(
-        self,
-        tokenizer: Any,
-        chat_template: str,
-        anchor_token: str,
-        latent_start_token: str,
-        latent_end_token: str,
-        latent_token: str,
-        embedding_token: str,
-        suffix: str,
-        query_prompt: str = "",
-        document_prompt: str = "",
-        min_pixels: int = 56 * 56,
-        max_pixels: int = 1280 * 28 * 28,
-        video_min_pixels: int = 128 * 28 * 28,
-        video_max_pixels: int = 768 * 28 * 28,
-        num_frames: int = 8,
-        blank_image_size: int = 0,
-        patch_size: int = 14,
-        merge_size: int = 2,
-        temporal_patch_size: int = 2,
-        image_mean: Sequence[float] = CLIP_MEAN,
-        image_std: Sequence[float] = CLIP_STD,
-        background_color: Sequence[int] = WHITE,
-        resize: Literal["once", "released"] = "once",
-        video_limits: Literal["frame", "clip"] = "frame",
-        fps: float | None = None,
-        min_frames: int = 1,
-        timestamps: bool = False,
-        time_positions: bool = False,
-    ) -> None:
-        self.anchor_token, self.latent_token, self.embedding_token = anchor_token, latent_token, embedding_token
-        self.latent_start_token, self.latent_end_token, self.suffix = latent_start_token, latent_end_token, suffix
-        self.query_prompt, self.document_prompt = query_prompt, document_prompt
-        self.min_pixels, self.max_pixels = min_pixels, max_pixels
-        self.video_min_pixels, self.video_max_pixels = video_min_pixels, video_max_pixels
-        self.num_frames, self.blank_image_size = num_frames, blank_image_size
-        self.patch_size, self.merge_size, self.temporal_patch_size = patch_size, merge_size, temporal_patch_size
-        self.image_mean, self.image_std, self.background_color = image_mean, image_std, background_color
-        self.resize, self.video_limits, self.fps, self.min_frames = resize, video_limits, fps, min_frames
-        self.timestamps, self.time_positions = timestamps, time_positions
+    def __post_init__(self) -> None:
         check_settings(SETTINGS, vars(self))
         self.row_sources: dict[int, int] = {}
-        super().__init__(tokenizer, chat_template=chat_template)  # type: ignore[call-arg]
-        unknown = [vars(self)[name] for name in _TOKENS if not is_token(vars(self)[name], tokenizer)]
-        if unknown or not suffix.endswith(embedding_token):
+        unknown = [vars(self)[name] for name in _TOKENS if not is_token(vars(self)[name], self.tokenizer)]
+        if unknown or not self.suffix.endswith(self.embedding_token):
             raise ValueError(
                 f"The tokenizer does not know {unknown or 'the end of the suffix'}, so no model could read its "
                 "prompts. Start from a backbone with plume.from_backbone, or give the token strings and the "
@@ -206,10 +191,10 @@ class PromptBuilder:
         unknown = sorted(variables.keys() - _TEMPLATE_VARIABLES)
         if unknown and chat_template is None:  # a template of the caller may have variables of its own
             raise ValueError(f"Unknown options {unknown}: they would have no effect. Remove them, or mend their names.")
-        template = {"chat_template": chat_template or self.chat_template, **variables}
+        template = {"chat_template": chat_template or self.chat_template, "tokenize": False, **variables}
         template["add_generation_prompt"] = add_generation_prompt
         if not tokenize:
-            prompts = [self._render(messages, template) for messages in conversations]
+            prompts = [self.tokenizer.apply_chat_template(messages, **template) for messages in conversations]
             return prompts if is_batch else prompts[0]
         sources = {kind: [_parts(messages, kind) for messages in conversations] for kind in MEDIA_KINDS}
         media = self._see_all(sources, options)
@@ -315,9 +300,6 @@ class PromptBuilder:
 
     # 3. Write
 
-    def _render(self, messages: list[dict], template: dict[str, Any]) -> str:
-        return self.tokenizer.apply_chat_template(messages, tokenize=False, **template)
-
     def _expand(self, prompt: str, media: Media) -> str:
         """Repeat each placeholder once per visual token of its item, in parts with their times where those are text."""
         for kind, items in media.items():
@@ -346,7 +328,7 @@ class PromptBuilder:
         texts = [p for m in messages if m["role"] == "user" for p in m["content"] if p["type"] == "text" and p["text"]]
 
         def encode() -> list[int]:
-            return self._ids(self._expand(self._render(messages, template), media))
+            return self._ids(self._expand(self.tokenizer.apply_chat_template(messages, **template), media))
 
         if sum(len(part["text"]) for part in texts) <= max_length:  # short: whole as a rule
             ids = encode()
@@ -398,5 +380,5 @@ def _each(function: Callable[[Any], Any], inputs: Iterable[Any]) -> list[Any]:
     return results
 
 
-# What is saved in processor_config.json: the parameters of the constructor after the tokenizer and the template.
-SETTINGS = dict(list(signature(PromptBuilder.__init__).parameters.items())[3:])
+# What is saved in processor_config.json, by name.
+SETTINGS = {field.name: field.type for field in fields(PromptBuilder)[2:]}

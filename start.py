@@ -66,6 +66,19 @@ def model_class_of(model_type: str) -> Any:
     return found
 
 
+def build_config(backbone: Any, **fields: Any) -> Any:
+    """A PLUME configuration around one of its backbone, which is left unchanged.
+
+    Args:
+        backbone: Configuration of a backbone.
+        **fields: Latent fields that differ from their defaults.
+    """
+    inherited = backbone.to_dict()
+    for key in ("model_type", "architectures", "transformers_version"):
+        inherited.pop(key, None)
+    return MODEL_CLASSES[backbone.model_type].config_class(**{**inherited, **fields})
+
+
 def build_processor(
     tokenizer: PreTrainedTokenizerBase,
     layout: PromptLayout = PAPER_LAYOUT,
@@ -167,7 +180,7 @@ def from_backbone(
     backbone = AutoConfig.from_pretrained(source, **hub)
     model_class = model_class_of(backbone.model_type)
     processor = processor_from_backbone(source, layout, **hub, **(processor_options or {}))
-    config = model_class.config_class.from_backbone(backbone, **{**processor.token_fields(), **config_fields})
+    config = build_config(backbone, **{**processor.token_fields(), **config_fields})
     model = _load(model_class, source, config, model_options)
     highest = max([*processor.row_sources, config.latent_token_id])
     if highest >= model.config.text_config.vocab_size:
@@ -192,6 +205,7 @@ def _load(model_class: Any, source: str | os.PathLike, config: Any, options: dic
 __all__ = [
     "BACKBONE_SETTINGS",
     "MODEL_CLASSES",
+    "build_config",
     "build_processor",
     "from_backbone",
     "model_class_of",

@@ -343,7 +343,7 @@ def test_an_empty_batch_is_refused(processor):
     ids="-".join,  # the values would name a picture by its address, another one in every process
 )
 def test_options_without_effect_are_refused(processor, options):
-    with pytest.raises(ValueError, match="option|exceeds max_pixels"):
+    with pytest.raises(ValueError, match="option|must be an integer|exceeds max_pixels"):
         processor.process_documents([noise_image(0)], **options)
 
 

@@ -1,0 +1,57 @@
+"""What may stand in a saved field: its annotation, in code and in words."""
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, Literal, get_args, get_origin
+
+
+def _is_integer(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)  # True is no number
+
+
+def _is_index(value: Any) -> bool:
+    return _is_integer(value) and value >= 0
+
+
+def _is_number(value: Any) -> bool:
+    return _is_integer(value) or (isinstance(value, float) and math.isfinite(value))
+
+
+def _are_three(value: Any, fits: Callable[[Any], bool]) -> bool:
+    return isinstance(value, (list, tuple)) and len(value) == 3 and all(map(fits, value))
+
+
+Switch = Annotated[bool, lambda value: isinstance(value, bool), "true or false"]
+Text = Annotated[str, lambda value: isinstance(value, str), "a text"]
+TokenIds = Annotated[
+    list[int], lambda value: isinstance(value, list) and all(map(_is_index, value)), "a list of token ids"
+]
+Count = Annotated[int, lambda value: _is_integer(value) and value > 0, "an integer of at least 1"]
+Index = Annotated[int, _is_index, "an integer of at least 0"]
+Share = Annotated[float, lambda value: _is_number(value) and 0 <= value < 1, "a number in [0, 1)"]
+Rate = Annotated[
+    float | None, lambda value: value is None or (_is_number(value) and value > 0), "a positive number or none"
+]
+Floats = Annotated[list[float] | tuple[float, ...], lambda value: _are_three(value, _is_number), "three numbers"]
+Colour = Annotated[
+    list[int] | tuple[int, ...],
+    lambda value: _are_three(value, lambda part: _is_index(part) and part < 256),
+    "three integers in 0..255",
+]
+
+
+def check_fields(kinds: Mapping[str, Any], values: Mapping[str, Any]) -> None:
+    """Refuse values that do not fit a ``Literal`` or an annotation above; other annotations are left to the caller.
+
+    Raises:
+        ValueError: If one does not fit; it names field and value.
+    """
+    for name, kind in kinds.items():
+        if get_origin(kind) is Literal:
+            fits, expected = get_args(kind).__contains__, " or ".join(map(repr, get_args(kind)))
+        elif get_origin(kind) is Annotated:
+            _, fits, expected = get_args(kind)
+        else:
+            continue
+        if not fits(values[name]):
+            raise ValueError(f"{name} must be {expected}, got {values[name]!r}.")
