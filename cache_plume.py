@@ -69,19 +69,12 @@ class Context(ABC):
         """
         start, stop = self._length, self._length + inputs_embeds.shape[1]
         assert stop <= self._attention_mask.shape[1], "more columns than the context reserved"
-        states = self._read(inputs_embeds, start, stop)
         self._length = stop if keep is None else start + keep
-        if self._length < stop:
-            self._forget(self._length)
-        return states
+        return self._read(inputs_embeds, start, stop)
 
     @abstractmethod
     def _read(self, inputs_embeds: torch.Tensor, start: int, stop: int) -> torch.Tensor:
-        """States of the input vectors at the columns ``start`` to ``stop - 1``."""
-
-    @abstractmethod
-    def _forget(self, length: int) -> None:
-        """Forget all columns from ``length`` on."""
+        """States of the input vectors at the columns ``start`` to ``stop - 1``; later columns are forgotten."""
 
     def _run(self, inputs_embeds: torch.Tensor, start: int, stop: int, **arguments: Any) -> torch.Tensor:
         """The decoder as transformers runs it."""
@@ -96,21 +89,16 @@ class Context(ABC):
 class CachedContext(Context):
     """Context over a KV cache: written in place without gradient, in immutable pieces with it."""
 
-    def __init__(
-        self, language_model: Any, inputs_embeds: torch.Tensor, attention_mask: torch.Tensor, *rest: Any
-    ) -> None:
-        cache = PieceCache if torch.is_grad_enabled() else PreallocatedCache
-        self._cache: PieceCache | PreallocatedCache = cache(attention_mask.shape[1])
-        self._shared: tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor]] | None = None
-        self._returns_cache = not _is_checkpointing(language_model)  # checkpointed layers refuse to
-        if not self._returns_cache:
-            for layer in language_model.layers:
-                setattr(layer, _KEEPS_CACHE, True)  # a piece never changes, however often a layer is replayed
-        super().__init__(language_model, inputs_embeds, attention_mask, *rest)
+    _cache: "PreallocatedCache"
+    _shared: tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor]] | None = None
 
     def _read(self, inputs_embeds: torch.Tensor, start: int, stop: int) -> torch.Tensor:
+        if start == 0:
+            cache = PieceCache if torch.is_grad_enabled() else PreallocatedCache
+            self._cache = cache(self._attention_mask.shape[1])
         self._cache = self._cache.for_next_pass(start)
-        arguments = {CACHE_ARGUMENT: self._cache, "use_cache": self._returns_cache}
+        # Checkpointed layers refuse to return a cache.
+        arguments = {CACHE_ARGUMENT: self._cache, "use_cache": not _is_checkpointing(self._language_model)}
         if start > 0:
             step = self._step if self._shared else self._run
             return step(inputs_embeds, start, stop, **arguments)
@@ -145,29 +133,20 @@ class CachedContext(Context):
                 x_BSD = x_BSD[0]
         return self._language_model.norm(x_BSD)
 
-    def _forget(self, length: int) -> None:
-        self._cache.forget(length)
-
 
 class RecomputedContext(Context):
     """Context without a cache: every extension reads the whole sequence again."""
 
-    def __init__(self, *arguments: Any) -> None:
-        self._read_so_far: torch.Tensor | None = None
-        super().__init__(*arguments)
+    _read_so_far: torch.Tensor | None = None
 
     def _read(self, inputs_embeds: torch.Tensor, start: int, stop: int) -> torch.Tensor:
-        past = [] if self._read_so_far is None else [self._read_so_far]
+        past = [] if self._read_so_far is None else [self._read_so_far[:, :start]]
         self._read_so_far = torch.cat([*past, inputs_embeds], dim=1)
         arguments = dict(self._prefix_arguments)
         if "visual_pos_masks" in arguments:  # nothing after the prefix is visual
             mask = arguments["visual_pos_masks"]
             arguments["visual_pos_masks"] = torch.nn.functional.pad(mask, (0, stop - mask.shape[1]))
         return self._run(self._read_so_far, 0, stop, use_cache=False, **arguments)[:, start:]
-
-    def _forget(self, length: int) -> None:
-        assert self._read_so_far is not None
-        self._read_so_far = self._read_so_far[:, :length]
 
 
 class PreallocatedCache(Cache):
@@ -182,9 +161,6 @@ class PreallocatedCache(Cache):
         """The cache for a pass over the columns from ``start`` on."""
         self._start = start
         return self
-
-    def forget(self, length: int) -> None:
-        """Forget all columns from ``length`` on: the next pass writes over them."""
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *args: Any, **kwargs: Any
@@ -219,22 +195,20 @@ class PieceCache(PreallocatedCache):
     def __init__(self, num_columns: int, past: tuple["PieceCache", ...] = (), start: int = 0) -> None:
         super().__init__(num_columns)
         self._past, self._start = past, start
-        self._kept: int | None = None
 
     def for_next_pass(self, start: int) -> "PieceCache":
         """The cache for a pass over the columns from ``start`` on."""
         return PieceCache(self._num_columns, (*self._past, self) if start else (), start)
-
-    def forget(self, length: int) -> None:
-        """Forget all columns from ``length`` on."""
-        self._kept = length - self._start
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Keep the keys and values of this pass, and return them after all earlier ones."""
         self.buffers[layer_idx] = (key_states, value_states)
-        pieces = [tuple(t[:, :, : piece._kept] for t in piece.buffers[layer_idx]) for piece in self._past]
+        pieces = []
+        for piece, following in zip(self._past, (*self._past, self)[1:], strict=True):
+            kept = following._start - piece._start
+            pieces.append(tuple(states[:, :, :kept] for states in piece.buffers[layer_idx]))
         keys, values = zip(*pieces, (key_states, value_states), strict=True)
         return torch.cat(keys, dim=-2), torch.cat(values, dim=-2)
 
@@ -249,7 +223,11 @@ def context_class(language_model: Any) -> type[Context]:
         return CachedContext
     functions: list[partial] = [layer._gradient_checkpointing_func for layer in language_model.layers]
     reentrant = any(function.keywords.get("use_reentrant", True) for function in functions)  # torch's default
-    return RecomputedContext if reentrant or _KEEPS_CACHE not in vars(GradientCheckpointingLayer) else CachedContext
+    if reentrant or _KEEPS_CACHE not in vars(GradientCheckpointingLayer):
+        return RecomputedContext
+    for layer in language_model.layers:
+        setattr(layer, _KEEPS_CACHE, True)  # a piece never changes, however often a layer is replayed
+    return CachedContext
 
 
 def _is_checkpointing(language_model: Any) -> bool:

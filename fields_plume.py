@@ -1,7 +1,7 @@
 """What may stand in a saved field: its annotation, in code and in words."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 
@@ -26,15 +26,15 @@ Text = Annotated[str, lambda value: isinstance(value, str), "a text"]
 TokenIds = Annotated[
     list[int], lambda value: isinstance(value, list) and all(map(_is_index, value)), "a list of token ids"
 ]
-Count = Annotated[int, lambda value: _is_integer(value) and value > 0, "an integer of at least 1"]
+Count = Annotated[int, lambda value: _is_integer(value) and value > 0, "a positive integer"]
 Index = Annotated[int, _is_index, "an integer of at least 0"]
 Share = Annotated[float, lambda value: _is_number(value) and 0 <= value < 1, "a number in [0, 1)"]
 Rate = Annotated[
     float | None, lambda value: value is None or (_is_number(value) and value > 0), "a positive number or none"
 ]
-Floats = Annotated[list[float] | tuple[float, ...], lambda value: _are_three(value, _is_number), "three numbers"]
+Floats = Annotated[Sequence[float], lambda value: _are_three(value, _is_number), "three numbers"]
 Colour = Annotated[
-    list[int] | tuple[int, ...],
+    Sequence[int],
     lambda value: _are_three(value, lambda part: _is_index(part) and part < 256),
     "three integers in 0..255",
 ]

@@ -26,8 +26,6 @@ SETTINGS_FILES = ("config.json", "processor_config.json", "tokenizer.json", "cha
 PUSH_OPTIONS = ("commit_message", "commit_description", "private", "token", "revision", "create_pr")
 HUB_OPTIONS = ("revision", "subfolder", "token", "cache_dir", "local_files_only", "force_download")
 
-_MODALITY = {"method": "forward", "method_output_name": "embeddings"}
-
 _MODULES = [
     {
         "idx": 0,
@@ -37,13 +35,11 @@ _MODULES = [
         "kwargs": ["num_latent_steps", "task"],
     }
 ]
-
+_MODALITY = {"method": "forward", "method_output_name": "embeddings"}
 _TRANSFORMER = {
     "transformer_task": "feature-extraction",
     "modality_config": {
-        "text": _MODALITY,
-        "image": _MODALITY,
-        "video": _MODALITY,
+        **dict.fromkeys(("text", "image", "video"), _MODALITY),
         "message": {**_MODALITY, "format": "structured"},
     },
     "module_output_name": "sentence_embedding",
@@ -51,7 +47,6 @@ _TRANSFORMER = {
     "processing_kwargs": {"chat_template": {"add_generation_prompt": True, "restore_suffix": False}},
     "unpad_inputs": False,  # flattened inputs would lose the rows that the rollout needs
 }
-
 _SENTENCE_TRANSFORMERS = {
     "model_type": "SentenceTransformer",
     "default_prompt_name": None,
@@ -60,18 +55,11 @@ _SENTENCE_TRANSFORMERS = {
         "transformers": {"specifier": ">=5.0,<6", "reason": "PLUME subclasses the Qwen2-VL of transformers 5."}
     },
 }
-
 MODEL_CARD = """---
 library_name: sentence-transformers
 pipeline_tag: sentence-similarity
-tags:
-- sentence-transformers
-- transformers
-- multimodal-embedding
-- visual-document-retrieval
-- video-retrieval
-- latent-reasoning
-- custom_code
+tags: [sentence-transformers, transformers, multimodal-embedding, visual-document-retrieval, video-retrieval,
+  latent-reasoning, custom_code]
 ---
 # PLUME
 
@@ -112,38 +100,32 @@ def write_hub_files(folder: str | os.PathLike, prompts: dict[str, str] | None = 
     if prompts is not None and "__version__" not in existing:  # sentence-transformers writes its version
         existing["prompts"] = prompts
     contents = {
-        "modules.json": _MODULES,
-        "sentence_bert_config.json": _TRANSFORMER,
-        settings.name: {**_SENTENCE_TRANSFORMERS, **existing},
+        "modules.json": json.dumps(_MODULES, indent=2),
+        "sentence_bert_config.json": json.dumps(_TRANSFORMER, indent=2),
+        "README.md": MODEL_CARD,
     }
     for name, content in contents.items():
-        if name == settings.name or not (root / name).exists():
-            (root / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    card = root / "README.md"
-    if not card.exists():
-        card.write_text(MODEL_CARD, encoding="utf-8")
+        if not (root / name).exists():
+            (root / name).write_text(content, encoding="utf-8")
+    settings.write_text(json.dumps({**_SENTENCE_TRANSFORMERS, **existing}, indent=2), encoding="utf-8")
 
 
 def push_saved(
     save: Callable[[str], Any],
     repo_id: str,
-    *,
-    commit_message: str = "Upload PLUME",
-    commit_description: str | None = None,
     private: bool | None = None,
     token: str | bool | None = None,
     revision: str | None = None,
-    create_pr: bool = False,
+    **upload: Any,
 ) -> CommitInfo:
-    """Upload what ``save`` writes into a folder; card and settings of sentence-transformers of the repository are kept.
+    """Upload what ``save`` writes into a folder, except the card and the settings that the repository has.
 
-    The repository is created where it does not exist. Options are those of the Hub's ``upload_folder`` and
-    ``create_repo``.
+    The repository is created where it does not exist. ``upload`` are options of the Hub's ``upload_folder``.
     """
     api = HfApi(token=token)
     repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
     with tempfile.TemporaryDirectory() as folder:
-        for name in ST_FILES:
+        for name in (*ST_FILES, "README.md"):
             if api.file_exists(repo_id, name, revision=revision):
                 api.hf_hub_download(repo_id, name, revision=revision, local_dir=folder)
         save(folder)
@@ -151,12 +133,9 @@ def push_saved(
         return api.upload_folder(
             repo_id=repo_id,
             folder_path=folder,
-            commit_message=commit_message,
-            commit_description=commit_description,
             revision=revision,
-            create_pr=create_pr,
             delete_patterns=WEIGHT_FILES if has_weights else None,
-            ignore_patterns=["README.md"] if api.file_exists(repo_id, "README.md", revision=revision) else None,
+            **{"commit_message": "Upload PLUME", **upload},
         )
 
 

@@ -109,10 +109,6 @@ class PlumeModel(_Mixed):
         """Images and videos among model inputs, by their names."""
         return media_of(self.config, inputs)
 
-    def position_media(self, media: list[Media]) -> list[Media]:
-        """The media as the positions of this backbone count them."""
-        return media
-
     def prefix_arguments(self, placeholders: list[torch.Tensor], outputs: list[Any]) -> dict[str, Any]:
         """What the decoder takes with a prefix that has media, beyond its input vectors.
 
@@ -252,7 +248,7 @@ class PlumeModel(_Mixed):
         position_ids = rollout_positions(
             input_ids,
             attention_mask,
-            self.position_media(media),
+            media,
             self.model.visual.spatial_merge_size,
             num_reserved,
             self.config.position_scheme,
@@ -290,20 +286,14 @@ class PlumeModel(_Mixed):
             # Without a mask some versions take positions that do not grow for rows packed into one.
             attention_mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
             kwargs["position_ids"] = self._plain_positions(input_ids, attention_mask, media)
-        images, videos = media
-        return super().forward(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            pixel_values=images.pixels,
-            image_grid_thw=images.grid_thw,
-            pixel_values_videos=videos.pixels,
-            video_grid_thw=videos.grid_thw,
-            **kwargs,
-        )
+        (_, pixels, grid, *_), (_, video_pixels, video_grid, *_) = media
+        kwargs |= {"pixel_values": pixels, "image_grid_thw": grid}
+        kwargs |= {"pixel_values_videos": video_pixels, "video_grid_thw": video_grid}
+        return super().forward(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
 
     def _plain_positions(self, input_ids: torch.Tensor, mask: torch.Tensor | None, media: list[Media]) -> torch.Tensor:
         mask = torch.ones_like(input_ids) if mask is None else mask
-        return mrope_index(input_ids, mask, self.position_media(media), self.model.visual.spatial_merge_size)[0]
+        return mrope_index(input_ids, mask, media, self.model.visual.spatial_merge_size)[0]
 
     def prepare_inputs_for_generation(self, input_ids: torch.Tensor, **kwargs: Any) -> dict[str, Any]:
         """Inputs of one decoding step of the backbone's language model."""

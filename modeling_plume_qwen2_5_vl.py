@@ -25,14 +25,13 @@ class PlumeQwen2_5_VLForEmbedding(PlumeModel, Qwen2_5_VLForConditionalGeneration
     def media_of(self, inputs: Mapping[str, Any]) -> list[Media]:
         """As in the base; a temporal patch of a video advances time by ``tokens_per_second`` positions a second."""
         images, videos = super().media_of(inputs)
-        if videos.grid_thw is None:
-            return [images, videos]
-        seconds = inputs.get("second_per_grid_ts")
-        if seconds is None:
-            seconds = torch.ones(len(videos.grid_thw))  # as the backbone's own code has it
-        vision: Any = self.config.vision_config
-        time_step = torch.as_tensor(seconds) * vision.tokens_per_second
-        return [images, videos._replace(time_step=time_step)]
+        if videos.grid_thw is not None:
+            seconds = inputs.get("second_per_grid_ts")
+            if seconds is None:
+                seconds = torch.ones(len(videos.grid_thw))  # as the backbone's own code has it
+            vision: Any = self.config.vision_config
+            videos = videos._replace(time_step=torch.as_tensor(seconds) * vision.tokens_per_second)
+        return [images, videos]
 
 
 PlumeQwen2_5_VLConfig.register_for_auto_class()

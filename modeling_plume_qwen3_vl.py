@@ -5,6 +5,7 @@
 2. **Videos**: every temporal patch is an item of its own, after its timestamp as text.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLVisionPatchEmb
 
 from .configuration_plume import PlumeQwen3VLConfig
 from .modeling_plume import LinearPatches, PlumeModel
-from .positions_plume import Media, split_into_frames
+from .positions_plume import Media
 
 
 class _PatchEmbed(LinearPatches, Qwen3VLVisionPatchEmbed):
@@ -26,9 +27,9 @@ class PlumeQwen3VLForEmbedding(PlumeModel, Qwen3VLForConditionalGeneration):
     config_class = PlumeQwen3VLConfig
     patch_embed_class = _PatchEmbed
 
-    def position_media(self, media: list[Media]) -> list[Media]:
-        """Every temporal patch as an item of one frame."""
-        return split_into_frames(media)
+    def media_of(self, inputs: Mapping[str, Any]) -> list[Media]:
+        """As in the base; every temporal patch of a video has positions of its own."""
+        return [kind._replace(frames_apart=True) for kind in super().media_of(inputs)]
 
     def prefix_arguments(self, placeholders: list[torch.Tensor], outputs: list[Any]) -> dict[str, Any]:
         """Deepstack features, in the order of the visual tokens of the batch."""

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
-CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+CLIP_MEAN, CLIP_STD = [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]
 _MAX_ASPECT_RATIO = 200
 # The released checkpoint's pipeline resizes to these limits first, by another library, at 28 pixels a token.
 _FIRST_EDGE, _FIRST_LIMITS = 28, (4 * 28 * 28, 16384 * 28 * 28)

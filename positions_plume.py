@@ -25,12 +25,14 @@ class Media(NamedTuple):
         pixels: Patches, ``(P, C)``.
         grid_thw: Grids (time, height, width) in patches, ``(N, 3)``.
         time_step: Positions from one temporal patch to the next, ``(N,)``. Defaults to 1.
+        frames_apart: Whether every temporal patch is an item of its own for positions (Qwen3-VL).
     """
 
     token_id: int
     pixels: torch.Tensor | None
     grid_thw: torch.Tensor | None
     time_step: torch.Tensor | None = None
+    frames_apart: bool = False
 
 
 def media_of(config: Any, inputs: Mapping[str, Any]) -> list[Media]:
@@ -39,15 +41,6 @@ def media_of(config: Any, inputs: Mapping[str, Any]) -> list[Media]:
         Media(config.image_token_id, inputs.get("pixel_values"), inputs.get("image_grid_thw")),
         Media(config.video_token_id, inputs.get("pixel_values_videos"), inputs.get("video_grid_thw")),
     ]
-
-
-def split_into_frames(media: list[Media]) -> list[Media]:
-    """The same media with every temporal patch as an item of its own (Qwen3-VL), for positions."""
-
-    def split(grid_thw: torch.Tensor) -> torch.Tensor:
-        return torch.nn.functional.pad(grid_thw[:, 1:].repeat_interleave(grid_thw[:, 0], dim=0), (1, 0), value=1)
-
-    return [kind if kind.grid_thw is None else kind._replace(grid_thw=split(kind.grid_thw)) for kind in media]
 
 
 def mrope_index(
@@ -68,11 +61,14 @@ def mrope_index(
     valid = attention_mask.bool()
     advance = valid.long()
     within = torch.zeros(num_axes, batch * length, dtype=torch.long, device=input_ids.device)
-    for token_id, _, grid_thw, time_step in media:
+    for token_id, _, grid_thw, time_step, frames_apart in media:
         if grid_thw is None:
             continue
         is_media = ((input_ids == token_id) & valid).flatten()
         grid_thw = grid_thw.to(input_ids.device)
+        if frames_apart:
+            sizes = grid_thw[:, 1:].repeat_interleave(grid_thw[:, 0], dim=0)
+            grid_thw = torch.nn.functional.pad(sizes, (1, 0), value=1)
         time_step = torch.ones_like(grid_thw[:, 0]) if time_step is None else time_step.to(input_ids.device)
         offsets, spans = _offsets_within_media(is_media, grid_thw, time_step, spatial_merge_size)
         within += offsets

@@ -12,7 +12,7 @@ What differs between backbones is data, saved in ``processor_config.json`` (``st
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -101,9 +101,9 @@ class PromptBuilder:
     patch_size: Count = 14
     merge_size: Count = 2
     temporal_patch_size: Count = 2
-    image_mean: Floats = CLIP_MEAN
-    image_std: Floats = CLIP_STD
-    background_color: Colour = WHITE
+    image_mean: Floats = field(default_factory=CLIP_MEAN.copy)
+    image_std: Floats = field(default_factory=CLIP_STD.copy)
+    background_color: Colour = field(default_factory=WHITE.copy)
     resize: Literal["once", "released"] = "once"
     video_limits: Literal["frame", "clip"] = "frame"
     fps: Rate = None
@@ -381,4 +381,4 @@ def _each(function: Callable[[Any], Any], inputs: Iterable[Any]) -> list[Any]:
 
 
 # What is saved in processor_config.json, by name.
-SETTINGS = {field.name: field.type for field in fields(PromptBuilder)[2:]}
+SETTINGS = {setting.name: setting.type for setting in fields(PromptBuilder)[2:]}

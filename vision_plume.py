@@ -32,7 +32,7 @@ try:
 except ImportError:  # the extra `video`
     av = None  # type: ignore[assignment]
 
-WHITE = (255, 255, 255)
+WHITE = [255, 255, 255]
 _MAX_16_BIT = 65535
 _TIMEOUT = 20.0  # seconds to wait for an answer
 _FORMATS_REFUSED = {"EPS"}  # a program, which Pillow would hand to Ghostscript

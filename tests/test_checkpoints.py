@@ -279,7 +279,7 @@ def test_pushing_keeps_the_card_of_the_repository(model, hub):
         ({"num_latent_steps": -1}, "outside 0..32"),
         ({"num_latent_steps": 33}, "outside 0..32"),
         ({"num_latent_steps": 2.5}, "num_latent_steps=2.5 is outside"),
-        ({"num_experts": 0}, "num_experts must be an integer of at least 1"),
+        ({"num_experts": 0}, "num_experts must be a positive integer"),
         ({"num_active_experts": 5}, "exceeds num_experts"),
         ({"expert_dropout": 1.0}, "expert_dropout"),
         ({"position_scheme": "rope"}, "'mrope'"),

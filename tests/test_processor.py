@@ -343,7 +343,7 @@ def test_an_empty_batch_is_refused(processor):
     ids="-".join,  # the values would name a picture by its address, another one in every process
 )
 def test_options_without_effect_are_refused(processor, options):
-    with pytest.raises(ValueError, match="option|must be an integer|exceeds max_pixels"):
+    with pytest.raises(ValueError, match="option|must be a positive integer|exceeds max_pixels"):
         processor.process_documents([noise_image(0)], **options)
 
 
@@ -374,8 +374,8 @@ def saved(processor, tmp_path):
         ({"min_pixels": None}, "min_pixels must be a positive integer"),
         ({"min_pixels": 10**7}, "min_pixels=10000000 exceeds max_pixels"),
         ({"video_min_pixels": 10**7}, "exceeds video_max_pixels"),
-        ({"blank_image_size": -1}, "blank_image_size must be a positive integer"),
-        ({"blank_image_size": False}, "blank_image_size must be a positive integer"),
+        ({"blank_image_size": -1}, "blank_image_size must be an integer of at least 0"),
+        ({"blank_image_size": False}, "blank_image_size must be an integer of at least 0"),
         ({"image_mean": [0.5, 0.5]}, "three numbers"),
         ({"image_mean": [0.5, 0.5, float("nan")]}, "three numbers"),
         ({"image_std": [0.5, 0.5, 0]}, "three positive numbers"),
