@@ -5,16 +5,16 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 
-def _is_integer(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)  # True is no number
+def _is_integer(value: Any, least: int = 0) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least  # True is no number
 
 
-def _is_index(value: Any) -> bool:
-    return _is_integer(value) and value >= 0
+def _is_byte(value: Any) -> bool:
+    return _is_integer(value) and value < 256
 
 
 def _is_number(value: Any) -> bool:
-    return _is_integer(value) or (isinstance(value, float) and math.isfinite(value))
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _are_three(value: Any, fits: Callable[[Any], bool]) -> bool:
@@ -23,21 +23,13 @@ def _are_three(value: Any, fits: Callable[[Any], bool]) -> bool:
 
 Switch = Annotated[bool, lambda value: isinstance(value, bool), "true or false"]
 Text = Annotated[str, lambda value: isinstance(value, str), "a text"]
-TokenIds = Annotated[
-    list[int], lambda value: isinstance(value, list) and all(map(_is_index, value)), "a list of token ids"
-]
-Count = Annotated[int, lambda value: _is_integer(value) and value > 0, "a positive integer"]
-Index = Annotated[int, _is_index, "an integer of at least 0"]
+Count = Annotated[int, lambda value: _is_integer(value, 1), "a positive integer"]
+Index = Annotated[int, _is_integer, "an integer of at least 0"]
+TokenIds = Annotated[list[int], lambda value: isinstance(value, list) and all(map(_is_integer, value)), "token ids"]
 Share = Annotated[float, lambda value: _is_number(value) and 0 <= value < 1, "a number in [0, 1)"]
-Rate = Annotated[
-    float | None, lambda value: value is None or (_is_number(value) and value > 0), "a positive number or none"
-]
+Rate = Annotated[float | None, lambda value: value is None or (_is_number(value) and value > 0), "a positive number"]
 Floats = Annotated[Sequence[float], lambda value: _are_three(value, _is_number), "three numbers"]
-Colour = Annotated[
-    Sequence[int],
-    lambda value: _are_three(value, lambda part: _is_index(part) and part < 256),
-    "three integers in 0..255",
-]
+Colour = Annotated[Sequence[int], lambda value: _are_three(value, _is_byte), "three integers in 0..255"]
 
 
 def check_fields(kinds: Mapping[str, Any], values: Mapping[str, Any]) -> None:

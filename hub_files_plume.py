@@ -110,33 +110,38 @@ def write_hub_files(folder: str | os.PathLike, prompts: dict[str, str] | None = 
     settings.write_text(json.dumps({**_SENTENCE_TRANSFORMERS, **existing}, indent=2), encoding="utf-8")
 
 
-def push_saved(
-    save: Callable[[str], Any],
-    repo_id: str,
-    private: bool | None = None,
-    token: str | bool | None = None,
-    revision: str | None = None,
-    **upload: Any,
-) -> CommitInfo:
-    """Upload what ``save`` writes into a folder, except the card and the settings that the repository has.
+class HubFolder:
+    """What is uploaded as the whole folder that its ``save_pretrained`` writes."""
 
-    The repository is created where it does not exist. ``upload`` are options of the Hub's ``upload_folder``.
-    """
-    api = HfApi(token=token)
-    repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
-    with tempfile.TemporaryDirectory() as folder:
-        for name in (*ST_FILES, "README.md"):
-            if api.file_exists(repo_id, name, revision=revision):
-                api.hf_hub_download(repo_id, name, revision=revision, local_dir=folder)
-        save(folder)
-        has_weights = any(Path(folder).glob("model*.safetensors"))  # a processor has none
-        return api.upload_folder(
-            repo_id=repo_id,
-            folder_path=folder,
-            revision=revision,
-            delete_patterns=WEIGHT_FILES if has_weights else None,
-            **{"commit_message": "Upload PLUME", **upload},
-        )
+    save_pretrained: Callable[..., Any]
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        private: bool | None = None,
+        token: str | bool | None = None,
+        revision: str | None = None,
+        **upload: Any,
+    ) -> CommitInfo:
+        """Upload all that is saved; the card and the sentence-transformers files that a repository has are kept.
+
+        The repository is created where it does not exist. ``upload`` are options of the Hub's ``upload_folder``.
+        """
+        api = HfApi(token=token)
+        repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+        with tempfile.TemporaryDirectory() as folder:
+            for name in (*ST_FILES, "README.md"):
+                if api.file_exists(repo_id, name, revision=revision):
+                    api.hf_hub_download(repo_id, name, revision=revision, local_dir=folder)
+            self.save_pretrained(folder)
+            has_weights = any(Path(folder).glob("model*.safetensors"))  # a processor has none
+            return api.upload_folder(
+                repo_id=repo_id,
+                folder_path=folder,
+                revision=revision,
+                delete_patterns=WEIGHT_FILES if has_weights else None,
+                **{"commit_message": "Upload PLUME", **upload},
+            )
 
 
 @contextmanager

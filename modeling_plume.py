@@ -21,7 +21,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from huggingface_hub import CommitInfo
 from torch import nn
 from transformers import Qwen2VLForConditionalGeneration
 from transformers import initialization as init
@@ -34,7 +33,7 @@ from .cache_plume import Context, context_class
 from .checks_plume import check_finite, check_prefix, check_readout_steps, check_suffix, left_aligned, warn_of_emulation
 from .configuration_plume import PlumeConfig
 from .fields_plume import Count  # noqa: F401 (older loaders copy only the files that are named here)
-from .hub_files_plume import PUSH_OPTIONS, check_weights, push_saved, replacing_weights, write_hub_files
+from .hub_files_plume import PUSH_OPTIONS, HubFolder, check_weights, replacing_weights, write_hub_files
 from .latent_plume import LatentExperts, LatentRouter, LatentTransition
 from .positions_plume import Media, media_of, mrope_index, rollout_positions
 from .rollout_plume import PlumeOutput, rollout, state_at
@@ -63,7 +62,7 @@ class LinearPatches(_Mixed):
         return nn.functional.linear(hidden_states.to(proj.weight.dtype), proj.weight.flatten(1), proj.bias)
 
 
-class PlumeModel(_Mixed):
+class PlumeModel(HubFolder, _Mixed):
     """Latent reasoning over a vision-language model that follows it in the bases of a class.
 
     Class attributes:
@@ -177,15 +176,13 @@ class PlumeModel(_Mixed):
                 media than placeholders, K or a read-out is out of range, a suffix lacks ``<gen>`` or an argument is
                 unknown; in evaluation also if an embedding is not finite.
         """
-        given = dict(pixel_values=pixel_values, image_grid_thw=image_grid_thw, second_per_grid_ts=second_per_grid_ts)
-        given |= dict(pixel_values_videos=pixel_values_videos, video_grid_thw=video_grid_thw)
-        media = self.media_of(given)
+        given = {"pixel_values": pixel_values, "image_grid_thw": image_grid_thw}
+        given |= {"pixel_values_videos": pixel_values_videos, "video_grid_thw": video_grid_thw}
+        given |= {"second_per_grid_ts": second_per_grid_ts}
         if causal_lm:
-            return self._next_tokens(input_ids, attention_mask, media, logits_to_keep=logits_to_keep, **kwargs)
+            return self._next_tokens(input_ids, attention_mask, given, logits_to_keep=logits_to_keep, **kwargs)
         if unknown := sorted(name for name, value in kwargs.items() if value is not None and name not in _SENT_ALONG):
-            raise ValueError(
-                f"Unknown arguments {unknown}: they would have no effect. Remove them, or fix their names."
-            )
+            raise ValueError(f"Unknown arguments {unknown}: they would have no effect. Remove or rename them.")
         num_latent_steps = self.config.check_num_latent_steps(num_latent_steps, task)
         steps = check_readout_steps(readout_steps, num_latent_steps)
         if input_ids is None or input_ids.numel() == 0:
@@ -201,7 +198,7 @@ class PlumeModel(_Mixed):
         # 1. Prefix: one pass over text and media.
         input_ids, attention_mask = left_aligned(input_ids, attention_mask)
         num_reserved = num_latent_steps + max(suffix_input_ids.shape[1], read_ids.shape[1])
-        context = self.read_prefix(input_ids, attention_mask, media, num_reserved)
+        context = self.read_prefix(input_ids, attention_mask, self.media_of(given), num_reserved)
         # 2. Anchor: the last <anchor> of each row.
         anchor_BD = state_at(context.hidden, input_ids, self.config.anchor_token_id)
         # 3. Rollout: latent steps and suffix.
@@ -245,14 +242,8 @@ class PlumeModel(_Mixed):
         check_prefix(input_ids, attention_mask, media, self.config)
         inputs_embeds, prefix_arguments = self._embed(input_ids, media)
         warn_of_emulation(inputs_embeds)
-        position_ids = rollout_positions(
-            input_ids,
-            attention_mask,
-            media,
-            self.model.visual.spatial_merge_size,
-            num_reserved,
-            self.config.position_scheme,
-        )
+        merge_size, scheme = self.model.visual.spatial_merge_size, self.config.position_scheme
+        position_ids = rollout_positions(input_ids, attention_mask, media, merge_size, num_reserved, scheme)
         mask = nn.functional.pad(attention_mask, (0, num_reserved), value=1)
         decoder = self.model.language_model
         return context_class(decoder)(decoder, inputs_embeds, mask, position_ids, prefix_arguments)
@@ -280,24 +271,22 @@ class PlumeModel(_Mixed):
     # The backbone's own language model, at positions of our own `mrope_index` unless positions are given
 
     def _next_tokens(
-        self, input_ids: torch.Tensor | None, attention_mask: torch.Tensor | None, media: list[Media], **kwargs: Any
+        self, input_ids: torch.Tensor | None, mask: torch.Tensor | None, given: dict[str, Any], **kwargs: Any
     ) -> Any:
         if input_ids is not None and kwargs.get("position_ids") is None:
             # Without a mask some versions take positions that do not grow for rows packed into one.
-            attention_mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-            kwargs["position_ids"] = self._plain_positions(input_ids, attention_mask, media)
-        (_, pixels, grid, *_), (_, video_pixels, video_grid, *_) = media
-        kwargs |= {"pixel_values": pixels, "image_grid_thw": grid}
-        kwargs |= {"pixel_values_videos": video_pixels, "video_grid_thw": video_grid}
-        return super().forward(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
+            mask = torch.ones_like(input_ids) if mask is None else mask
+            kwargs["position_ids"] = self._plain_positions(input_ids, mask, given)
+        media = {name: value for name, value in given.items() if value is not None}
+        return super().forward(input_ids=input_ids, attention_mask=mask, **media, **kwargs)
 
-    def _plain_positions(self, input_ids: torch.Tensor, mask: torch.Tensor | None, media: list[Media]) -> torch.Tensor:
-        mask = torch.ones_like(input_ids) if mask is None else mask
-        return mrope_index(input_ids, mask, media, self.model.visual.spatial_merge_size)[0]
+    def _plain_positions(self, ids: torch.Tensor, mask: torch.Tensor | None, given: dict[str, Any]) -> torch.Tensor:
+        mask = torch.ones_like(ids) if mask is None else mask
+        return mrope_index(ids, mask, self.media_of(given), self.model.visual.spatial_merge_size)[0]
 
     def prepare_inputs_for_generation(self, input_ids: torch.Tensor, **kwargs: Any) -> dict[str, Any]:
         """Inputs of one decoding step of the backbone's language model."""
-        position_ids = self._plain_positions(input_ids, kwargs.get("attention_mask"), self.media_of(kwargs))
+        position_ids = self._plain_positions(input_ids, kwargs.get("attention_mask"), kwargs)
         model_inputs = super().prepare_inputs_for_generation(input_ids, **{**kwargs, "position_ids": position_ids})
         model_inputs["position_ids"] = position_ids[..., -model_inputs["input_ids"].shape[1] :]
         return {**model_inputs, "causal_lm": True}
@@ -341,10 +330,6 @@ class PlumeModel(_Mixed):
         write_hub_files(save_directory)
         if push_to_hub:
             self.push_to_hub(repo_id or os.path.basename(os.path.normpath(save_directory)), **pushed)
-
-    def push_to_hub(self, repo_id: str, **kwargs: Any) -> CommitInfo:
-        """Upload all that :meth:`save_pretrained` writes; options of :func:`~plume.hub_files_plume.push_saved`."""
-        return push_saved(self.save_pretrained, repo_id, **kwargs)
 
 
 class _PatchEmbed(LinearPatches, PatchEmbed):

@@ -64,11 +64,14 @@ def check_limits(low: int, high: int, kind: str = "") -> None:
         raise ValueError(f"{kind}min_pixels={low} exceeds {kind}max_pixels={high}, so no size fits. Change one.")
 
 
-def split_options(kwargs: dict[str, Any]) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
+def split_options(
+    kwargs: dict[str, Any], variables: set[str] | None
+) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
     """Sort keyword arguments into options for text, image and video; what is left are template variables.
 
-    Accepts them flat or grouped, the way transformers and sentence-transformers of all supported versions pass
-    them. Flat pixel limits hold for images and for videos, which may count them per frame or per clip.
+    Accepts them flat or grouped, the way transformers and sentence-transformers of all supported versions pass them.
+    Flat pixel limits hold for images and for videos, which may count them per frame or per clip. ``variables`` are the
+    template variables that there may be; any if None.
 
     Raises:
         ValueError: If an option is unknown or has an impossible value.
@@ -76,25 +79,22 @@ def split_options(kwargs: dict[str, Any]) -> tuple[dict[str, dict[str, Any]], di
     left = {**kwargs.pop("processor_kwargs", {}), **kwargs}
     left.pop("audio_kwargs", None)
     text, image, video, common = ({**left.pop(f"{group}_kwargs", {})} for group in _GROUPS)
-    options = {"text": {**common, **text}, "image": image, "video": video}
     for name in ("return_tensors", "padding"):  # media have one form each
         image.pop(name, None)
         video.pop(name, None)
-    for chosen in (left, video):
-        for name in _UNSET:
-            if chosen.get(name) in (None, False, [], {}):
-                chosen.pop(name, None)
-    for name in left.keys() & set().union(*_KNOWN.values()):
-        value = left.pop(name)
-        for kind, known in _KNOWN.items():
-            if name in known:
-                options[kind].setdefault(name, value)
-    for kind, chosen in options.items():
-        if unknown := sorted(chosen.keys() - _KNOWN[kind]):
-            raise ValueError(
-                f"Unknown {kind} options {unknown}: they would have no effect. Use {sorted(_KNOWN[kind])}."
-            )
-        check_fields({name: _COUNTS[name] for name in _COUNTS if chosen.get(name) is not None}, chosen)
+    left, video = (
+        {name: value for name, value in given.items() if name not in _UNSET or value not in (None, False, [], {})}
+        for given in (left, video)
+    )
+    options = {"text": {**common, **text}, "image": image, "video": video}
+    for kind, known in _KNOWN.items():
+        options[kind] = {name: left[name] for name in known & left.keys()} | options[kind]
+        check_fields({name: _COUNTS[name] for name in _COUNTS if options[kind].get(name) is not None}, options[kind])
+    left = {name: value for name, value in left.items() if name not in set().union(*_KNOWN.values())}
+    unknown = {name for kind, chosen in options.items() for name in chosen.keys() - _KNOWN[kind]}
+    unknown |= set() if variables is None else left.keys() - variables
+    if unknown:
+        raise ValueError(f"Unknown options {sorted(unknown)}: they would have no effect. Remove or rename them.")
     return options, left
 
 

@@ -3,12 +3,11 @@
 import os
 from typing import Any
 
-from huggingface_hub import CommitInfo
 from transformers import BatchFeature, ProcessorMixin
 
 from .content_plume import MEDIA_KINDS
 from .fields_plume import Text  # noqa: F401 (older loaders copy only the files that are named here)
-from .hub_files_plume import push_saved, write_hub_files
+from .hub_files_plume import HubFolder, write_hub_files
 from .options_plume import check_stated
 from .pixels_plume import Grid  # noqa: F401
 from .prompt_plume import SETTINGS, Media, PromptBuilder
@@ -25,7 +24,7 @@ class _Inputs(dict):
         raise KeyError(f"{name!r} does not exist: {what}" if name == "token_embeddings" else name)
 
 
-class PlumeProcessor(PromptBuilder, ProcessorMixin):
+class PlumeProcessor(PromptBuilder, HubFolder, ProcessorMixin):
     """Turns texts, images, videos and their mixtures into the inputs of [`PlumeForEmbedding`].
 
     The arguments are those of :class:`~plume.prompt_plume.PromptBuilder`.
@@ -70,10 +69,6 @@ class PlumeProcessor(PromptBuilder, ProcessorMixin):
         if push_to_hub:
             self.push_to_hub(repo_id or os.path.basename(os.path.normpath(save_directory)), **kwargs)
         return saved
-
-    def push_to_hub(self, repo_id: str, **kwargs: Any) -> CommitInfo:
-        """Upload all that :meth:`save_pretrained` writes; options of :func:`~plume.hub_files_plume.push_saved`."""
-        return push_saved(self.save_pretrained, repo_id, **kwargs)
 
 
 PlumeProcessor.register_for_auto_class("AutoProcessor")

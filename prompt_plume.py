@@ -25,8 +25,10 @@ from .pixels_plume import CLIP_MEAN, CLIP_STD, Grid, patchify
 from .truncation_plume import fit
 from .vision_plume import WHITE, Clip, describe, load_clip, load_image
 
-# Variables of the chat template that a caller may set, in addition to those of the rendering itself.
-_TEMPLATE_VARIABLES = {"latent"}
+_TEMPLATE_VARIABLES = {"latent"}  # that a caller may set
+_VISION_START, _VISION_END = "<|vision_start|>", "<|vision_end|>"
+_PATCH_SETTINGS = ("patch_size", "merge_size", "temporal_patch_size", "image_mean", "image_std")
+_TOKENS = ("anchor_token", "latent_start_token", "latent_end_token", "latent_token", "embedding_token")
 
 
 class Item(NamedTuple):
@@ -39,9 +41,6 @@ class Item(NamedTuple):
 
 
 Media = dict[str, list[Item]]  # of one input, by kind
-_VISION_START, _VISION_END = "<|vision_start|>", "<|vision_end|>"
-_PATCH_SETTINGS = ("patch_size", "merge_size", "temporal_patch_size", "image_mean", "image_std")
-_TOKENS = ("anchor_token", "latent_start_token", "latent_end_token", "latent_token", "embedding_token")
 
 
 @dataclass(eq=False, repr=False)
@@ -52,26 +51,18 @@ class PromptBuilder:
         tokenizer: Qwen2 tokenizer that knows the five PLUME tokens; ``plume.start.build_processor`` adds them. Of
             transformers, or one that can be called as theirs.
         chat_template: Jinja template of the prompt.
-        anchor_token: String of ``<anchor>``.
-        latent_start_token: String of ``<slt>``.
-        latent_end_token: String of ``<elt>``.
-        latent_token: String of ``<ct>``.
-        embedding_token: String of ``<gen>``.
+        anchor_token, latent_start_token, latent_end_token, latent_token, embedding_token: Strings of ``<anchor>``,
+            ``<slt>``, ``<elt>``, ``<ct>`` and ``<gen>``.
         suffix: Text between the latent block and the embedding, ``<elt> ... <gen>``.
-        query_prompt: Instruction of queries.
-        document_prompt: Instruction of documents.
-        min_pixels: Smallest area of an image after resizing.
-        max_pixels: Largest area of an image after resizing.
-        video_min_pixels: The smallest for videos.
-        video_max_pixels: The largest for videos.
+        query_prompt, document_prompt: Instructions.
+        min_pixels, max_pixels: Smallest and largest area of an image after resizing.
+        video_min_pixels, video_max_pixels: The same for videos.
         num_frames: Most frames taken from a video, evenly spaced.
         blank_image_size: Edge in pixels of a white image put before inputs without media; 0 for none. The
             released checkpoint was trained and scored with one.
-        patch_size: Pixels per patch along an edge.
-        merge_size: Patches per token along an edge.
+        patch_size, merge_size: Pixels per patch and patches per token along an edge.
         temporal_patch_size: Frames per patch.
-        image_mean: Mean of each colour, for values in [0, 1].
-        image_std: Standard deviation of each colour.
+        image_mean, image_std: Mean and standard deviation of each colour, for values in [0, 1].
         background_color: RGB in 0..255 that shows through transparency.
         resize: ``"once"``, or ``"released"``: twice, and as stored whatever EXIF says, as the released checkpoint was
             evaluated.
@@ -149,10 +140,8 @@ class PromptBuilder:
     def _process(self, items: Sequence[Any], prompt: str, **kwargs: Any) -> Any:
         if isinstance(items, str) or not isinstance(items, Sequence):
             raise ValueError(f"Pass a list of inputs, not a single {type(items).__name__}: [input].")
-        conversations = _each(lambda item: to_conversation(item, prompt), items)
-        return self.apply_chat_template(
-            conversations, tokenize=True, return_dict=True, **{"return_tensors": "pt", **kwargs}
-        )
+        options = {"tokenize": True, "return_dict": True, "return_tensors": "pt", **kwargs}
+        return self.apply_chat_template(_each(lambda item: to_conversation(item, prompt), items), **options)
 
     def apply_chat_template(
         self,
@@ -180,28 +169,22 @@ class PromptBuilder:
         """
         if len(conversation) == 0:
             raise ValueError("The batch is empty: pass at least one input.")
-        is_batch = not isinstance(conversation[0], dict)
-        control_tokens = self.control_tokens
+        is_batch, control_tokens = not isinstance(conversation[0], dict), self.control_tokens
         conversations = _each(
             lambda messages: canonical_messages(messages, control_tokens), conversation if is_batch else [conversation]
         )
         if self.blank_image_size:
             conversations = [with_blank_image(messages, self.blank_image_size) for messages in conversations]
-        options, variables = split_options(kwargs)
-        unknown = sorted(variables.keys() - _TEMPLATE_VARIABLES)
-        if unknown and chat_template is None:  # a template of the caller may have variables of its own
-            raise ValueError(f"Unknown options {unknown}: they would have no effect. Remove them, or mend their names.")
+        # A template of the caller may have variables of its own.
+        options, variables = split_options(kwargs, _TEMPLATE_VARIABLES if chat_template is None else None)
         template = {"chat_template": chat_template or self.chat_template, "tokenize": False, **variables}
         template["add_generation_prompt"] = add_generation_prompt
         if not tokenize:
             prompts = [self.tokenizer.apply_chat_template(messages, **template) for messages in conversations]
             return prompts if is_batch else prompts[0]
-        sources = {kind: [_parts(messages, kind) for messages in conversations] for kind in MEDIA_KINDS}
-        media = self._see_all(sources, options)
-        max_length, truncate = length_limit(options["text"], self.tokenizer.model_max_length)
-        rows = _each(
-            lambda row: self._fit(conversations[row], media[row], template, max_length, truncate), range(len(media))
-        )
+        media = self._see_all({kind: [_parts(chat, kind) for chat in conversations] for kind in MEDIA_KINDS}, options)
+        limit = length_limit(options["text"], self.tokenizer.model_max_length)
+        rows = _each(lambda row: self._fit(conversations[row], media[row], template, *limit), range(len(media)))
         outputs = self._collate(rows, media, options["text"])
         return outputs if return_dict else outputs["input_ids"]
 
@@ -222,9 +205,7 @@ class PromptBuilder:
         prompts = [text] if isinstance(text, str) else list(text or [])
         if not prompts:
             raise ValueError("The batch is empty: pass rendered prompts, or raw inputs to process_documents.")
-        options, unknown = split_options(kwargs)
-        if unknown:
-            raise ValueError(f"Unknown options {sorted(unknown)}: they would have no effect. Remove them.")
+        options, _ = split_options(kwargs, set())
         sources = {}
         for kind, given in (("image", images), ("video", videos)):
             placeholder, flat = MEDIA_KINDS[kind].placeholder, flatten_media(given, kind)
@@ -246,8 +227,6 @@ class PromptBuilder:
                 "end. Pass messages to apply_chat_template, which shortens the user's text only, or lower max_pixels."
             )
         return self._collate(rows, media, options["text"])
-
-    # 2. See
 
     def _see_all(self, sources: dict[str, list[list[Any]]], options: dict[str, dict]) -> list[Media]:
         """The media of each input, from their sources per kind and input."""
@@ -298,8 +277,6 @@ class PromptBuilder:
             resize_twice=self.resize == "released",
         )
 
-    # 3. Write
-
     def _expand(self, prompt: str, media: Media) -> str:
         """Repeat each placeholder once per visual token of its item, in parts with their times where those are text."""
         for kind, items in media.items():
@@ -322,21 +299,14 @@ class PromptBuilder:
         # Without the tokenizer's warning of the length, which is checked here.
         return self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
 
-    # 4. Fit
-
     def _fit(self, messages: list[dict], media: Media, template: dict, max_length: int, truncate: bool) -> list[int]:
+        """Ids of an input within ``max_length``."""
         texts = [p for m in messages if m["role"] == "user" for p in m["content"] if p["type"] == "text" and p["text"]]
 
         def encode() -> list[int]:
             return self._ids(self._expand(self.tokenizer.apply_chat_template(messages, **template), media))
 
-        if sum(len(part["text"]) for part in texts) <= max_length:  # short: whole as a rule
-            ids = encode()
-            if len(ids) <= max_length:
-                return ids
         return fit(encode, texts, self.tokenizer, max_length, truncate)
-
-    # 5. Pad
 
     def _collate(self, rows: list[list[int]], media: list[Media], text_options: dict[str, Any]) -> Any:
         text_options = {"padding": True, "padding_side": "left", **text_options}

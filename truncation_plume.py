@@ -10,11 +10,7 @@ _CHARACTERS_PER_TOKEN = 8
 
 
 def fit(
-    encode: Callable[[], list[int]],
-    texts: list[dict[str, Any]],
-    tokenizer: Any,
-    max_length: int,
-    truncate: bool,
+    encode: Callable[[], list[int]], texts: list[dict[str, Any]], tokenizer: Any, max_length: int, truncate: bool
 ) -> list[int]:
     """Ids of an input within ``max_length`` tokens, visual tokens included.
 
@@ -32,8 +28,9 @@ def fit(
     for part in texts:
         part["text"] = _beginning(part["text"], tokenizer, max_length)
     ids = encode()
-    cut = len(ids) > max_length or [part["text"] for part in texts] != given
-    if cut and not truncate:
+    if len(ids) <= max_length and [part["text"] for part in texts] == given:
+        return ids
+    if not truncate:
         raise ValueError(
             f"An input has {len(ids)} tokens or more, over max_length={max_length}, and truncation is off. Shorten its "
             "text, raise max_length, or allow truncation."
@@ -44,17 +41,15 @@ def fit(
                 f"An input needs {len(ids)} tokens without any of its text, more than max_length={max_length}. Shorten "
                 "its instruction, lower max_pixels or num_frames, or raise max_length."
             )
-        text = texts[-1]["text"]
-        offsets = _offsets(text, tokenizer)
-        texts[-1]["text"] = _first_tokens(text, offsets, len(offsets) - (len(ids) - max_length))
+        offsets = _offsets(texts[-1]["text"], tokenizer)
+        texts[-1]["text"] = _first_tokens(texts[-1]["text"], offsets, len(offsets) - (len(ids) - max_length))
         if not texts[-1]["text"]:
             texts.pop()
         ids = encode()
-    if cut:
-        warn_once(
-            "An input was longer than max_length and was shortened: the end of its text is not part of the embedding. "
-            "Pass a larger max_length, or raise processor.tokenizer.model_max_length, to keep more."
-        )
+    warn_once(
+        "An input was longer than max_length and was shortened: the end of its text is not part of the embedding. "
+        "Pass a larger max_length, or raise processor.tokenizer.model_max_length, to keep more."
+    )
     return ids
 
 

@@ -33,16 +33,15 @@ except ImportError:  # the extra `video`
     av = None  # type: ignore[assignment]
 
 WHITE = [255, 255, 255]
-_MAX_16_BIT = 65535
+_MAX_16_BIT, _CHANNELS = 65535, (1, 3, 4)
 _TIMEOUT = 20.0  # seconds to wait for an answer
 _FORMATS_REFUSED = {"EPS"}  # a program, which Pillow would hand to Ghostscript
 # Formats of clips by name: a "clip" that is a playlist would make the decoder open other files and addresses.
 CLIP_FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpeg,mpegts,gif,ogg,flv,asf"
 # What Pillow and PyAV raise for damaged files.
 _UNREADABLE = (OSError, ValueError, SyntaxError, EOFError, LookupError, TypeError, AttributeError, ArithmeticError,
-               RuntimeError, HTTPException, Image.DecompressionBombError, struct.error, zlib.error)  # fmt: skip
-if av is not None:
-    _UNREADABLE += (av.FFmpegError,)  # type: ignore[assignment]
+               RuntimeError, HTTPException, Image.DecompressionBombError, struct.error, zlib.error,
+               *([av.FFmpegError] if av is not None else []))  # fmt: skip
 _FILE = (str, os.PathLike, bytes)
 
 
@@ -78,9 +77,6 @@ def is_array(value: Any) -> bool:
     return isinstance(value, np.ndarray) or (torch is not None and isinstance(value, torch.Tensor))
 
 
-# 1. Open
-
-
 def _open(source: str | os.PathLike | bytes) -> IO[bytes]:
     if isinstance(source, bytes):
         return BytesIO(source)
@@ -102,9 +98,6 @@ def _open(source: str | os.PathLike | bytes) -> IO[bytes]:
         return BytesIO(b64decode("".join(payload.split()), validate=True))
     except ValueError as error:
         raise FileNotFoundError("no such file, and neither URL nor base64") from error
-
-
-# 2. Picture
 
 
 def load_image(source: Any, background: Sequence[int] = WHITE, upright: bool = True) -> Image.Image:
@@ -166,23 +159,21 @@ def _array_to_image(array: Any) -> Image.Image:
     if not isinstance(array, np.ndarray):
         array = array.detach().cpu()
         array = (array.float() if array.is_floating_point() else array).numpy()
-    channels = (1, 3, 4)
-    if array.ndim == 3 and array.shape[-1] not in channels and array.shape[0] in channels:
+    if array.ndim == 3 and array.shape[-1] not in _CHANNELS and array.shape[0] in _CHANNELS:
         array = np.moveaxis(array, 0, -1)
     if array.ndim == 3 and array.shape[-1] == 1:
         array = array[..., 0]
-    flat = array.ndim == 2 or (array.ndim == 3 and array.shape[-1] in channels)
+    flat = array.ndim == 2 or (array.ndim == 3 and array.shape[-1] in _CHANNELS)
     if array.size == 0 or not flat or array.dtype.kind not in "biuf":
         raise ValueError(
             f"An image array of shape {array.shape} and dtype {array.dtype} is no picture. Pass numbers (H, W), "
             "(H, W, 3) or (3, H, W)."
         )
     low, high = array.min(), array.max()
-    if array.dtype.kind == "f" and np.isfinite(array).all() and low >= 0 and high <= 1:
-        array = (array * 255).round().astype(np.uint8)
-    elif array.dtype == bool:
-        array = array.astype(np.uint8) * 255
-    elif array.dtype.kind in "iu" and array.dtype.itemsize > 1 and low >= 0 and 255 < high <= _MAX_16_BIT:
+    is_wide = array.dtype.kind in "iu" and array.dtype.itemsize > 1
+    if array.dtype == bool or (array.dtype.kind == "f" and np.isfinite(array).all() and low >= 0 and high <= 1):
+        array = (array * 255.0).round().astype(np.uint8)
+    elif is_wide and low >= 0 and 255 < high <= _MAX_16_BIT:
         array = (array * (255 / _MAX_16_BIT)).round().astype(np.uint8)  # 16-bit: PIL would clip it to white
     elif array.dtype != np.uint8:
         raise ValueError(
@@ -190,9 +181,6 @@ def _array_to_image(array: Any) -> Image.Image:
             "Pass uint8 in 0..255, 16-bit values, or floats in [0, 1]."
         )
     return Image.fromarray(array)
-
-
-# 3. Clip
 
 
 def load_clip(
@@ -231,8 +219,9 @@ def load_clip(
     if isinstance(source, Clip):
         return source
     if isinstance(source, _FILE):
-        frames, indices, total, found = _decode(source, choose, background)
+        frames, total, found = _decode(source, choose, background)
         rate = found or rate
+        indices = choose(total, found)
     else:
         total = _count(source)
         indices = choose(total, rate)
@@ -248,13 +237,12 @@ def load_clip(
 
 
 def _count(source: Any) -> int:
-    if not is_array(source) and not isinstance(source, Sequence):
+    if not isinstance(source, Sequence) and not (is_array(source) and source.ndim == 4):
+        shape = f" of shape {tuple(source.shape)}" if is_array(source) else ""
         raise ValueError(
-            f"A video is given as {type(source).__name__}. Pass a list of frames, an array of shape (T, H, W, 3), a "
-            "path, a URL or bytes."
+            f"A video is given as {type(source).__name__}{shape}. Pass a list of frames, an array of shape "
+            "(T, H, W, 3) or (T, 3, H, W), a path, a URL or bytes."
         )
-    if not isinstance(source, Sequence) and source.ndim != 4:
-        raise ValueError(f"A video array has shape {tuple(source.shape)}. Pass (T, H, W, 3) or (T, 3, H, W).")
     if len(source) == 0:
         raise ValueError("A video has no frames, so there is nothing to embed. Pass at least one frame.")
     return len(source)
@@ -262,8 +250,8 @@ def _count(source: Any) -> int:
 
 def _decode(
     source: str | os.PathLike | bytes, choose: Callable[[int, float | None], list[int]], background: Sequence[int]
-) -> tuple[list[Image.Image], list[int], int, float | None]:
-    """Chosen frames of a file, their indices, the number of all its frames, and their rate."""
+) -> tuple[list[Image.Image], int, float | None]:
+    """Chosen frames of a file, the number of all its frames, and their rate."""
     if av is None:
         raise ImportError(
             f"{describe('video', source)} needs PyAV to be decoded. Install it with pip install "
@@ -275,12 +263,11 @@ def _decode(
             # Cheap to count, and usually one per frame. Where they are not, the decoded frames decide.
             total = sum(1 for packet in container.demux(stream) if packet.size)
         frames, decoded = _pick(file, choose(total, rate) if total else [], background)
-        if decoded != total and decoded:
-            total = decoded
-            frames, _ = _pick(file, choose(total, rate), background)
+        if decoded not in (0, total):
+            frames, total = _pick(file, choose(decoded, rate), background)
         if not frames:
             raise ValueError("it has no decodable frames")
-    return frames, choose(total, rate), total, rate
+    return frames, total, rate
 
 
 @contextmanager

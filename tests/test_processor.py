@@ -383,7 +383,7 @@ def saved(processor, tmp_path):
         ({"background_color": "white"}, "three integers"),
         ({"resize": "twice"}, "'once' or 'released'"),
         ({"video_limits": 1}, "'frame' or 'clip'"),
-        ({"fps": float("inf")}, "positive number or none"),
+        ({"fps": float("inf")}, "fps must be a positive number"),
         ({"timestamps": 1, "fps": 1.0}, "true or false"),
         ({"timestamps": True}, "timestamps need fps"),
         ({"query_prompt": 5}, "query_prompt must be a text"),
