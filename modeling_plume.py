@@ -26,7 +26,6 @@ from transformers import Qwen2VLForConditionalGeneration
 from transformers import initialization as init
 from transformers.conversion_mapping import register_checkpoint_conversion_mapping
 from transformers.core_model_loading import WeightRenaming
-from transformers.models.qwen2_vl.modeling_qwen2_vl import PatchEmbed
 from transformers.utils import logging
 
 from .cache_plume import Context, context_class
@@ -47,31 +46,21 @@ _SENT_ALONG = ("return_dict", "use_cache", "mm_token_type_ids", "output_attentio
 _Mixed: Any = nn.Module  # to mypy: the class has the methods of what follows it in the bases
 
 
-class LinearPatches(_Mixed):
-    """A patch embedding as the linear map that it is; mixed into the class of a backbone.
+class PatchProduct(nn.Conv3d):
+    """The convolution of a patch embedding, whose kernel and stride are one patch, as the product that it is.
 
-    Backbones write it as a convolution whose kernel and stride are one patch. On some devices such a convolution takes
-    seconds and the product microseconds (transformers issue 45750). Weights keep their names and shapes.
+    On some devices the convolution takes seconds and the product microseconds (transformers issue 45750).
     """
 
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """Embed flattened patches ``(N, C * T * P * P)`` as ``(N, D)``."""
-        proj: Any = self.proj
-        if type(proj) is not nn.Conv3d or proj._forward_hooks or proj._forward_pre_hooks or "_hf_hook" in vars(proj):
-            return super().forward(hidden_states)  # something else happens at the call of the convolution
-        return nn.functional.linear(hidden_states.to(proj.weight.dtype), proj.weight.flatten(1), proj.bias)
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """Embed patches ``(N, C, T, P, P)`` as ``(N, D, 1, 1, 1)``."""
+        return nn.functional.linear(input.flatten(1), self.weight.flatten(1), self.bias)[..., None, None, None]
 
 
 class PlumeModel(HubFolder, _Mixed):
-    """Latent reasoning over a vision-language model that follows it in the bases of a class.
-
-    Class attributes:
-        config_class: Its configuration, with ``backbone_config_class``.
-        patch_embed_class: :class:`LinearPatches` over the backbone's patch embedding.
-    """
+    """Latent reasoning over a vision-language model that follows it in the bases of a class."""
 
     config_class: Any
-    patch_embed_class: Any
     _can_compile_fullgraph = False  # input checks read values on the host
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -81,10 +70,12 @@ class PlumeModel(HubFolder, _Mixed):
         renamings = [(r"^visual", "model.visual"), (r"^model(?!\.(language_model|visual))", "model.language_model")]
         mapping: Any = [WeightRenaming(source_patterns=old, target_patterns=new) for old, new in renamings]
         register_checkpoint_conversion_mapping(cls.__name__, mapping, overwrite=True)
+        cls.config_class.register_for_auto_class()
+        cls.register_for_auto_class("AutoModel")
 
     def __init__(self, config: Any) -> None:
         super().__init__(config)
-        self.model.visual.patch_embed.__class__ = self.patch_embed_class
+        self.model.visual.patch_embed.proj.__class__ = PatchProduct
         self.latent_transition = LatentTransition(config)
         self.post_init()
 
@@ -332,16 +323,7 @@ class PlumeModel(HubFolder, _Mixed):
             self.push_to_hub(repo_id or os.path.basename(os.path.normpath(save_directory)), **pushed)
 
 
-class _PatchEmbed(LinearPatches, PatchEmbed):
-    pass
-
-
 class PlumeForEmbedding(PlumeModel, Qwen2VLForConditionalGeneration):  # type: ignore[misc]
     """A Qwen2-VL model that thinks K latent steps before it embeds. ``generate`` stays a Qwen2-VL's."""
 
     config_class = PlumeConfig
-    patch_embed_class = _PatchEmbed
-
-
-PlumeConfig.register_for_auto_class()
-PlumeForEmbedding.register_for_auto_class("AutoModel")

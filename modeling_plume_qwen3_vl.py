@@ -10,22 +10,16 @@ from typing import Any
 
 import torch
 from transformers import Qwen3VLForConditionalGeneration
-from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLVisionPatchEmbed
 
 from .configuration_plume import PlumeQwen3VLConfig
-from .modeling_plume import LinearPatches, PlumeModel
+from .modeling_plume import PlumeModel
 from .positions_plume import Media
-
-
-class _PatchEmbed(LinearPatches, Qwen3VLVisionPatchEmbed):
-    pass
 
 
 class PlumeQwen3VLForEmbedding(PlumeModel, Qwen3VLForConditionalGeneration):
     """A Qwen3-VL model that thinks K latent steps before it embeds."""
 
     config_class = PlumeQwen3VLConfig
-    patch_embed_class = _PatchEmbed
 
     def media_of(self, inputs: Mapping[str, Any]) -> list[Media]:
         """As in the base; every temporal patch of a video has positions of its own."""
@@ -42,7 +36,3 @@ class PlumeQwen3VLForEmbedding(PlumeModel, Qwen3VLForConditionalGeneration):
                 laid_in = laid_in.masked_scatter(where.unsqueeze(-1), row)
             levels.append(laid_in[mask])
         return {"visual_pos_masks": mask, "deepstack_visual_embeds": levels}
-
-
-PlumeQwen3VLConfig.register_for_auto_class()
-PlumeQwen3VLForEmbedding.register_for_auto_class("AutoModel")
