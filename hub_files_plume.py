@@ -21,10 +21,7 @@ WEIGHT_FILES = ["model.safetensors", "model-*-of-*.safetensors", "model.safetens
 _FLOATS = ("F64", "F32", "F16", "BF16")
 # What says how sentence-transformers drives the model; a repository's own stay.
 ST_FILES = ("modules.json", "sentence_bert_config.json", "config_sentence_transformers.json")
-# Apart from the weights, what changes vectors.
-SETTINGS_FILES = ("config.json", "processor_config.json", "tokenizer.json", "chat_template.jinja")
 PUSH_OPTIONS = ("commit_message", "commit_description", "private", "token", "revision", "create_pr")
-HUB_OPTIONS = ("revision", "subfolder", "token", "cache_dir", "local_files_only", "force_download")
 
 _MODULES = [
     {
@@ -75,14 +72,7 @@ documents = model.encode_document([{"image": "bus.jpg"}, {"video": "bus.mp4"}, "
 print(model.similarity(queries, documents))
 ```
 
-```python
-from transformers import AutoModel, AutoProcessor
-
-model = AutoModel.from_pretrained("org/plume", trust_remote_code=True)
-processor = AutoProcessor.from_pretrained("org/plume", trust_remote_code=True)
-embeddings = model(**processor.process_queries(["a red bus at a stop"])).embeddings
-```
-
+With transformers: `AutoModel`, `AutoProcessor` and `model(**processor.process_queries(["a red bus"])).embeddings`.
 The number of latent steps, the token positions, the prompt and the pixel limits are stored with the weights.
 State here: training data, scores with their condition, limits, licence and base model.
 """
@@ -146,17 +136,13 @@ class HubFolder:
 
 @contextmanager
 def replacing_weights(folder: str | os.PathLike, is_main_process: bool = True) -> Iterator[None]:
-    """Around a save: afterwards the folder holds no older weights in other pieces. Only the main process removes."""
-    root = Path(folder)
+    """Around a save, which replaces shards of an earlier one by itself: of single file and index the new one stays."""
+    single, _, index = (Path(folder, name) for name in WEIGHT_FILES)
     if is_main_process:
-        (root / WEIGHT_FILES[-1]).unlink(missing_ok=True)  # so that the one that is there afterwards is new
+        index.unlink(missing_ok=True)
     yield
-    placed = _placed(root)
-    new = {WEIGHT_FILES[-1], *placed.values()} if placed else {WEIGHT_FILES[0]}
-    if is_main_process and all((root / name).is_file() for name in new):
-        for path in [path for pattern in WEIGHT_FILES for path in root.glob(pattern)]:
-            if path.name not in new:
-                path.unlink()
+    if is_main_process and index.is_file():
+        single.unlink(missing_ok=True)
 
 
 def check_weights(name: str | os.PathLike, options: Mapping[str, Any], loaded: bool) -> None:

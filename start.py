@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from transformers import AddedToken, AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 
-from plume.hub_files_plume import HUB_OPTIONS
 from plume.layouts import PAPER_LAYOUT, PromptLayout, build_chat_template
 from plume.modeling_plume import PlumeForEmbedding, PlumeModel
 from plume.modeling_plume_qwen2_5_vl import PlumeQwen2_5_VLForEmbedding
@@ -18,6 +17,7 @@ from plume.modeling_plume_qwen3_vl import PlumeQwen3VLForEmbedding
 from plume.processing_plume import PlumeProcessor
 from plume.prompt_plume import is_token
 
+HUB_OPTIONS = ("revision", "subfolder", "token", "cache_dir", "local_files_only", "force_download")
 # By the model type of the backbone.
 MODEL_CLASSES: dict[str, Any] = {
     model_class.config_class.backbone_config_class.model_type: model_class
@@ -204,6 +204,7 @@ def _load(model_class: Any, source: str | os.PathLike, config: Any, options: dic
 
 __all__ = [
     "BACKBONE_SETTINGS",
+    "HUB_OPTIONS",
     "MODEL_CLASSES",
     "build_config",
     "build_processor",
