@@ -16,6 +16,7 @@ Two contexts give the same states and gradients, up to rounding:
 
 import inspect
 from abc import ABC, abstractmethod
+from dataclasses import InitVar, dataclass
 from functools import partial
 from typing import Any
 
@@ -30,45 +31,28 @@ CACHE_ARGUMENT = "cache" if "cache" in inspect.signature(Qwen2Model.forward).par
 _KEEPS_CACHE = "_can_checkpoint_with_cache"
 
 
+@dataclass(eq=False, repr=False)
 class Context(ABC):
-    """A backbone that has read a prefix and can read on.
+    """A backbone that has read a prefix and can read on; ``hidden`` are the states of the prefix, ``(B, T, D)``."""
 
-    Args:
-        language_model: The backbone's decoder, without head.
-        inputs_embeds: Prefix input vectors, ``(B, T, D)``, left-padded.
-        attention_mask: ``(B, T + R)``; the R columns reserved for what follows the prefix are 1.
-        position_ids: ``(3, B, T + R)``.
-        prefix_arguments: What the decoder takes for the prefix alone (deepstack features of Qwen3-VL).
+    language_model: Any  # the backbone's decoder, without head
+    inputs_embeds: InitVar[torch.Tensor]  # of the prefix, (B, T, D), left-padded
+    attention_mask: torch.Tensor  # (B, T + R); the R columns reserved for what follows the prefix are 1
+    position_ids: torch.Tensor  # (3, B, T + R)
+    prefix_arguments: dict[str, Any]  # what the decoder takes for the prefix alone (deepstack features of Qwen3-VL)
 
-    Attributes:
-        hidden: States of the prefix, ``(B, T, D)``, post-norm.
-    """
-
-    def __init__(
-        self,
-        language_model: Any,
-        inputs_embeds: torch.Tensor,
-        attention_mask: torch.Tensor,
-        position_ids: torch.Tensor,
-        prefix_arguments: dict[str, Any],
-    ) -> None:
-        self._language_model, self._prefix_arguments = language_model, prefix_arguments
-        self._attention_mask, self._position_ids = attention_mask, position_ids
+    def __post_init__(self, inputs_embeds: torch.Tensor) -> None:
         self._length = 0
         self.hidden = self.extend(inputs_embeds)
 
     def extend(self, inputs_embeds: torch.Tensor, keep: int | None = None) -> torch.Tensor:
-        """Read input vectors at the next S positions.
+        """Read input vectors, ``(B, S, D)``, at the next S positions.
 
-        Args:
-            inputs_embeds: ``(B, S, D)``.
-            keep: How many of the S positions stay; the others are forgotten again. Defaults to all.
-
-        Returns:
-            Their states, ``(B, S, D)``, post-norm.
+        All of them stay, or the first ``keep``; the others are forgotten again. Returns their states, ``(B, S, D)``,
+        post-norm.
         """
         start, stop = self._length, self._length + inputs_embeds.shape[1]
-        assert stop <= self._attention_mask.shape[1], "more columns than the context reserved"
+        assert stop <= self.attention_mask.shape[1], "more columns than the context reserved"
         self._length = stop if keep is None else start + keep
         return self._read(inputs_embeds, start, stop)
 
@@ -78,12 +62,9 @@ class Context(ABC):
 
     def _run(self, inputs_embeds: torch.Tensor, start: int, stop: int, **arguments: Any) -> torch.Tensor:
         """The decoder as transformers runs it."""
-        return self._language_model(
-            inputs_embeds=inputs_embeds,
-            attention_mask=self._attention_mask[:, :stop],
-            position_ids=self._position_ids[..., start:stop],
-            **arguments,
-        ).last_hidden_state
+        mask, position_ids = self.attention_mask[:, :stop], self.position_ids[..., start:stop]
+        inputs = {"inputs_embeds": inputs_embeds, "attention_mask": mask, "position_ids": position_ids}
+        return self.language_model(**inputs, **arguments).last_hidden_state
 
 
 class CachedContext(Context):
@@ -95,26 +76,26 @@ class CachedContext(Context):
     def _read(self, inputs_embeds: torch.Tensor, start: int, stop: int) -> torch.Tensor:
         if start == 0:
             cache = PieceCache if torch.is_grad_enabled() else PreallocatedCache
-            self._cache = cache(self._attention_mask.shape[1])
+            self._cache = cache(self.attention_mask.shape[1])
         self._cache = self._cache.for_next_pass(start)
         # Checkpointed layers refuse to return a cache.
-        arguments = {CACHE_ARGUMENT: self._cache, "use_cache": not _is_checkpointing(self._language_model)}
+        arguments = {CACHE_ARGUMENT: self._cache, "use_cache": not _is_checkpointing(self.language_model)}
         if start > 0:
             step = self._step if self._shared else self._run
             return step(inputs_embeds, start, stop, **arguments)
-        states = self._run(inputs_embeds, start, stop, **arguments, **self._prefix_arguments)
-        if _takes_plain_masks(self._language_model.config):
+        states = self._run(inputs_embeds, start, stop, **arguments, **self.prefix_arguments)
+        if _takes_plain_masks(self.language_model.config):
             self._shared = self._share(states)
         return states
 
     def _share(self, hidden: torch.Tensor) -> tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor]]:
         """Additive masks ``(B, 1, R, L)`` and rotary factors of the reserved columns."""
         prefix = hidden.shape[1]
-        columns = torch.arange(self._attention_mask.shape[1], device=hidden.device)
-        visible_BRL = self._attention_mask.to(hidden.device).bool().unsqueeze(1) & (columns <= columns[prefix:, None])
+        columns = torch.arange(self.attention_mask.shape[1], device=hidden.device)
+        visible_BRL = self.attention_mask.to(hidden.device).bool().unsqueeze(1) & (columns <= columns[prefix:, None])
         mask = torch.zeros(visible_BRL.shape, dtype=hidden.dtype, device=hidden.device)
         mask = mask.masked_fill(~visible_BRL, -torch.inf)
-        return mask.unsqueeze(1), self._language_model.rotary_emb(hidden, self._position_ids[..., prefix:])
+        return mask.unsqueeze(1), self.language_model.rotary_emb(hidden, self.position_ids[..., prefix:])
 
     def _step(self, x_BSD: torch.Tensor, start: int, stop: int, **arguments: Any) -> torch.Tensor:
         """The decoder's layers, one after the other, over what all passes share."""
@@ -127,11 +108,11 @@ class CachedContext(Context):
             "position_embeddings": (cos[..., rows, :], sin[..., rows, :]),
             **arguments,
         }
-        for layer in self._language_model.layers:
+        for layer in self.language_model.layers:
             x_BSD = layer(x_BSD, **arguments)
             if isinstance(x_BSD, tuple):  # older layers
                 x_BSD = x_BSD[0]
-        return self._language_model.norm(x_BSD)
+        return self.language_model.norm(x_BSD)
 
 
 class RecomputedContext(Context):
@@ -142,7 +123,7 @@ class RecomputedContext(Context):
     def _read(self, inputs_embeds: torch.Tensor, start: int, stop: int) -> torch.Tensor:
         past = [] if self._read_so_far is None else [self._read_so_far[:, :start]]
         self._read_so_far = torch.cat([*past, inputs_embeds], dim=1)
-        arguments = dict(self._prefix_arguments)
+        arguments = dict(self.prefix_arguments)
         if "visual_pos_masks" in arguments:  # nothing after the prefix is visual
             mask = arguments["visual_pos_masks"]
             arguments["visual_pos_masks"] = torch.nn.functional.pad(mask, (0, stop - mask.shape[1]))

@@ -90,13 +90,11 @@ class ExitHead:
 class _ShrinkingContext(CachedContext):
     """A context that rows can leave."""
 
-    _attention_mask: torch.Tensor
-    _position_ids: torch.Tensor
     _shared: tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor]] | None
 
     def keep_rows(self, rows: torch.Tensor) -> None:
         """Go on with some rows only, given by their numbers."""
-        self._attention_mask, self._position_ids = self._attention_mask[rows], self._position_ids[:, rows]
+        self.attention_mask, self.position_ids = self.attention_mask[rows], self.position_ids[:, rows]
         if self._shared is not None:
             mask, rotary = self._shared
             cos, sin = (part.index_select(-3, rows) for part in rotary)

@@ -21,7 +21,7 @@ WEIGHT_FILES = ["model.safetensors", "model-*-of-*.safetensors", "model.safetens
 _FLOATS = ("F64", "F32", "F16", "BF16")
 # What says how sentence-transformers drives the model; a repository's own stay.
 ST_FILES = ("modules.json", "sentence_bert_config.json", "config_sentence_transformers.json")
-PUSH_OPTIONS = ("commit_message", "commit_description", "private", "token", "revision", "create_pr")
+PUSH_OPTIONS = ("repo_id", "commit_message", "commit_description", "private", "token", "revision", "create_pr")
 
 _MODULES = [
     {

@@ -87,13 +87,9 @@ class PlumeModel(HubFolder, _Mixed):
         try:
             importlib.import_module("plume.speed").speed_up(self, enabled, **options)
         except ImportError:
-            logger.warning(
-                "speed_up() changes nothing: its code is in the package, which is not installed here. Install it with "
-                "pip install plume-embedding."
-            )
+            missing = "its code is in the package, which is not installed here (pip install plume-embedding)."
+            logger.warning(f"speed_up() changes nothing: {missing}")
         return self
-
-    # What a backbone may do differently
 
     def media_of(self, inputs: Mapping[str, Any]) -> list[Media]:
         """Images and videos among model inputs, by their names."""
@@ -102,9 +98,7 @@ class PlumeModel(HubFolder, _Mixed):
     def prefix_arguments(self, placeholders: list[torch.Tensor], outputs: list[Any]) -> dict[str, Any]:
         """What the decoder takes with a prefix that has media, beyond its input vectors.
 
-        Args:
-            placeholders: Where the tokens of a kind of media are, ``(B, T)`` of bool, per kind that the batch has.
-            outputs: What the vision tower returned for each.
+        From where the tokens of each kind of media are, ``(B, T)`` of bool, and what the vision tower returned for it.
         """
         return {}
 
@@ -142,15 +136,15 @@ class PlumeModel(HubFolder, _Mixed):
         Args:
             input_ids: Prefix tokens, ``(B, T)``, each row ending in ``<slt>``; padded on either side.
             attention_mask: 1 for tokens, 0 for padding, ``(B, T)``. Defaults to all ones.
-            pixel_values: Image patches, ``(P, C)``, of all images of the batch in order.
-            image_grid_thw: Patch grids of the images, ``(N, 3)``.
-            pixel_values_videos: Video patches, ``(P, C)``.
-            video_grid_thw: Patch grids of the videos, ``(M, 3)``.
+            pixel_values: Patches of all images of the batch in order, ``(P, C)``.
+            image_grid_thw: Grids of the images in patches, ``(N, 3)``.
+            pixel_values_videos: Patches of all videos, ``(P, C)``.
+            video_grid_thw: Grids of the videos, ``(M, 3)``.
             second_per_grid_ts: Seconds from one temporal patch of a video to the next, ``(M,)``; Qwen2.5-VL only.
             num_latent_steps: K; 0 for none. Defaults to the configuration's for the task.
             task: ``"query"`` or ``"document"``; changes nothing but the default of K.
-            readout_steps: Numbers of steps to return an embedding for, increasing, from 0 to K. One rollout serves them
-                all; each equals the embedding of a call with that K and the configuration's suffix.
+            readout_steps: Steps in 0..K to return an embedding after, increasing, all from one rollout; each is that of
+                a call with this K and the configuration's suffix.
             suffix_input_ids: Tokens after the latent block, ``(B, S)``; what follows a row's last ``<gen>`` does not
                 matter. Defaults to ``config.suffix_token_ids``.
             suffix_mask: Suffix tokens to score with the LM head, ``(B, S)`` of bool. Defaults to none.
@@ -218,17 +212,12 @@ class PlumeModel(HubFolder, _Mixed):
     def read_prefix(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor, media: list[Media], num_reserved: int
     ) -> Context:
-        """Run the prefix pass of a checked, left-padded batch.
+        """Run the prefix pass of a left-padded batch, ids and mask ``(B, T)``, every row ending in ``<slt>``.
 
-        Args:
-            input_ids: ``(B, T)``, every row ending in ``<slt>``.
-            attention_mask: ``(B, T)``.
-            media: Images and videos of the batch, :meth:`media_of` the inputs.
-            num_reserved: Positions to lay out after the prefix, for latent steps and suffix.
+        ``media`` are :meth:`media_of` the inputs; ``num_reserved`` positions are laid out for latent steps and suffix.
 
         Raises:
-            ValueError: If the batch has padding inside a row, lacks ``<slt>`` or ``<anchor>``, or has other media than
-                placeholders.
+            ValueError: As :func:`~plume.checks_plume.check_prefix`.
         """
         check_prefix(input_ids, attention_mask, media, self.config)
         inputs_embeds, prefix_arguments = self._embed(input_ids, media)
@@ -283,44 +272,36 @@ class PlumeModel(HubFolder, _Mixed):
         return {**model_inputs, "causal_lm": True}
 
     @classmethod
-    def from_pretrained(
-        cls, pretrained_model_name_or_path: str | os.PathLike, *args: Any, **kwargs: Any
-    ) -> "PlumeModel":
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> "PlumeModel":
         """Load a PLUME checkpoint; ``plume.from_backbone`` starts from one of a plain backbone.
 
         Raises:
             ValueError: If the checkpoint lacks weights, which would otherwise be random, or has damaged or other ones.
         """
-        check_weights(pretrained_model_name_or_path, kwargs, loaded=False)
-        options = {**kwargs, "output_loading_info": True}
-        loaded: Any = super().from_pretrained(pretrained_model_name_or_path, *args, **options)
-        check_weights(pretrained_model_name_or_path, kwargs, loaded=True)
+        name = pretrained_model_name_or_path
+        check_weights(name, kwargs, loaded=False)
+        loaded: Any = super().from_pretrained(name, *args, **{**kwargs, "output_loading_info": True})
+        check_weights(name, kwargs, loaded=True)
         model, info = loaded
         if missing := info["missing_keys"]:
             raise ValueError(
-                f"{pretrained_model_name_or_path} lacks {len(missing)} weights, e.g. {min(missing)}: they would be "
-                "random and so would the embeddings. If this is a checkpoint of a plain backbone, start from it with "
-                "plume.from_backbone."
+                f"{name} lacks {len(missing)} weights, e.g. {min(missing)}: they would be random and so would the "
+                "embeddings. If this is a checkpoint of a plain backbone, start from it with plume.from_backbone."
             )
         return loaded if kwargs.get("output_loading_info") else model
 
     def save_pretrained(
-        self,
-        save_directory: str | os.PathLike,
-        *args: Any,
-        push_to_hub: bool = False,
-        repo_id: str | None = None,
-        **kwargs: Any,
+        self, save_directory: str | os.PathLike, *args: Any, push_to_hub: bool = False, **kwargs: Any
     ) -> None:
         """Save weights, configuration, code, model card and the sentence-transformers files."""
-        pushed = {name: kwargs.pop(name) for name in PUSH_OPTIONS if name in kwargs}
+        pushed = {name: kwargs.pop(name) for name in PUSH_OPTIONS if kwargs.get(name) is not None}
         # Tensors keep the names of our modules: Trainer restores a checkpoint by these names, and with the Hub's older
         # ones it would continue from fresh weights with no more than a warning.
         with replacing_weights(save_directory, args[0] if args else kwargs.get("is_main_process", True)):
             super().save_pretrained(save_directory, *args, **{"save_original_format": False, **kwargs})
         write_hub_files(save_directory)
         if push_to_hub:
-            self.push_to_hub(repo_id or os.path.basename(os.path.normpath(save_directory)), **pushed)
+            self.push_to_hub(**{"repo_id": os.path.basename(os.path.normpath(save_directory)), **pushed})
 
 
 class PlumeForEmbedding(PlumeModel, Qwen2VLForConditionalGeneration):  # type: ignore[misc]

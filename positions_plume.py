@@ -18,21 +18,13 @@ import torch
 
 
 class Media(NamedTuple):
-    """One kind of media of a batch, in the order of appearance over all rows; tensors are None where it has none.
+    """One kind of media of a batch, in the order of appearance over all rows; tensors are None where it has none."""
 
-    Attributes:
-        token_id: Its placeholder token.
-        pixels: Patches, ``(P, C)``.
-        grid_thw: Grids (time, height, width) in patches, ``(N, 3)``.
-        time_step: Positions from one temporal patch to the next, ``(N,)``. Defaults to 1.
-        frames_apart: Whether every temporal patch is an item of its own for positions (Qwen3-VL).
-    """
-
-    token_id: int
-    pixels: torch.Tensor | None
-    grid_thw: torch.Tensor | None
-    time_step: torch.Tensor | None = None
-    frames_apart: bool = False
+    token_id: int  # its placeholder token
+    pixels: torch.Tensor | None  # patches, (P, C)
+    grid_thw: torch.Tensor | None  # grids (time, height, width) in patches, (N, 3)
+    time_step: torch.Tensor | None = None  # positions from one temporal patch to the next, (N,); 1 if None
+    frames_apart: bool = False  # whether every temporal patch is an item of its own for positions (Qwen3-VL)
 
 
 def media_of(config: Any, inputs: Mapping[str, Any]) -> list[Media]:
@@ -61,18 +53,12 @@ def mrope_index(
     valid = attention_mask.bool()
     advance = valid.long()
     within = torch.zeros(num_axes, batch * length, dtype=torch.long, device=input_ids.device)
-    for token_id, _, grid_thw, time_step, frames_apart in media:
-        if grid_thw is None:
-            continue
-        is_media = ((input_ids == token_id) & valid).flatten()
-        grid_thw = grid_thw.to(input_ids.device)
-        if frames_apart:
-            sizes = grid_thw[:, 1:].repeat_interleave(grid_thw[:, 0], dim=0)
-            grid_thw = torch.nn.functional.pad(sizes, (1, 0), value=1)
-        time_step = torch.ones_like(grid_thw[:, 0]) if time_step is None else time_step.to(input_ids.device)
-        offsets, spans = _offsets_within_media(is_media, grid_thw, time_step, spatial_merge_size)
-        within += offsets
-        advance = torch.where(is_media.view(batch, length), spans.view(batch, length), advance)
+    for kind in media:
+        if kind.grid_thw is not None:
+            is_media = ((input_ids == kind.token_id) & valid).flatten()
+            offsets, spans = _offsets_within_media(is_media, kind, spatial_merge_size)
+            within += offsets
+            advance = torch.where(is_media.view(batch, length), spans.view(batch, length), advance)
     start = advance.cumsum(dim=-1) - advance
     positions = start + within.view(num_axes, batch, length)
     return positions.masked_fill(~valid, 0), advance.sum(dim=-1)
@@ -104,9 +90,15 @@ def rollout_positions(
 
 
 def _offsets_within_media(
-    is_media: torch.Tensor, grid_thw: torch.Tensor, time_step: torch.Tensor, spatial_merge_size: int
+    is_media: torch.Tensor, kind: Media, spatial_merge_size: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Offsets (3, B*T) of media tokens from the start of their item, and spans (B*T,) on its last token."""
+    assert kind.grid_thw is not None
+    grid_thw = kind.grid_thw.to(is_media.device)
+    if kind.frames_apart:
+        sides = grid_thw[:, 1:].repeat_interleave(grid_thw[:, 0], dim=0)
+        grid_thw = torch.nn.functional.pad(sides, (1, 0), value=1)
+    time_step = torch.ones_like(grid_thw[:, 0]) if kind.time_step is None else kind.time_step.to(grid_thw.device)
     time, height, width = (grid_thw // grid_thw.new_tensor([1, spatial_merge_size, spatial_merge_size])).unbind(-1)
     sizes = time * height * width
     ends = sizes.cumsum(0)

@@ -60,14 +60,13 @@ class PlumeProcessor(PromptBuilder, HubFolder, ProcessorMixin):
         inputs.data = _Inputs(inputs.data)
         return inputs
 
-    def save_pretrained(
-        self, save_directory: str | os.PathLike, push_to_hub: bool = False, repo_id: str | None = None, **kwargs: Any
-    ) -> list[str]:
+    def save_pretrained(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs: Any) -> list[str]:
         """Save tokenizer, template and settings, and the prompts for sentence-transformers."""
         saved = super().save_pretrained(save_directory)
         write_hub_files(save_directory, {"query": self.query_prompt, "document": self.document_prompt})
         if push_to_hub:
-            self.push_to_hub(repo_id or os.path.basename(os.path.normpath(save_directory)), **kwargs)
+            name = os.path.basename(os.path.normpath(save_directory))
+            self.push_to_hub(**{**kwargs, "repo_id": kwargs.get("repo_id") or name})
         return saved
 
 

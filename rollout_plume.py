@@ -24,17 +24,11 @@ from .latent_plume import LatentTransition
 
 
 class Rollout(NamedTuple):
-    """What a rollout computed; all states are post-norm.
+    """What a rollout computed; all states are post-norm."""
 
-    Attributes:
-        latent_states: z(1)..z(K), ``(B, K, D)``.
-        router_probs: pi(1)..pi(K) over all experts, ``(B, K, E)``, fp32.
-        readouts: z(k) and the states of the suffix after it, for every k of ``readout_steps``, ``(B, R, 1 + S, D)``.
-    """
-
-    latent_states: torch.Tensor
-    router_probs: torch.Tensor
-    readouts: torch.Tensor
+    latent_states: torch.Tensor  # z(1)..z(K), (B, K, D)
+    router_probs: torch.Tensor  # pi(1)..pi(K) over all experts, (B, K, E), fp32
+    readouts: torch.Tensor  # z(k) and the states of the suffix after it, for every k of readout_steps, (B, R, 1 + S, D)
 
 
 @dataclass
