@@ -28,30 +28,7 @@ _STATED_FIELDS = (
 class LatentConfig:
     """The latent fields, for the configuration of a backbone that follows it in the bases of a class.
 
-    Defaults are the paper's (sections 3.3, 3.4 and 4.1).
-
-    Args:
-        num_latent_steps: K, the latent steps of the rollout (Eq. 3); 0 reads the embedding without any.
-        num_latent_steps_query: K of queries. Defaults to ``num_latent_steps``.
-        num_latent_steps_document: K of documents. Defaults to ``num_latent_steps``.
-        max_latent_steps: Rows of the step embedding table e(k), the largest K this model can run.
-        num_experts: M_e, specialised experts of the transition adapter; 1 has no router.
-        num_active_experts: K_r, experts that the router selects per step (top-k, Eq. 5).
-        use_shared_expert: Whether the always-on expert E_0 exists (Eq. 5).
-        expert_expansion: Hidden width of an expert as a multiple of the model width D.
-        expert_dropout: Dropout after the activation of an expert, in [0, 1), training only.
-        transition_norm_eps: Epsilon of the LayerNorm before the experts.
-        router_uses_anchor: Whether the router sees c(x), the anchor state (Eq. 4).
-        router_uses_step: Whether the router sees e(k), the step embedding (Eq. 4).
-        position_scheme: ``"mrope"`` places latent step k at p_slt + k (the paper), ``"kv_length"`` at the
-            number of cached tokens (how the released checkpoint was evaluated).
-        anchor_token_id: Token whose prefix state is the semantic anchor.
-        latent_start_token_id: ``<slt>``, the last token of every prefix.
-        latent_end_token_id: ``<elt>``, closes the latent block.
-        latent_token_id: ``<ct>``, a latent position in serialized text: counted, never embedded.
-        embedding_token_id: ``<gen>``, whose state is the embedding (Eq. 7).
-        suffix_token_ids: Tokens after the latent block, ``<elt> ... <gen>``. Defaults to these two.
-        **kwargs: Fields of the backbone's configuration.
+    Defaults are the paper's (sections 3.3, 3.4 and 4.1). Other keyword arguments are fields of the backbone.
 
     Raises:
         ValueError: If a field is out of range or contradicts another one.
@@ -60,25 +37,26 @@ class LatentConfig:
     model_type: ClassVar[str]
     backbone_config_class: ClassVar[Any]
 
-    num_latent_steps: int = 8
-    num_latent_steps_query: int | None = None
-    num_latent_steps_document: int | None = None
-    max_latent_steps: Count = 32
-    num_experts: Count = 4
-    num_active_experts: Count = 2
-    use_shared_expert: Switch = True
-    expert_expansion: Count = 2
-    expert_dropout: Share = 0.1
-    transition_norm_eps: Share = 1e-5
-    router_uses_anchor: Switch = True
-    router_uses_step: Switch = True
+    num_latent_steps: int = 8  # K, the latent steps of the rollout (Eq. 3); 0 reads the embedding without any
+    num_latent_steps_query: int | None = None  # K of queries; num_latent_steps if None
+    num_latent_steps_document: int | None = None  # K of documents; num_latent_steps if None
+    max_latent_steps: Count = 32  # rows of the step embedding table e(k), the largest K this model can run
+    num_experts: Count = 4  # M_e, specialised experts of the transition adapter; 1 has no router
+    num_active_experts: Count = 2  # K_r, experts that the router selects per step (top-k, Eq. 5)
+    use_shared_expert: Switch = True  # whether the always-on expert E_0 exists (Eq. 5)
+    expert_expansion: Count = 2  # hidden width of an expert as a multiple of the model width D
+    expert_dropout: Share = 0.1  # after the activation of an expert, training only
+    transition_norm_eps: Share = 1e-5  # epsilon of the LayerNorm before the experts
+    router_uses_anchor: Switch = True  # whether the router sees c(x), the anchor state (Eq. 4)
+    router_uses_step: Switch = True  # whether the router sees e(k), the step embedding (Eq. 4)
+    # Latent step k at p_slt + k (the paper), or at the number of cached tokens (the released checkpoint's evaluation).
     position_scheme: Literal["mrope", "kv_length"] = "mrope"
-    anchor_token_id: Index = 151658
-    latent_start_token_id: Index = 151659
-    latent_end_token_id: Index = 151660
-    latent_token_id: Index = 151661
-    embedding_token_id: Index = 151657
-    suffix_token_ids: TokenIds = None  # type: ignore[assignment]
+    anchor_token_id: Index = 151658  # whose prefix state is the semantic anchor
+    latent_start_token_id: Index = 151659  # <slt>, the last token of every prefix
+    latent_end_token_id: Index = 151660  # <elt>, closes the latent block
+    latent_token_id: Index = 151661  # <ct>, a latent position in serialized text: counted, never embedded
+    embedding_token_id: Index = 151657  # <gen>, whose state is the embedding (Eq. 7)
+    suffix_token_ids: TokenIds = None  # type: ignore[assignment] # after the latent block; <elt> <gen> if None
 
     def __init__(self, **kwargs: Any) -> None:
         vars(self).update({name: kwargs.pop(name, vars(LatentConfig)[name]) for name in _FIELDS})

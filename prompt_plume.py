@@ -47,60 +47,43 @@ Media = dict[str, list[Item]]  # of one input, by kind
 class PromptBuilder:
     """Turns texts, images, videos and their mixtures into model inputs, as arrays of numpy.
 
-    Args:
-        tokenizer: Qwen2 tokenizer that knows the five PLUME tokens; ``plume.start.build_processor`` adds them. Of
-            transformers, or one that can be called as theirs.
-        chat_template: Jinja template of the prompt.
-        anchor_token, latent_start_token, latent_end_token, latent_token, embedding_token: Strings of ``<anchor>``,
-            ``<slt>``, ``<elt>``, ``<ct>`` and ``<gen>``.
-        suffix: Text between the latent block and the embedding, ``<elt> ... <gen>``.
-        query_prompt, document_prompt: Instructions.
-        min_pixels, max_pixels: Smallest and largest area of an image after resizing.
-        video_min_pixels, video_max_pixels: The same for videos.
-        num_frames: Most frames taken from a video, evenly spaced.
-        blank_image_size: Edge in pixels of a white image put before inputs without media; 0 for none. The
-            released checkpoint was trained and scored with one.
-        patch_size, merge_size: Pixels per patch and patches per token along an edge.
-        temporal_patch_size: Frames per patch.
-        image_mean, image_std: Mean and standard deviation of each colour, for values in [0, 1].
-        background_color: RGB in 0..255 that shows through transparency.
-        resize: ``"once"``, or ``"released"``: twice, and as stored whatever EXIF says, as the released checkpoint was
-            evaluated.
-        video_limits: Whether pixels of a video are limited for each ``"frame"`` or for the whole ``"clip"``.
-        fps: Frames taken per second of a video, up to ``num_frames``; ``num_frames`` of any video if None.
-        min_frames: With ``fps``, fewest frames taken from a video that has them.
-        timestamps: Whether the time of each temporal patch is written into the prompt.
-        time_positions: Whether the model is given ``second_per_grid_ts``.
+    The tokenizer is a Qwen2 tokenizer that knows the five PLUME tokens, which ``plume.start.build_processor`` adds: of
+    transformers, or one that can be called as theirs. All fields after the template are saved.
+
+    Raises:
+        ValueError: If a setting is out of range, contradicts another one, or is no token of the tokenizer.
     """
 
     tokenizer: Any
-    chat_template: str
-    anchor_token: Text
-    latent_start_token: Text
-    latent_end_token: Text
-    latent_token: Text
-    embedding_token: Text
-    suffix: Text
-    query_prompt: Text = ""
-    document_prompt: Text = ""
-    min_pixels: Count = 56 * 56
-    max_pixels: Count = 1280 * 28 * 28
-    video_min_pixels: Count = 128 * 28 * 28
-    video_max_pixels: Count = 768 * 28 * 28
-    num_frames: Count = 8
+    chat_template: str  # Jinja
+    anchor_token: Text  # string of <anchor>
+    latent_start_token: Text  # string of <slt>
+    latent_end_token: Text  # string of <elt>
+    latent_token: Text  # string of <ct>
+    embedding_token: Text  # string of <gen>
+    suffix: Text  # between the latent block and the embedding, <elt> ... <gen>
+    query_prompt: Text = ""  # instruction of queries
+    document_prompt: Text = ""  # instruction of documents
+    min_pixels: Count = 56 * 56  # smallest area of an image after resizing
+    max_pixels: Count = 1280 * 28 * 28  # largest area of an image after resizing
+    video_min_pixels: Count = 128 * 28 * 28  # the smallest for videos
+    video_max_pixels: Count = 768 * 28 * 28  # the largest for videos
+    num_frames: Count = 8  # most frames taken from a video, evenly spaced
+    # Edge in pixels of a white image before inputs without media; the released checkpoint was trained with one.
     blank_image_size: Index = 0
-    patch_size: Count = 14
-    merge_size: Count = 2
-    temporal_patch_size: Count = 2
-    image_mean: Floats = field(default_factory=CLIP_MEAN.copy)
-    image_std: Floats = field(default_factory=CLIP_STD.copy)
-    background_color: Colour = field(default_factory=WHITE.copy)
+    patch_size: Count = 14  # pixels per patch along an edge
+    merge_size: Count = 2  # patches per token along an edge
+    temporal_patch_size: Count = 2  # frames per patch
+    image_mean: Floats = field(default_factory=CLIP_MEAN.copy)  # of each colour, for values in [0, 1]
+    image_std: Floats = field(default_factory=CLIP_STD.copy)  # standard deviation of each colour
+    background_color: Colour = field(default_factory=WHITE.copy)  # RGB that shows through transparency
+    # "released" resizes twice, and as stored whatever EXIF says, as the released checkpoint was evaluated.
     resize: Literal["once", "released"] = "once"
-    video_limits: Literal["frame", "clip"] = "frame"
-    fps: Rate = None
-    min_frames: Count = 1
-    timestamps: Switch = False
-    time_positions: Switch = False
+    video_limits: Literal["frame", "clip"] = "frame"  # what the pixel limits of videos hold for
+    fps: Rate = None  # frames taken per second of a video, up to num_frames; num_frames of any video if None
+    min_frames: Count = 1  # with fps, fewest frames taken from a video that has them
+    timestamps: Switch = False  # whether the time of each temporal patch is written into the prompt
+    time_positions: Switch = False  # whether the model is given second_per_grid_ts
 
     def __post_init__(self) -> None:
         check_settings(SETTINGS, vars(self))
