@@ -74,20 +74,16 @@ class LatentConfig:
         """
         model_type = config_dict.get("model_type", cls.model_type)
         if model_type != cls.model_type and str(model_type).startswith("plume"):
-            raise ValueError(
-                f"The checkpoint is a {model_type!r} and {cls.__name__} reads {cls.model_type!r}: its weights would "
-                "not fit. Load it with AutoModel.from_pretrained, which picks the class."
-            )
+            cause = f"The checkpoint is a {model_type!r} and {cls.__name__} reads {cls.model_type!r}: it would not fit."
+            raise ValueError(f"{cause} Load it with AutoModel.from_pretrained, which picks the class.")
         try:
             given = {**config_dict, **kwargs}
             for part in ("text_config", "vision_config", "text_config.rope_parameters"):
                 given |= {f"{part}.{name}": value for name, value in (given.get(part) or {}).items()}
             absent = ", ".join(name for name in _STATED_FIELDS if given.get(name) is None)
             if absent and model_type == cls.model_type:
-                raise ValueError(
-                    f"The PLUME config.json is missing or does not state {absent}, so vectors are unknown. Add what "
-                    "the checkpoint was trained with, or pass latent fields to from_pretrained."
-                )
+                cause = f"The PLUME config.json is missing or does not state {absent}, so vectors are unknown."
+                raise ValueError(f"{cause} Add what it was trained with, or pass latent fields to from_pretrained.")
             loaded = super().from_dict(config_dict, **kwargs)  # type: ignore[misc]
         except (StrictDataclassError, AttributeError, LookupError, TypeError) as error:
             raise ValueError(f"config.json does not fit a {cls.__name__}: {error}. Take the checkpoint's.") from error
@@ -112,10 +108,8 @@ class LatentConfig:
         name = own if num_latent_steps is None and vars(self).get(own) is not None else "num_latent_steps"
         steps = vars(self)[name] if num_latent_steps is None else num_latent_steps
         if type(steps) is not int or not 0 <= steps <= self.max_latent_steps:  # True is no number of steps
-            raise ValueError(
-                f"{name}={steps!r} is outside 0..{self.max_latent_steps}, the integers that the step embedding e(k) "
-                "has rows for. Choose a K in that range, or train with a larger max_latent_steps."
-            )
+            cause = f"{name}={steps!r} is outside 0..{self.max_latent_steps}, the integers that e(k) has rows for."
+            raise ValueError(f"{cause} Choose a K in that range, or train with a larger max_latent_steps.")
         return steps
 
     def _check_latent_fields(self) -> None:
@@ -123,15 +117,11 @@ class LatentConfig:
         for task in (None, "query", "document"):
             self.check_num_latent_steps(task=task)
         if self.num_active_experts > self.num_experts:
-            raise ValueError(
-                f"num_active_experts={self.num_active_experts} exceeds num_experts={self.num_experts}: the router "
-                "cannot select more experts than there are. Lower num_active_experts or raise num_experts."
-            )
+            cause = f"num_active_experts={self.num_active_experts} exceeds num_experts={self.num_experts}."
+            raise ValueError(f"{cause} Lower num_active_experts or raise num_experts.")
         if self.embedding_token_id not in self.suffix_token_ids:
-            raise ValueError(
-                f"suffix_token_ids={self.suffix_token_ids} lacks embedding_token_id={self.embedding_token_id}, so "
-                "there is no state to read the embedding from. End the suffix with that token."
-            )
+            cause = f"suffix_token_ids={self.suffix_token_ids} lacks embedding_token_id={self.embedding_token_id}."
+            raise ValueError(f"{cause} End the suffix with that token, whose state is the embedding.")
 
 
 _FIELDS = {name: kind for name, kind in get_annotations(LatentConfig).items() if name in vars(LatentConfig)}

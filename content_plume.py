@@ -75,10 +75,8 @@ def _modality(item: Any) -> str:
         return "image"
     if isinstance(item, os.PathLike) or is_array(item):
         return "video" if _is_whole_video(item) else "image"
-    raise ValueError(
-        f"An input is given as {type(item).__name__}, which has no known modality. Pass a text, an image, an array, a "
-        f"dict with keys from {', '.join(MODALITIES)}, or chat messages."
-    )
+    cause = f"An input is given as {type(item).__name__}, which has no known modality."
+    raise ValueError(f"{cause} Pass a text, an image, an array, a dict of {', '.join(MODALITIES)}, or chat messages.")
 
 
 def _is_whole_video(entry: Any) -> bool:
@@ -104,10 +102,8 @@ def canonical_messages(
     """
     messages = [_canonical_message(message, control_tokens) for message in conversation]
     if not any(message["role"] == "user" and message["content"] for message in messages):
-        raise ValueError(
-            "An input is empty: no text and no media, so there is nothing to embed. Drop it, or give it a text, an "
-            "image or a video."
-        )
+        cause = "An input is empty: no text and no media, so there is nothing to embed."
+        raise ValueError(f"{cause} Drop it, or give it a text, an image or a video.")
     if messages[-1]["role"] == "system":
         raise ValueError("A system message comes after the user's, so it instructs nothing. Put it first.")
     return messages
@@ -128,10 +124,8 @@ def _canonical_message(message: Mapping[str, Any], control_tokens: Sequence[str]
         raise ValueError(f"A chat message needs 'role' and 'content', got {message!r:.100}.")
     role, content = message["role"], message["content"]
     if role not in ROLES:
-        raise ValueError(
-            f"A chat message has the role {role!r}; PLUME knows {', '.join(ROLES)}. A pair of inputs is not "
-            "one input: embed its two sides separately."
-        )
+        cause = f"A chat message has the role {role!r}; PLUME knows {', '.join(ROLES)}."
+        raise ValueError(f"{cause} A pair of inputs is not one input: embed its two sides separately.")
     given = [{"type": "text", "text": content}] if isinstance(content, str) else content
     if not isinstance(given, (list, tuple)) or not all(isinstance(part, Mapping) for part in given):
         raise ValueError(f"The content of a chat message is a text or a list of parts, got {content!r:.100}.")
@@ -156,16 +150,13 @@ def _canonical_message(message: Mapping[str, Any], control_tokens: Sequence[str]
 def _canonical_parts(part: Mapping[str, Any], control_tokens: Sequence[str]) -> list[dict[str, Any]]:
     kind = part.get("type")
     if kind not in MODALITIES:
-        raise ValueError(
-            f"An input names the unknown modality {kind!r}, which this model cannot embed. Use {', '.join(MODALITIES)}."
-        )
+        cause = f"An input names the unknown modality {kind!r}, which this model cannot embed."
+        raise ValueError(f"{cause} Use {', '.join(MODALITIES)}.")
     sources = (kind,) if kind == "text" else (kind, "url", "path")
     unknown = [key for key, value in part.items() if key not in ("type", *sources) and value is not None]
     if unknown:
-        raise ValueError(
-            f"A message part of type {kind!r} has the unknown keys {unknown}: they would have no effect. Pass limits "
-            "such as max_pixels and num_frames to the processor's call."
-        )
+        cause = f"A message part of type {kind!r} has the unknown keys {unknown}: they would have no effect."
+        raise ValueError(f"{cause} Pass limits such as max_pixels and num_frames to the processor's call.")
     value = next((part[key] for key in sources if part.get(key) is not None), None)
     if value is None:
         raise ValueError(f"A message part of type {kind!r} holds no {kind}: add the key {' or '.join(sources)}.")
@@ -183,10 +174,8 @@ def _as_several(kind: str, value: Any) -> list[Any]:
         return [value]
     whole = [kind != "video" or _is_whole_video(entry) for entry in value]
     if any(whole) and not all(whole):
-        raise ValueError(
-            "A list of videos mixes whole videos and single frames. Give video files or lists of frames for several "
-            "videos, and frames alone for one."
-        )
+        cause = "A list of videos mixes whole videos and single frames."
+        raise ValueError(f"{cause} Give video files or lists of frames for several videos, and frames alone for one.")
     return list(value) if all(whole) and (value or kind != "video") else [value]
 
 
@@ -197,10 +186,8 @@ def check_text(text: Any) -> None:
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise ValueError(
-            f"A text holds the lone surrogate {text[error.start]!r} at position {error.start}, which is no character. "
-            "Read its source in the right encoding, or drop it: text.encode(errors='ignore').decode()."
-        ) from error
+        cause = f"A text holds the lone surrogate {text[error.start]!r} at {error.start}, which is no character."
+        raise ValueError(f"{cause} Decode its source rightly, or text.encode(errors='ignore').decode().") from error
 
 
 def _warn_of_file_name(text: str) -> None:

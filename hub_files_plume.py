@@ -182,10 +182,8 @@ def weight_headers(root: Path) -> dict[str, dict[str, tuple[str, list[int]]]]:
     for file, header in headers.items():
         odd = sorted(name for name, (kind, _) in header.items() if kind not in _FLOATS)
         if odd and not quantized:
-            raise ValueError(
-                f"{root / file} holds {odd[0]} as {header[odd[0]][0]}, and config.json states no quantization: rounded "
-                "weights give other vectors. Save the model in float32 or bfloat16."
-            )
+            cause = f"{root / file} holds {odd[0]} as {header[odd[0]][0]}, and config.json states no quantization"
+            raise ValueError(f"{cause}: rounded weights give other vectors. Save it in float32 or bfloat16.")
     return headers
 
 

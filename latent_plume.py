@@ -89,10 +89,8 @@ class LatentTransition(nn.Module):
             ValueError: If the anchor does not have the shape of the latent state.
         """
         if anchor_BD.shape != z_BD.shape:
-            raise ValueError(
-                f"The anchor has shape {tuple(anchor_BD.shape)} but the latent state {tuple(z_BD.shape)}: the router "
-                "adds the two (Eq. 4). Take both from the same backbone and the same batch."
-            )
+            cause = f"The anchor has shape {tuple(anchor_BD.shape)} but the latent state {tuple(z_BD.shape)}."
+            raise ValueError(f"{cause} Eq. 4 adds them: take both from the same backbone and batch.")
         # 1. Route over all experts.
         if self.router is None:
             probs_BE = torch.ones(z_BD.shape[0], 1, device=z_BD.device)

@@ -284,10 +284,8 @@ class PlumeModel(HubFolder, _Mixed):
         check_weights(name, kwargs, loaded=True)
         model, info = loaded
         if missing := info["missing_keys"]:
-            raise ValueError(
-                f"{name} lacks {len(missing)} weights, e.g. {min(missing)}: they would be random and so would the "
-                "embeddings. If this is a checkpoint of a plain backbone, start from it with plume.from_backbone."
-            )
+            cause = f"{name} lacks {len(missing)} weights, e.g. {min(missing)}, and they would be random."
+            raise ValueError(f"{cause} If it is of a plain backbone, start from it with plume.from_backbone.")
         return loaded if kwargs.get("output_loading_info") else model
 
     def save_pretrained(

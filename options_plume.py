@@ -42,18 +42,14 @@ def check_settings(kinds: Mapping[str, Any], values: Mapping[str, Any]) -> None:
 def check_stated(known: Mapping[str, Any], saved: Mapping[str, Any], overrides: Mapping[str, Any]) -> None:
     """Refuse a ``processor_config.json`` that, with what the caller sets, leaves open what changes vectors."""
     if not known.keys() & saved.keys():
-        raise ValueError(
-            "There is no processor_config.json, or it is empty, so prompt and pixels of the model are unknown. Take "
-            "the file of the checkpoint, or start a new one with plume.start.build_processor."
-        )
+        cause = "There is no processor_config.json, or it is empty, so prompt and pixels are unknown."
+        raise ValueError(f"{cause} Take the checkpoint's, or make one with plume.start.build_processor.")
     stated = {*saved, *overrides}
     missing = [name for name in known if name not in stated]
     unknown = sorted(saved.keys() - known.keys() - {"processor_class", "auto_map", "chat_template"})
     if unknown or (missing and missing != list(known)[_FIRST_SETTINGS:]):
-        raise ValueError(
-            f"processor_config.json lacks the settings {missing} and has the unknown ones {unknown}, so its vectors "
-            "are unknown. Take the file of the checkpoint, or mend the names."
-        )
+        cause = f"processor_config.json lacks the settings {missing} and has the unknown ones {unknown}."
+        raise ValueError(f"{cause} Its vectors are unknown: take the file of the checkpoint, or mend the names.")
     if "chat_template" not in stated:
         raise ValueError("The file chat_template.jinja is missing, so the prompt is unknown. Take the checkpoint's.")
 

@@ -27,7 +27,6 @@ from .vision_plume import WHITE, Clip, describe, load_clip, load_image
 
 _TEMPLATE_VARIABLES = {"latent"}  # that a caller may set
 _VISION_START, _VISION_END = "<|vision_start|>", "<|vision_end|>"
-_PATCH_SETTINGS = ("patch_size", "merge_size", "temporal_patch_size", "image_mean", "image_std")
 _TOKENS = ("anchor_token", "latent_start_token", "latent_end_token", "latent_token", "embedding_token")
 
 
@@ -90,10 +89,9 @@ class PromptBuilder:
         self.row_sources: dict[int, int] = {}
         unknown = [vars(self)[name] for name in _TOKENS if not is_token(vars(self)[name], self.tokenizer)]
         if unknown or not self.suffix.endswith(self.embedding_token):
+            cause = f"The tokenizer does not know {unknown or 'the end of the suffix'}."
             raise ValueError(
-                f"The tokenizer does not know {unknown or 'the end of the suffix'}, so no model could read its "
-                "prompts. Start from a backbone with plume.from_backbone, or give the token strings and the "
-                "suffix of this tokenizer."
+                f"{cause} No model could read its prompts: start with plume.from_backbone, or give its own strings."
             )
 
     def token_fields(self) -> dict[str, Any]:
@@ -194,10 +192,8 @@ class PromptBuilder:
             placeholder, flat = MEDIA_KINDS[kind].placeholder, flatten_media(given, kind)
             counts = [prompt.count(placeholder) for prompt in prompts]
             if sum(counts) != len(flat):
-                raise ValueError(
-                    f"The prompts hold {sum(counts)} placeholders {placeholder} but {len(flat)} {kind}s are given, so "
-                    f"they cannot be matched. Give one {kind} per placeholder."
-                )
+                cause = f"The prompts hold {sum(counts)} placeholders {placeholder} but {len(flat)} {kind}s are given."
+                raise ValueError(f"{cause} Give one {kind} per placeholder, so that they match.")
             remaining = iter(flat)
             sources[kind] = [[next(remaining) for _ in range(count)] for count in counts]
         media = self._see_all(sources, options)
@@ -205,9 +201,9 @@ class PromptBuilder:
         rows = _each(lambda row: self._ids(self._expand(prompts[row], media[row])), range(len(prompts)))
         longest = max(map(len, rows))
         if longest > max_length:
+            cause = f"A rendered prompt has {longest} tokens, more than max_length={max_length}."
             raise ValueError(
-                f"A rendered prompt has {longest} tokens, more than max_length={max_length}; cutting it would lose its "
-                "end. Pass messages to apply_chat_template, which shortens the user's text only, or lower max_pixels."
+                f"{cause} Pass messages to apply_chat_template, which cuts text alone, or lower max_pixels."
             )
         return self._collate(rows, media, options["text"])
 
@@ -224,13 +220,11 @@ class PromptBuilder:
 
     def _see_image(self, source: Any, chosen: dict[str, Any]) -> Item:
         frame = load_image(source, self.background_color, upright=self.resize == "once")
-        with _naming(describe("image", source)):
-            return Item(*self._patchify([frame], "image", chosen))
+        return Item(*self._patchify([frame], "image", source, chosen))
 
     def _see_video(self, source: Any, rate: float | None, chosen: dict[str, Any]) -> Item:
         clip = self.read_clip(source, chosen.get("num_frames"), rate)
-        with _naming(describe("video", source)):
-            patches, grid = self._patchify(clip.frames, "video", chosen)
+        patches, grid = self._patchify(clip.frames, "video", source, chosen)
         step, times = self.temporal_patch_size, list(clip.times or [])
         times += times[-1:] * (-len(times) % step)
         middles = [(times[first] + times[first + step - 1]) / 2 for first in range(0, len(times), step)]
@@ -239,26 +233,18 @@ class PromptBuilder:
     def read_clip(self, source: Any, num_frames: int | None = None, rate: float | None = None) -> Clip:
         """The frames of a clip that the model would see, with their times; stands for the clip in an input.
 
-        Args:
-            source: As in :func:`~plume.vision_plume.load_clip`.
-            num_frames: Most frames. Defaults to the setting.
-            rate: Frames per second of a source that does not say it.
+        Arguments are those of :func:`~plume.vision_plume.load_clip`; ``num_frames`` defaults to the setting.
         """
         sampling = (num_frames or self.num_frames, self.fps, self.min_frames, rate)
         return load_clip(source, *sampling, self.background_color, upright=self.resize == "once")
 
-    def _patchify(self, frames: list[Image.Image], kind: str, chosen: dict[str, Any]) -> tuple[np.ndarray, Grid]:
-        settings = vars(self)
-        low, high = (chosen.get(name.removeprefix("video_"), settings[name]) for name in MEDIA_KINDS[kind].limits)
-        check_limits(low, high)
-        return patchify(
-            frames,
-            min_pixels=low,
-            max_pixels=high,
-            **{name: settings[name] for name in _PATCH_SETTINGS},
-            whole_clip=kind == "video" and self.video_limits == "clip",
-            resize_twice=self.resize == "released",
-        )
+    def _patchify(
+        self, frames: list[Image.Image], kind: str, source: Any, chosen: dict[str, Any]
+    ) -> tuple[np.ndarray, Grid]:
+        limits = [chosen.get(name.removeprefix("video_"), vars(self)[name]) for name in MEDIA_KINDS[kind].limits]
+        with _naming(describe(kind, source)):
+            check_limits(*limits)
+            return patchify(frames, vars(self), *limits, kind == "video" and self.video_limits == "clip")
 
     def _expand(self, prompt: str, media: Media) -> str:
         """Repeat each placeholder once per visual token of its item, in parts with their times where those are text."""

@@ -31,16 +31,12 @@ def fit(
     if len(ids) <= max_length and [part["text"] for part in texts] == given:
         return ids
     if not truncate:
-        raise ValueError(
-            f"An input has {len(ids)} tokens or more, over max_length={max_length}, and truncation is off. Shorten its "
-            "text, raise max_length, or allow truncation."
-        )
+        cause = f"An input has {len(ids)} tokens or more, over max_length={max_length}, and truncation is off."
+        raise ValueError(f"{cause} Shorten its text, raise max_length, or allow truncation.")
     while len(ids) > max_length:
         if not texts:
-            raise ValueError(
-                f"An input needs {len(ids)} tokens without any of its text, more than max_length={max_length}. Shorten "
-                "its instruction, lower max_pixels or num_frames, or raise max_length."
-            )
+            cause = f"An input needs {len(ids)} tokens without any of its text, more than max_length={max_length}."
+            raise ValueError(f"{cause} Shorten its instruction, lower max_pixels or num_frames, or raise max_length.")
         offsets = _offsets(texts[-1]["text"], tokenizer)
         texts[-1]["text"] = _first_tokens(texts[-1]["text"], offsets, len(offsets) - (len(ids) - max_length))
         if not texts[-1]["text"]:

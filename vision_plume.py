@@ -65,10 +65,8 @@ def _reading(kind: str, source: Any) -> Iterator[None]:
     try:
         yield
     except _UNREADABLE as error:
-        raise ValueError(
-            f"{describe(kind, source)} could not be read ({error}), so it cannot be embedded. Check that the file "
-            "exists, is complete and has the format its name says."
-        ) from error
+        cause = f"{describe(kind, source)} could not be read ({error}), so it cannot be embedded."
+        raise ValueError(f"{cause} Check that it is there, complete and of the format its name says.") from error
 
 
 def is_array(value: Any) -> bool:
@@ -118,10 +116,8 @@ def load_image(source: Any, background: Sequence[int] = WHITE, upright: bool = T
         with _reading("image", source):
             return _to_rgb(source, background, upright)
     if not isinstance(source, _FILE):
-        raise ValueError(
-            f"An image is given as {type(source).__name__}. Pass a PIL image, a path, a URL, bytes, or an array of "
-            "shape (H, W, 3)."
-        )
+        cause = f"An image is given as {type(source).__name__}."
+        raise ValueError(f"{cause} Pass a PIL image, a path, a URL, bytes, or an array of shape (H, W, 3).")
     Image.init()
     formats = [name for name in Image.OPEN if name not in _FORMATS_REFUSED]
     with _reading("image", source), _open(source) as file, Image.open(file, formats=formats) as image:
@@ -165,10 +161,8 @@ def _array_to_image(array: Any) -> Image.Image:
         array = array[..., 0]
     flat = array.ndim == 2 or (array.ndim == 3 and array.shape[-1] in _CHANNELS)
     if array.size == 0 or not flat or array.dtype.kind not in "biuf":
-        raise ValueError(
-            f"An image array of shape {array.shape} and dtype {array.dtype} is no picture. Pass numbers (H, W), "
-            "(H, W, 3) or (3, H, W)."
-        )
+        cause = f"An image array of shape {array.shape} and dtype {array.dtype} is no picture."
+        raise ValueError(f"{cause} Pass numbers (H, W), (H, W, 3) or (3, H, W).")
     low, high = array.min(), array.max()
     is_wide = array.dtype.kind in "iu" and array.dtype.itemsize > 1
     if array.dtype == bool or (array.dtype.kind == "f" and np.isfinite(array).all() and low >= 0 and high <= 1):
@@ -176,10 +170,8 @@ def _array_to_image(array: Any) -> Image.Image:
     elif is_wide and low >= 0 and 255 < high <= _MAX_16_BIT:
         array = (array * (255 / _MAX_16_BIT)).round().astype(np.uint8)  # 16-bit: PIL would clip it to white
     elif array.dtype != np.uint8:
-        raise ValueError(
-            f"An image array has dtype {array.dtype} and values from {low} to {high}, so its brightness is unknown. "
-            "Pass uint8 in 0..255, 16-bit values, or floats in [0, 1]."
-        )
+        cause = f"An image array has dtype {array.dtype} and values from {low} to {high}, so its brightness is unknown."
+        raise ValueError(f"{cause} Pass uint8 in 0..255, 16-bit values, or floats in [0, 1].")
     return Image.fromarray(array)
 
 
@@ -228,10 +220,8 @@ def load_clip(
         frames = [load_image(source[index], background, upright) for index in indices]
     sizes = {frame.size for frame in frames}
     if len(sizes) > 1:
-        raise ValueError(
-            f"The frames of a video differ in size ({sorted(sizes)}), so they do not fit one grid. Resize them to one "
-            "size first."
-        )
+        cause = f"The frames of a video differ in size ({sorted(sizes)}), so they do not fit one grid."
+        raise ValueError(f"{cause} Resize them to one size first.")
     rate = rate or fps
     return Clip(frames, [index / rate for index in indices], len(frames) / total * rate) if rate else Clip(frames)
 
@@ -239,10 +229,8 @@ def load_clip(
 def _count(source: Any) -> int:
     if not isinstance(source, Sequence) and not (is_array(source) and source.ndim == 4):
         shape = f" of shape {tuple(source.shape)}" if is_array(source) else ""
-        raise ValueError(
-            f"A video is given as {type(source).__name__}{shape}. Pass a list of frames, an array of shape "
-            "(T, H, W, 3) or (T, 3, H, W), a path, a URL or bytes."
-        )
+        cause = f"A video is given as {type(source).__name__}{shape}."
+        raise ValueError(f"{cause} Pass a list of frames, a (T, H, W, 3) or (T, 3, H, W) array, a path, URL or bytes.")
     if len(source) == 0:
         raise ValueError("A video has no frames, so there is nothing to embed. Pass at least one frame.")
     return len(source)
@@ -253,10 +241,8 @@ def _decode(
 ) -> tuple[list[Image.Image], int, float | None]:
     """Chosen frames of a file, the number of all its frames, and their rate."""
     if av is None:
-        raise ImportError(
-            f"{describe('video', source)} needs PyAV to be decoded. Install it with pip install "
-            "'plume-embedding[video]', or pass the frames as a list of images."
-        )
+        cause = f"{describe('video', source)} needs PyAV to be decoded: pip install 'plume-embedding[video]'."
+        raise ImportError(f"{cause} Or pass the frames as a list of images.")
     with _reading("video", source), _open(source) as file:
         with _moving_pictures(file) as (container, stream):
             rate = float(stream.average_rate) if stream.average_rate else None

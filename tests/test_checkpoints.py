@@ -333,7 +333,7 @@ def test_placeholders_without_media_are_refused(model, processor):
     "suffix", [[[358, 71]], [[358, 355], [358, 355]], [[]]], ids=["no <gen>", "too many rows", "empty"]
 )
 def test_a_suffix_without_an_embedding_token_is_refused(model, processor, suffix):
-    with pytest.raises(ValueError, match="suffix_input_ids has shape"):
+    with pytest.raises(ValueError, match="suffix_input_ids has"):
         model(**processor.process_documents(["a red bus"]), suffix_input_ids=torch.tensor(suffix, dtype=torch.long))
 
 
