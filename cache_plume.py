@@ -21,6 +21,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import Cache
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.models.qwen2.modeling_qwen2 import Qwen2Model
@@ -29,6 +30,7 @@ from transformers.models.qwen2.modeling_qwen2 import Qwen2Model
 CACHE_ARGUMENT = "cache" if "cache" in inspect.signature(Qwen2Model.forward).parameters else "past_key_values"
 # Older layers drop any cache under gradient checkpointing and have no switch to keep it.
 _KEEPS_CACHE = "_can_checkpoint_with_cache"
+Pair = tuple[Tensor, Tensor]
 
 
 @dataclass(eq=False, repr=False)
@@ -36,16 +38,16 @@ class Context(ABC):
     """A backbone that has read a prefix and can read on; ``hidden`` are the states of the prefix, ``(B, T, D)``."""
 
     language_model: Any  # the backbone's decoder, without head
-    inputs_embeds: InitVar[torch.Tensor]  # of the prefix, (B, T, D), left-padded
-    attention_mask: torch.Tensor  # (B, T + R); the R columns reserved for what follows the prefix are 1
-    position_ids: torch.Tensor  # (3, B, T + R)
+    inputs_embeds: InitVar[Tensor]  # of the prefix, (B, T, D), left-padded
+    attention_mask: Tensor  # (B, T + R); the R columns reserved for what follows the prefix are 1
+    position_ids: Tensor  # (3, B, T + R)
     prefix_arguments: dict[str, Any]  # what the decoder takes for the prefix alone (deepstack features of Qwen3-VL)
 
-    def __post_init__(self, inputs_embeds: torch.Tensor) -> None:
+    def __post_init__(self, inputs_embeds: Tensor) -> None:
         self._length = 0
         self.hidden = self.extend(inputs_embeds)
 
-    def extend(self, inputs_embeds: torch.Tensor, keep: int | None = None) -> torch.Tensor:
+    def extend(self, inputs_embeds: Tensor, keep: int | None = None) -> Tensor:
         """Read input vectors, ``(B, S, D)``, at the next S positions.
 
         All of them stay, or the first ``keep``; the others are forgotten again. Returns their states, ``(B, S, D)``,
@@ -57,10 +59,10 @@ class Context(ABC):
         return self._read(inputs_embeds, start, stop)
 
     @abstractmethod
-    def _read(self, inputs_embeds: torch.Tensor, start: int, stop: int) -> torch.Tensor:
+    def _read(self, inputs_embeds: Tensor, start: int, stop: int) -> Tensor:
         """States of the input vectors at the columns ``start`` to ``stop - 1``; later columns are forgotten."""
 
-    def _run(self, inputs_embeds: torch.Tensor, start: int, stop: int, **arguments: Any) -> torch.Tensor:
+    def _run(self, inputs_embeds: Tensor, start: int, stop: int, **arguments: Any) -> Tensor:
         """The decoder as transformers runs it."""
         mask, position_ids = self.attention_mask[:, :stop], self.position_ids[..., start:stop]
         inputs = {"inputs_embeds": inputs_embeds, "attention_mask": mask, "position_ids": position_ids}
@@ -71,9 +73,9 @@ class CachedContext(Context):
     """Context over a KV cache: written in place without gradient, in immutable pieces with it."""
 
     _cache: "PreallocatedCache"
-    _shared: tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor]] | None = None
+    _shared: tuple[Tensor, Pair] | None = None
 
-    def _read(self, inputs_embeds: torch.Tensor, start: int, stop: int) -> torch.Tensor:
+    def _read(self, inputs_embeds: Tensor, start: int, stop: int) -> Tensor:
         if start == 0:
             cache = PieceCache if torch.is_grad_enabled() else PreallocatedCache
             self._cache = cache(self.attention_mask.shape[1])
@@ -88,7 +90,7 @@ class CachedContext(Context):
             self._shared = self._share(states)
         return states
 
-    def _share(self, hidden: torch.Tensor) -> tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor]]:
+    def _share(self, hidden: Tensor) -> tuple[Tensor, Pair]:
         """Additive masks ``(B, 1, R, L)`` and rotary factors of the reserved columns."""
         prefix = hidden.shape[1]
         columns = torch.arange(self.attention_mask.shape[1], device=hidden.device)
@@ -97,7 +99,7 @@ class CachedContext(Context):
         mask = mask.masked_fill(~visible_BRL, -torch.inf)
         return mask.unsqueeze(1), self.language_model.rotary_emb(hidden, self.position_ids[..., prefix:])
 
-    def _step(self, x_BSD: torch.Tensor, start: int, stop: int, **arguments: Any) -> torch.Tensor:
+    def _step(self, x_BSD: Tensor, start: int, stop: int, **arguments: Any) -> Tensor:
         """The decoder's layers, one after the other, over what all passes share."""
         assert self._shared is not None
         mask, (cos, sin) = self._shared
@@ -118,9 +120,9 @@ class CachedContext(Context):
 class RecomputedContext(Context):
     """Context without a cache: every extension reads the whole sequence again."""
 
-    _read_so_far: torch.Tensor | None = None
+    _read_so_far: Tensor | None = None
 
-    def _read(self, inputs_embeds: torch.Tensor, start: int, stop: int) -> torch.Tensor:
+    def _read(self, inputs_embeds: Tensor, start: int, stop: int) -> Tensor:
         past = [] if self._read_so_far is None else [self._read_so_far[:, :start]]
         self._read_so_far = torch.cat([*past, inputs_embeds], dim=1)
         arguments = dict(self.prefix_arguments)
@@ -136,16 +138,14 @@ class PreallocatedCache(Cache):
     def __init__(self, num_columns: int) -> None:
         super().__init__(layers=[])
         self._num_columns, self._start = num_columns, 0
-        self.buffers: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+        self.buffers: dict[int, Pair] = {}
 
     def for_next_pass(self, start: int) -> "PreallocatedCache":
         """The cache for a pass over the columns from ``start`` on."""
         self._start = start
         return self
 
-    def update(
-        self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *args: Any, **kwargs: Any
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any) -> Pair:
         """Write the keys and values of this pass, and return those of all columns so far."""
         if layer_idx not in self.buffers:
             batch, heads, _, width = key_states.shape
@@ -161,9 +161,9 @@ class PreallocatedCache(Cache):
         """Columns before this pass."""
         return self._start
 
-    def get_mask_sizes(self, query_length: int | torch.Tensor, layer_idx: int = 0) -> tuple[int, int]:
+    def get_mask_sizes(self, query_length: int | Tensor, layer_idx: int = 0) -> tuple[int, int]:
         """Keys that this pass sees, and the offset of the first; older libraries give the positions of the pass."""
-        queries = len(query_length) if isinstance(query_length, torch.Tensor) else query_length
+        queries = len(query_length) if isinstance(query_length, Tensor) else query_length
         return self._start + queries, 0
 
 
@@ -181,9 +181,7 @@ class PieceCache(PreallocatedCache):
         """The cache for a pass over the columns from ``start`` on."""
         return PieceCache(self._num_columns, (*self._past, self) if start else (), start)
 
-    def update(
-        self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *args: Any, **kwargs: Any
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any) -> Pair:
         """Keep the keys and values of this pass, and return them after all earlier ones."""
         self.buffers[layer_idx] = (key_states, value_states)
         pieces = []

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers.utils import logging
 
 from .positions_plume import Media
@@ -11,7 +12,7 @@ from .positions_plume import Media
 logger = logging.get_logger(__name__)
 
 
-def left_aligned(input_ids: torch.Tensor, attention_mask: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+def left_aligned(input_ids: Tensor, attention_mask: Tensor | None) -> tuple[Tensor, Tensor]:
     """Token ids and mask, ``(B, T)`` each, with the padding of every row moved to its left.
 
     A row's tokens keep their order, and media follow the rows, so nothing else has to move. Padding between two tokens
@@ -26,7 +27,7 @@ def left_aligned(input_ids: torch.Tensor, attention_mask: torch.Tensor | None) -
     return input_ids.gather(1, source), attention_mask.gather(1, source)
 
 
-def check_prefix(input_ids: torch.Tensor, attention_mask: torch.Tensor, media: list[Media], config: Any) -> None:
+def check_prefix(input_ids: Tensor, attention_mask: Tensor, media: list[Media], config: Any) -> None:
     """Check a batch of prefixes, ``(B, T)``; reads from the device once, before any work is queued there.
 
     Raises:
@@ -55,7 +56,7 @@ def check_prefix(input_ids: torch.Tensor, attention_mask: torch.Tensor, media: l
             raise ValueError(f"{cause} Pass pixels with their grids, one item per placeholder, as PlumeProcessor does.")
 
 
-def check_suffix(suffix_input_ids: torch.Tensor, input_ids: torch.Tensor, config: Any) -> None:
+def check_suffix(suffix_input_ids: Tensor, input_ids: Tensor, config: Any) -> None:
     """Check that each of the rows ``(B, T)`` has a suffix, ``(B, S)``, to read its embedding from.
 
     Raises:
@@ -83,7 +84,7 @@ def check_readout_steps(readout_steps: Sequence[int] | None, num_latent_steps: i
     return steps if steps[-1] == num_latent_steps else (*steps, num_latent_steps)
 
 
-def check_finite(embeddings: torch.Tensor) -> None:
+def check_finite(embeddings: Tensor) -> None:
     """Check embeddings of any shape.
 
     Raises:
@@ -99,10 +100,8 @@ def emulates_bfloat16() -> bool:
     return torch.cpu._is_avx2_supported() and not torch.cpu._is_avx512_bf16_supported()
 
 
-def warn_of_emulation(vectors: torch.Tensor) -> None:
+def warn_of_emulation(vectors: Tensor) -> None:
     """Say once that vectors of any shape in bfloat16 on such a CPU are slow (``docs/performance.md``)."""
     if vectors.dtype == torch.bfloat16 and vectors.device.type == "cpu" and emulates_bfloat16():
-        logger.warning_once(
-            "The weights are bfloat16, which this CPU only emulates: embedding takes some three times as long as in "
-            "float32. Load with dtype=torch.float32 where memory allows it, at 4 bytes per weight instead of 2."
-        )
+        what = "The weights are bfloat16, which this CPU only emulates: embedding takes some three times as long."
+        logger.warning_once(f"{what} Load with dtype=torch.float32 where memory allows it, at 4 bytes per weight.")

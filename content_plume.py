@@ -88,9 +88,7 @@ def _is_whole_video(entry: Any) -> bool:
     return name.startswith("data:video/") or name.split("?")[0].endswith(_VIDEO_ENDINGS)
 
 
-def canonical_messages(
-    conversation: Sequence[Mapping[str, Any]], control_tokens: Sequence[str]
-) -> list[dict[str, Any]]:
+def canonical_messages(conversation: Sequence[Any], control_tokens: Sequence[str]) -> list[dict[str, Any]]:
     """Check chat messages and bring them into the order of the prompt.
 
     A single text goes after its media, whatever the order it was given in; several texts keep their places
@@ -192,7 +190,5 @@ def check_text(text: Any) -> None:
 
 def _warn_of_file_name(text: str) -> None:
     if "\n" not in text and text.split("?")[0].endswith(_FILE_ENDINGS):
-        warn_once(
-            "A text that ends like the name of a media file is embedded as a text, not as the file. Pass "
-            '{"image": path} or {"video": path} to embed the file.'
-        )
+        what = "A text that ends like the name of a media file is embedded as a text, not as the file."
+        warn_once(f'{what} Pass {{"image": path}} or {{"video": path}} to embed the file.')

@@ -21,7 +21,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import Qwen2VLForConditionalGeneration
 from transformers import initialization as init
 from transformers.conversion_mapping import register_checkpoint_conversion_mapping
@@ -52,7 +52,7 @@ class PatchProduct(nn.Conv3d):
     On some devices the convolution takes seconds and the product microseconds (transformers issue 45750).
     """
 
-    def forward(self, input: torch.Tensor) -> torch.Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         """Embed patches ``(N, C, T, P, P)`` as ``(N, D, 1, 1, 1)``."""
         return nn.functional.linear(input.flatten(1), self.weight.flatten(1), self.bias)[..., None, None, None]
 
@@ -95,7 +95,7 @@ class PlumeModel(HubFolder, _Mixed):
         """Images and videos among model inputs, by their names."""
         return media_of(self.config, inputs)
 
-    def prefix_arguments(self, placeholders: list[torch.Tensor], outputs: list[Any]) -> dict[str, Any]:
+    def prefix_arguments(self, placeholders: list[Tensor], outputs: list[Any]) -> dict[str, Any]:
         """What the decoder takes with a prefix that has media, beyond its input vectors.
 
         From where the tokens of each kind of media are, ``(B, T)`` of bool, and what the vision tower returned for it.
@@ -115,20 +115,20 @@ class PlumeModel(HubFolder, _Mixed):
 
     def forward(
         self,
-        input_ids: torch.Tensor | None = None,
-        attention_mask: torch.Tensor | None = None,
-        pixel_values: torch.Tensor | None = None,
-        image_grid_thw: torch.Tensor | None = None,
-        pixel_values_videos: torch.Tensor | None = None,
-        video_grid_thw: torch.Tensor | None = None,
-        second_per_grid_ts: torch.Tensor | None = None,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        image_grid_thw: Tensor | None = None,
+        pixel_values_videos: Tensor | None = None,
+        video_grid_thw: Tensor | None = None,
+        second_per_grid_ts: Tensor | None = None,
         num_latent_steps: int | None = None,
         task: str | None = None,
         readout_steps: Sequence[int] | None = None,
-        suffix_input_ids: torch.Tensor | None = None,
-        suffix_mask: torch.Tensor | None = None,
+        suffix_input_ids: Tensor | None = None,
+        suffix_mask: Tensor | None = None,
         causal_lm: bool = False,
-        logits_to_keep: int | torch.Tensor = 0,
+        logits_to_keep: int | Tensor = 0,
         **kwargs: Any,
     ) -> Any:
         """Embed a batch of prefixes, any mixture of modalities.
@@ -209,9 +209,7 @@ class PlumeModel(HubFolder, _Mixed):
             readout_embeddings=None if readout_steps is None else embeddings_BRD[:, : len(readout_steps)],
         )
 
-    def read_prefix(
-        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, media: list[Media], num_reserved: int
-    ) -> Context:
+    def read_prefix(self, input_ids: Tensor, attention_mask: Tensor, media: list[Media], num_reserved: int) -> Context:
         """Run the prefix pass of a left-padded batch, ids and mask ``(B, T)``, every row ending in ``<slt>``.
 
         ``media`` are :meth:`media_of` the inputs; ``num_reserved`` positions are laid out for latent steps and suffix.
@@ -228,7 +226,7 @@ class PlumeModel(HubFolder, _Mixed):
         decoder = self.model.language_model
         return context_class(decoder)(decoder, inputs_embeds, mask, position_ids, prefix_arguments)
 
-    def _embed(self, input_ids: torch.Tensor, media: list[Media]) -> tuple[torch.Tensor, dict[str, Any]]:
+    def _embed(self, input_ids: Tensor, media: list[Media]) -> tuple[Tensor, dict[str, Any]]:
         """Token embeddings with visual features in place of the placeholders, (B, T, D), and prefix arguments."""
         inputs_embeds = self.get_input_embeddings()(input_ids)
         found = [(input_ids == kind.token_id, kind) for kind in media if kind.pixels is not None]
@@ -241,7 +239,7 @@ class PlumeModel(HubFolder, _Mixed):
             inputs_embeds = inputs_embeds.masked_scatter(placeholders.unsqueeze(-1), features)
         return inputs_embeds, self.prefix_arguments([placeholders for placeholders, _ in found], outputs)
 
-    def _score(self, states_BSD: torch.Tensor, ids_BS: torch.Tensor, mask_BS: torch.Tensor) -> torch.Tensor:
+    def _score(self, states_BSD: Tensor, ids_BS: Tensor, mask_BS: Tensor) -> Tensor:
         """Log-probability of the masked suffix tokens; only their states meet the LM head."""
         mask_BS, ids_BS = mask_BS.to(states_BSD.device), ids_BS.to(states_BSD.device)
         logits_NV = self.lm_head(states_BSD[:, :-1][mask_BS]).float()
@@ -250,9 +248,7 @@ class PlumeModel(HubFolder, _Mixed):
 
     # The backbone's own language model, at positions of our own `mrope_index` unless positions are given
 
-    def _next_tokens(
-        self, input_ids: torch.Tensor | None, mask: torch.Tensor | None, given: dict[str, Any], **kwargs: Any
-    ) -> Any:
+    def _next_tokens(self, input_ids: Tensor | None, mask: Tensor | None, given: dict[str, Any], **kwargs: Any) -> Any:
         if input_ids is not None and kwargs.get("position_ids") is None:
             # Without a mask some versions take positions that do not grow for rows packed into one.
             mask = torch.ones_like(input_ids) if mask is None else mask
@@ -260,11 +256,11 @@ class PlumeModel(HubFolder, _Mixed):
         media = {name: value for name, value in given.items() if value is not None}
         return super().forward(input_ids=input_ids, attention_mask=mask, **media, **kwargs)
 
-    def _plain_positions(self, ids: torch.Tensor, mask: torch.Tensor | None, given: dict[str, Any]) -> torch.Tensor:
+    def _plain_positions(self, ids: Tensor, mask: Tensor | None, given: dict[str, Any]) -> Tensor:
         mask = torch.ones_like(ids) if mask is None else mask
         return mrope_index(ids, mask, self.media_of(given), self.model.visual.spatial_merge_size)[0]
 
-    def prepare_inputs_for_generation(self, input_ids: torch.Tensor, **kwargs: Any) -> dict[str, Any]:
+    def prepare_inputs_for_generation(self, input_ids: Tensor, **kwargs: Any) -> dict[str, Any]:
         """Inputs of one decoding step of the backbone's language model."""
         position_ids = self._plain_positions(input_ids, kwargs.get("attention_mask"), kwargs)
         model_inputs = super().prepare_inputs_for_generation(input_ids, **{**kwargs, "position_ids": position_ids})

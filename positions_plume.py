@@ -15,15 +15,16 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
 
 class Media(NamedTuple):
     """One kind of media of a batch, in the order of appearance over all rows; tensors are None where it has none."""
 
     token_id: int  # its placeholder token
-    pixels: torch.Tensor | None  # patches, (P, C)
-    grid_thw: torch.Tensor | None  # grids (time, height, width) in patches, (N, 3)
-    time_step: torch.Tensor | None = None  # positions from one temporal patch to the next, (N,); 1 if None
+    pixels: Tensor | None  # patches, (P, C)
+    grid_thw: Tensor | None  # grids (time, height, width) in patches, (N, 3)
+    time_step: Tensor | None = None  # positions from one temporal patch to the next, (N,); 1 if None
     frames_apart: bool = False  # whether every temporal patch is an item of its own for positions (Qwen3-VL)
 
 
@@ -36,8 +37,8 @@ def media_of(config: Any, inputs: Mapping[str, Any]) -> list[Media]:
 
 
 def mrope_index(
-    input_ids: torch.Tensor, attention_mask: torch.Tensor, media: list[Media], spatial_merge_size: int
-) -> tuple[torch.Tensor, torch.Tensor]:
+    input_ids: Tensor, attention_mask: Tensor, media: list[Media], spatial_merge_size: int
+) -> tuple[Tensor, Tensor]:
     """Positions of every prefix token and the first free position of every row.
 
     Args:
@@ -65,13 +66,13 @@ def mrope_index(
 
 
 def rollout_positions(
-    input_ids: torch.Tensor,
-    attention_mask: torch.Tensor,
+    input_ids: Tensor,
+    attention_mask: Tensor,
     media: list[Media],
     spatial_merge_size: int,
     num_ahead: int,
     position_scheme: str,
-) -> torch.Tensor:
+) -> Tensor:
     """Positions ``(3, B, T + num_ahead)`` of the prefix and of the latent steps and suffix tokens after it, int64.
 
     The prefix is as in :func:`mrope_index`, and every row ends in ``<slt>``. The scheme ``"mrope"`` continues at
@@ -89,9 +90,7 @@ def rollout_positions(
     return torch.cat([prefix, ahead.expand(len(prefix), -1, -1)], dim=-1)
 
 
-def _offsets_within_media(
-    is_media: torch.Tensor, kind: Media, spatial_merge_size: int
-) -> tuple[torch.Tensor, torch.Tensor]:
+def _offsets_within_media(is_media: Tensor, kind: Media, spatial_merge_size: int) -> tuple[Tensor, Tensor]:
     """Offsets (3, B*T) of media tokens from the start of their item, and spans (B*T,) on its last token."""
     assert kind.grid_thw is not None
     grid_thw = kind.grid_thw.to(is_media.device)

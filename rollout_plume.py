@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 from transformers.utils import ModelOutput
 
 from .cache_plume import Context
@@ -26,9 +27,9 @@ from .latent_plume import LatentTransition
 class Rollout(NamedTuple):
     """What a rollout computed; all states are post-norm."""
 
-    latent_states: torch.Tensor  # z(1)..z(K), (B, K, D)
-    router_probs: torch.Tensor  # pi(1)..pi(K) over all experts, (B, K, E), fp32
-    readouts: torch.Tensor  # z(k) and the states of the suffix after it, for every k of readout_steps, (B, R, 1 + S, D)
+    latent_states: Tensor  # z(1)..z(K), (B, K, D)
+    router_probs: Tensor  # pi(1)..pi(K) over all experts, (B, K, E), fp32
+    readouts: Tensor  # z(k) and the states of the suffix after it, for every k of readout_steps, (B, R, 1 + S, D)
 
 
 @dataclass
@@ -47,20 +48,20 @@ class PlumeOutput(ModelOutput):
         readout_embeddings: The embedding after each of ``readout_steps``, ``(B, R, D)``; only with ``readout_steps``.
     """
 
-    embeddings: torch.Tensor | None = None
-    anchor_embeddings: torch.Tensor | None = None
-    latent_states: torch.Tensor | None = None
-    router_probs: torch.Tensor | None = None
-    suffix_states: torch.Tensor | None = None
-    suffix_log_probs: torch.Tensor | None = None
-    readout_embeddings: torch.Tensor | None = None
+    embeddings: Tensor | None = None
+    anchor_embeddings: Tensor | None = None
+    latent_states: Tensor | None = None
+    router_probs: Tensor | None = None
+    suffix_states: Tensor | None = None
+    suffix_log_probs: Tensor | None = None
+    readout_embeddings: Tensor | None = None
 
 
 def rollout(
     context: Context,
     transition: LatentTransition,
-    anchor_BD: torch.Tensor,
-    suffix_BSD: torch.Tensor,
+    anchor_BD: Tensor,
+    suffix_BSD: Tensor,
     num_latent_steps: int,
     readout_steps: Sequence[int],
 ) -> Rollout:
@@ -93,7 +94,7 @@ def rollout(
     return Rollout(torch.cat(latents_BKD, dim=1), torch.cat(probs_BKE, dim=1), torch.stack(readouts, dim=1))
 
 
-def state_at(states_BTD: torch.Tensor, ids_BT: torch.Tensor, token_id: int) -> torch.Tensor:
+def state_at(states_BTD: Tensor, ids_BT: Tensor, token_id: int) -> Tensor:
     """The state at the last occurrence of ``token_id`` in each row: ``(B, T, ..., D)`` to ``(B, ..., D)``."""
     order_BT = torch.arange(1, ids_BT.shape[1] + 1, device=ids_BT.device) * (ids_BT == token_id)
     index_B = order_BT.argmax(dim=-1).to(states_BTD.device)  # a split model has its last states elsewhere

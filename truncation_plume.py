@@ -14,12 +14,8 @@ def fit(
 ) -> list[int]:
     """Ids of an input within ``max_length`` tokens, visual tokens included.
 
-    Args:
-        encode: Encodes the whole input, with the texts as they stand.
-        texts: The user's text parts in order; shortened in place from the last one backwards.
-        tokenizer: Fast tokenizer, for character offsets.
-        max_length: Most tokens the input may have.
-        truncate: Whether texts may be shortened.
+    ``encode`` encodes the whole input with the user's ``texts`` as they stand; they are shortened in place, from the
+    last one backwards, by the offsets that the fast tokenizer gives.
 
     Raises:
         ValueError: If the input is too long and may not be shortened, or is too long without any text.
@@ -42,10 +38,8 @@ def fit(
         if not texts[-1]["text"]:
             texts.pop()
         ids = encode()
-    warn_once(
-        "An input was longer than max_length and was shortened: the end of its text is not part of the embedding. "
-        "Pass a larger max_length, or raise processor.tokenizer.model_max_length, to keep more."
-    )
+    what = "An input was longer than max_length: the end of its text is not part of the embedding."
+    warn_once(f"{what} Pass a larger max_length, or raise processor.tokenizer.model_max_length, to keep more.")
     return ids
 
 

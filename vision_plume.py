@@ -127,10 +127,8 @@ def load_image(source: Any, background: Sequence[int] = WHITE, upright: bool = T
 def _to_rgb(image: Any, background: Sequence[int], upright: bool) -> Image.Image:
     with suppress(AttributeError, ValueError):  # a format of one picture, or a loaded picture whose file is closed
         if image.n_frames > 1 and image.format != "MPO":  # a photo of a phone, with previews of itself
-            warn_once(
-                "A picture file holds several frames or pages, and only one is embedded. Pass an animation as a "
-                'video, {"video": source}, and pages as one picture each, to embed all.'
-            )
+            what = "A picture file holds several frames or pages, and only one is embedded."
+            warn_once(f'{what} Pass an animation as {{"video": source}}, and pages as one picture each, to embed all.')
     if upright:
         image = ImageOps.exif_transpose(image)
     hidden, deep = image.info.get("transparency"), image.mode.startswith("I;16")
