@@ -35,17 +35,19 @@ Pair = tuple[Tensor, Tensor]
 
 @dataclass(eq=False, repr=False)
 class Context(ABC):
-    """A backbone that has read a prefix and can read on; ``hidden`` are the states of the prefix, ``(B, T, D)``."""
+    """A backbone that has read a prefix, whose states ``(B, T, D)`` are ``hidden``, and can read on."""
 
     language_model: Any  # the backbone's decoder, without head
     inputs_embeds: InitVar[Tensor]  # of the prefix, (B, T, D), left-padded
+    ahead: InitVar[Tensor]  # (B, S, D), read in the pass of the prefix and forgotten again; S may be 0
     attention_mask: Tensor  # (B, T + R); the R columns reserved for what follows the prefix are 1
     position_ids: Tensor  # (3, B, T + R)
     prefix_arguments: dict[str, Any]  # what the decoder takes for the prefix alone (deepstack features of Qwen3-VL)
 
-    def __post_init__(self, inputs_embeds: Tensor) -> None:
-        self._length = 0
-        self.hidden = self.extend(inputs_embeds)
+    def __post_init__(self, inputs_embeds: Tensor, ahead: Tensor) -> None:
+        self._length, prefix = 0, inputs_embeds.shape[1]
+        states = self.extend(torch.cat([inputs_embeds, ahead], dim=1), keep=prefix)
+        self.hidden, self.seen_ahead = states[:, :prefix], states[:, prefix:]
 
     def extend(self, inputs_embeds: Tensor, keep: int | None = None) -> Tensor:
         """Read input vectors, ``(B, S, D)``, at the next S positions.
@@ -66,6 +68,9 @@ class Context(ABC):
         """The decoder as transformers runs it."""
         mask, position_ids = self.attention_mask[:, :stop], self.position_ids[..., start:stop]
         inputs = {"inputs_embeds": inputs_embeds, "attention_mask": mask, "position_ids": position_ids}
+        if "visual_pos_masks" in arguments:  # nothing after the prefix is visual
+            visual = arguments["visual_pos_masks"]
+            arguments["visual_pos_masks"] = torch.nn.functional.pad(visual, (0, stop - visual.shape[1]))
         return self.language_model(**inputs, **arguments).last_hidden_state
 
 
@@ -92,7 +97,7 @@ class CachedContext(Context):
 
     def _share(self, hidden: Tensor) -> tuple[Tensor, Pair]:
         """Additive masks ``(B, 1, R, L)`` and rotary factors of the reserved columns."""
-        prefix = hidden.shape[1]
+        prefix = self._length
         columns = torch.arange(self.attention_mask.shape[1], device=hidden.device)
         visible_BRL = self.attention_mask.to(hidden.device).bool().unsqueeze(1) & (columns <= columns[prefix:, None])
         mask = torch.zeros(visible_BRL.shape, dtype=hidden.dtype, device=hidden.device)
@@ -125,11 +130,7 @@ class RecomputedContext(Context):
     def _read(self, inputs_embeds: Tensor, start: int, stop: int) -> Tensor:
         past = [] if self._read_so_far is None else [self._read_so_far[:, :start]]
         self._read_so_far = torch.cat([*past, inputs_embeds], dim=1)
-        arguments = dict(self.prefix_arguments)
-        if "visual_pos_masks" in arguments:  # nothing after the prefix is visual
-            mask = arguments["visual_pos_masks"]
-            arguments["visual_pos_masks"] = torch.nn.functional.pad(mask, (0, stop - mask.shape[1]))
-        return self._run(self._read_so_far, 0, stop, use_cache=False, **arguments)[:, start:]
+        return self._run(self._read_so_far, 0, stop, use_cache=False, **self.prefix_arguments)[:, start:]
 
 
 class PreallocatedCache(Cache):

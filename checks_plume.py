@@ -28,10 +28,9 @@ def left_aligned(input_ids: Tensor, attention_mask: Tensor | None) -> tuple[Tens
 
 
 def check_prefix(input_ids: Tensor, attention_mask: Tensor, media: list[Media], config: Any) -> None:
-    """Check a batch of prefixes, ``(B, T)``; reads from the device once, before any work is queued there.
+    """Refuse prefixes ``(B, T)`` padded after a token, without ``<slt>`` or ``<anchor>``, or media that do not fit.
 
-    Raises:
-        ValueError: If a row is padded after a token, lacks ``<slt>`` or ``<anchor>``, or media and placeholders differ.
+    Reads from the device once, before any work is queued there.
     """
     anchors = (input_ids == config.anchor_token_id) & attention_mask.bool()
     findings = [
@@ -57,11 +56,7 @@ def check_prefix(input_ids: Tensor, attention_mask: Tensor, media: list[Media], 
 
 
 def check_suffix(suffix_input_ids: Tensor, input_ids: Tensor, config: Any) -> None:
-    """Check that each of the rows ``(B, T)`` has a suffix, ``(B, S)``, to read its embedding from.
-
-    Raises:
-        ValueError: If rows are missing or lack ``<gen>``.
-    """
+    """Refuse suffixes ``(B, S)`` that leave one of the rows ``(B, T)`` without ``<gen>``."""
     readable = (suffix_input_ids == config.embedding_token_id).any(dim=-1)
     if len(suffix_input_ids) != len(input_ids) or not readable.all():
         cause = f"suffix_input_ids has {int(readable.sum())} rows with <gen>, input_ids {len(input_ids)} rows."
@@ -69,11 +64,7 @@ def check_suffix(suffix_input_ids: Tensor, input_ids: Tensor, config: Any) -> No
 
 
 def check_readout_steps(readout_steps: Sequence[int] | None, num_latent_steps: int) -> tuple[int, ...]:
-    """The steps to read out after, ending in K.
-
-    Raises:
-        ValueError: If they are empty, not increasing integers, or outside 0..K.
-    """
+    """The steps to read out after, ending in K; refuses what is empty, not increasing integers, or outside 0..K."""
     if readout_steps is None:
         return (num_latent_steps,)
     steps = tuple(readout_steps)
@@ -85,11 +76,7 @@ def check_readout_steps(readout_steps: Sequence[int] | None, num_latent_steps: i
 
 
 def check_finite(embeddings: Tensor) -> None:
-    """Check embeddings of any shape.
-
-    Raises:
-        ValueError: If one of them is NaN or infinite.
-    """
+    """Refuse embeddings of any shape with a NaN or an infinity among them."""
     if not embeddings.isfinite().all():
         cause = "The embeddings are not finite (NaN or infinity), so similarities computed from them mean nothing."
         raise ValueError(f"{cause} Check the weights for NaN, and use bfloat16 or float32 instead of float16.")

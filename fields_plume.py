@@ -33,11 +33,7 @@ Colour = Annotated[Sequence[int], lambda value: _are_three(value, _is_byte), "th
 
 
 def check_fields(kinds: Mapping[str, Any], values: Mapping[str, Any]) -> None:
-    """Refuse values that do not fit a ``Literal`` or an annotation above; other annotations are left to the caller.
-
-    Raises:
-        ValueError: If one does not fit; it names field and value.
-    """
+    """Refuse values that do not fit a ``Literal`` or an annotation above; other annotations are left to the caller."""
     for name, kind in kinds.items():
         if get_origin(kind) is Literal:
             fits, expected = get_args(kind).__contains__, " or ".join(map(repr, get_args(kind)))

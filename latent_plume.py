@@ -75,12 +75,7 @@ class LatentTransition(nn.Module):
         self.experts = LatentExperts(num_banked, width, width * config.expert_expansion, config.expert_dropout)
 
     def forward(self, z_BD: Tensor, step: int, anchor_BD: Tensor) -> tuple[Tensor, Tensor]:
-        """Refine the latent state before latent step ``step``.
-
-        Args:
-            z_BD: Previous latent state z(k-1), ``(B, D)``, post-norm.
-            step: k in 1..K.
-            anchor_BD: Semantic anchor c(x), ``(B, D)``, post-norm, the same at every step.
+        """Refine z(k-1), ``(B, D)``, before step k by the anchor c(x), ``(B, D)``, both post-norm.
 
         Returns:
             z~(k-1) ``(B, D)`` and the routing probabilities over all experts ``(B, E)``, fp32.

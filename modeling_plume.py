@@ -8,8 +8,7 @@ The flow, in the order of :meth:`PlumeModel.forward`:
 4. **Embedding**: the state at ``<gen>``, L2-normalised in fp32 (Eq. 7).
 
 :class:`PlumeModel` is all of this for any backbone of the Qwen-VL kind (a vision tower ``visual``, M-RoPE); each adds a
-class of a few lines. :class:`PlumeForEmbedding`, the paper's, is over Qwen2-VL; Qwen2.5-VL and Qwen3-VL have a file
-each.
+class of a few lines, in a file of its own but for Qwen2-VL, the paper's.
 
 Invariants: a row's vectors do not depend on the other rows; ``forward`` stores no state on the module; the LM head
 never runs on the way to an embedding.
@@ -183,12 +182,14 @@ class PlumeModel(HubFolder, _Mixed):
         # 1. Prefix: one pass over text and media.
         input_ids, attention_mask = left_aligned(input_ids, attention_mask)
         num_reserved = num_latent_steps + max(suffix_input_ids.shape[1], read_ids.shape[1])
-        context = self.read_prefix(input_ids, attention_mask, self.media_of(given), num_reserved)
+        embed, gen = self.get_input_embeddings(), self.config.embedding_token_id
+        read_BSD = embed(read_ids)
+        ahead = read_BSD if 0 in steps else None
+        context = self.read_prefix(input_ids, attention_mask, self.media_of(given), num_reserved, ahead)
         # 2. Anchor: the last <anchor> of each row.
         anchor_BD = state_at(context.hidden, input_ids, self.config.anchor_token_id)
         # 3. Rollout: latent steps and suffix.
-        embed, gen = self.get_input_embeddings(), self.config.embedding_token_id
-        thought = rollout(context, self.latent_transition, anchor_BD, embed(read_ids), num_latent_steps, steps)
+        thought = rollout(context, self.latent_transition, anchor_BD, read_BSD, num_latent_steps, steps)
         # 4. Embedding at the last <gen> of the suffix, after every read-out.
         suffix_states = thought.readouts[:, -1]
         gen_BRD = state_at(thought.readouts[:, :, 1:].transpose(1, 2), read_ids, gen)
@@ -209,10 +210,18 @@ class PlumeModel(HubFolder, _Mixed):
             readout_embeddings=None if readout_steps is None else embeddings_BRD[:, : len(readout_steps)],
         )
 
-    def read_prefix(self, input_ids: Tensor, attention_mask: Tensor, media: list[Media], num_reserved: int) -> Context:
+    def read_prefix(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        media: list[Media],
+        num_reserved: int,
+        ahead: Tensor | None = None,
+    ) -> Context:
         """Run the prefix pass of a left-padded batch, ids and mask ``(B, T)``, every row ending in ``<slt>``.
 
         ``media`` are :meth:`media_of` the inputs; ``num_reserved`` positions are laid out for latent steps and suffix.
+        ``ahead`` are input vectors of a suffix, ``(B, S, D)``, to look ahead at in the same pass.
 
         Raises:
             ValueError: As :func:`~plume.checks_plume.check_prefix`.
@@ -224,7 +233,8 @@ class PlumeModel(HubFolder, _Mixed):
         position_ids = rollout_positions(input_ids, attention_mask, media, merge_size, num_reserved, scheme)
         mask = nn.functional.pad(attention_mask, (0, num_reserved), value=1)
         decoder = self.model.language_model
-        return context_class(decoder)(decoder, inputs_embeds, mask, position_ids, prefix_arguments)
+        ahead = inputs_embeds[:, :0] if ahead is None else ahead
+        return context_class(decoder)(decoder, inputs_embeds, ahead, mask, position_ids, prefix_arguments)
 
     def _embed(self, input_ids: Tensor, media: list[Media]) -> tuple[Tensor, dict[str, Any]]:
         """Token embeddings with visual features in place of the placeholders, (B, T, D), and prefix arguments."""

@@ -37,18 +37,15 @@ def media_of(config: Any, inputs: Mapping[str, Any]) -> list[Media]:
 
 
 def mrope_index(
-    input_ids: Tensor, attention_mask: Tensor, media: list[Media], spatial_merge_size: int
+    input_ids: Tensor, attention_mask: Tensor, media: list[Media], merge_size: int
 ) -> tuple[Tensor, Tensor]:
-    """Positions of every prefix token and the first free position of every row.
+    """Positions ``(3, B, T)`` of every prefix token and the first free one ``(B,)`` of every row, both int64.
 
     Args:
         input_ids: Token ids, ``(B, T)``, media placeholders already expanded.
         attention_mask: 1 for tokens, 0 for padding, ``(B, T)``.
-        media: Images and videos of the batch; only their grids matter here.
-        spatial_merge_size: Patches per token along height and width.
-
-    Returns:
-        Positions ``(3, B, T)`` and ``next_position`` ``(B,)``, both int64.
+        media: Images and videos of the batch; their pixels do not matter here.
+        merge_size: Patches per token along height and width.
     """
     num_axes, (batch, length) = 3, input_ids.shape
     valid = attention_mask.bool()
@@ -57,7 +54,7 @@ def mrope_index(
     for kind in media:
         if kind.grid_thw is not None:
             is_media = ((input_ids == kind.token_id) & valid).flatten()
-            offsets, spans = _offsets_within_media(is_media, kind, spatial_merge_size)
+            offsets, spans = _offsets_within_media(is_media, kind, merge_size)
             within += offsets
             advance = torch.where(is_media.view(batch, length), spans.view(batch, length), advance)
     start = advance.cumsum(dim=-1) - advance
@@ -66,22 +63,14 @@ def mrope_index(
 
 
 def rollout_positions(
-    input_ids: Tensor,
-    attention_mask: Tensor,
-    media: list[Media],
-    spatial_merge_size: int,
-    num_ahead: int,
-    position_scheme: str,
+    input_ids: Tensor, attention_mask: Tensor, media: list[Media], merge_size: int, num_ahead: int, position_scheme: str
 ) -> Tensor:
     """Positions ``(3, B, T + num_ahead)`` of the prefix and of the latent steps and suffix tokens after it, int64.
 
     The prefix is as in :func:`mrope_index`, and every row ends in ``<slt>``. The scheme ``"mrope"`` continues at
     p_slt + 1 (section 3.3), ``"kv_length"`` at the number of tokens before it, visual tokens counted one by one.
-
-    Raises:
-        ValueError: If the scheme is unknown.
     """
-    prefix, following = mrope_index(input_ids, attention_mask, media, spatial_merge_size)
+    prefix, following = mrope_index(input_ids, attention_mask, media, merge_size)
     if position_scheme == "kv_length":
         following = attention_mask.sum(dim=-1)
     elif position_scheme != "mrope":
@@ -90,7 +79,7 @@ def rollout_positions(
     return torch.cat([prefix, ahead.expand(len(prefix), -1, -1)], dim=-1)
 
 
-def _offsets_within_media(is_media: Tensor, kind: Media, spatial_merge_size: int) -> tuple[Tensor, Tensor]:
+def _offsets_within_media(is_media: Tensor, kind: Media, merge_size: int) -> tuple[Tensor, Tensor]:
     """Offsets (3, B*T) of media tokens from the start of their item, and spans (B*T,) on its last token."""
     assert kind.grid_thw is not None
     grid_thw = kind.grid_thw.to(is_media.device)
@@ -98,7 +87,7 @@ def _offsets_within_media(is_media: Tensor, kind: Media, spatial_merge_size: int
         sides = grid_thw[:, 1:].repeat_interleave(grid_thw[:, 0], dim=0)
         grid_thw = torch.nn.functional.pad(sides, (1, 0), value=1)
     time_step = torch.ones_like(grid_thw[:, 0]) if kind.time_step is None else kind.time_step.to(grid_thw.device)
-    time, height, width = (grid_thw // grid_thw.new_tensor([1, spatial_merge_size, spatial_merge_size])).unbind(-1)
+    time, height, width = (grid_thw // grid_thw.new_tensor([1, merge_size, merge_size])).unbind(-1)
     sizes = time * height * width
     ends = sizes.cumsum(0)
     rank = is_media.long().cumsum(0) - 1

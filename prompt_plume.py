@@ -105,17 +105,14 @@ class PromptBuilder:
         return list(self.tokenizer.get_added_vocab())
 
     def process_queries(self, queries: Sequence[Any], prompt: str | None = None, **kwargs: Any) -> Any:
-        """Model inputs of queries, with the query instruction.
+        """Model inputs of queries (as in :func:`~plume.content_plume.to_conversation`), with the query instruction.
 
-        Args:
-            queries: Inputs as in :func:`~plume.content_plume.to_conversation`.
-            prompt: Instruction, none where empty; :attr:`query_prompt` by default.
-            **kwargs: Options of :meth:`apply_chat_template`.
+        ``prompt`` replaces it, and is none if empty; the options are those of :meth:`apply_chat_template`.
         """
         return self._process(queries, self.query_prompt if prompt is None else prompt, **kwargs)
 
     def process_documents(self, documents: Sequence[Any], prompt: str | None = None, **kwargs: Any) -> Any:
-        """Model inputs of documents, with the document instruction; arguments as in :meth:`process_queries`."""
+        """As :meth:`process_queries`, for documents and their instruction."""
         return self._process(documents, self.document_prompt if prompt is None else prompt, **kwargs)
 
     def _process(self, items: Sequence[Any], prompt: str, **kwargs: Any) -> Any:

@@ -9,7 +9,7 @@ For k = 1..K:
 3. **Read** (Eq. 7):      after a step of ``readout_steps``, the backbone reads the suffix ``<elt> ... <gen>`` in the
    same pass. The suffix is dropped from the cache again, so later steps do not see it.
 
-The usual call reads out once, after step K. K = 0 reads the suffix right after ``<slt>``.
+The usual call reads out once, after step K. At K = 0 the suffix comes right after ``<slt>``, in the pass of the prefix.
 """
 
 from collections.abc import Sequence
@@ -68,7 +68,7 @@ def rollout(
     """Think K latent steps and read the suffix. The only rollout in this repository.
 
     Args:
-        context: The backbone after the prefix.
+        context: The backbone after the prefix; it looked ahead at the suffix if 0 is among the read-outs.
         transition: The adapter of Eq. 4-5.
         anchor_BD: c(x), ``(B, D)``, post-norm.
         suffix_BSD: Input vectors of the suffix ``<elt> ... <gen>``, ``(B, S, D)``.
@@ -79,7 +79,7 @@ def rollout(
     latents_BKD = [z_BD.new_empty(len(z_BD), 0, z_BD.shape[-1])]
     probs_BKE, readouts = [torch.empty(len(z_BD), 0, transition.num_experts, device=z_BD.device)], []
     if 0 in readout_steps:
-        readouts.append(torch.cat([z_BD.unsqueeze(1), context.extend(suffix_BSD, keep=0)], dim=1))
+        readouts.append(torch.cat([z_BD.unsqueeze(1), context.seen_ahead], dim=1))
     for k in range(1, num_latent_steps + 1):
         refined_BD, probs_BE = transition(z_BD, k, anchor_BD)  # z~(k-1), Eq. 4-5
         inputs_BSD = refined_BD.unsqueeze(1).to(suffix_BSD.device)  # where a split model takes its inputs

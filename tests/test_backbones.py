@@ -76,7 +76,7 @@ def test_time_advances_by_seconds_where_the_backbone_says_so():
     """Qwen2.5-VL: frame f stands at start + floor(f * step); text goes on after the largest position of any axis."""
     ids = torch.tensor([[1, *[VIDEO] * 12, 2]])
     media = [Media(VIDEO, None, torch.tensor([[3, 4, 4]]), torch.tensor([2.5]))]
-    positions, following = mrope_index(ids, torch.ones_like(ids), media, spatial_merge_size=2)
+    positions, following = mrope_index(ids, torch.ones_like(ids), media, merge_size=2)
     assert positions[0, 0].tolist() == [0, *[1] * 4, *[3] * 4, *[6] * 4, 7]
     assert positions[1, 0].tolist() == [0, *[1, 1, 2, 2] * 3, 7]
     assert following.tolist() == [8]
@@ -86,7 +86,7 @@ def test_frames_are_items_of_their_own_where_the_backbone_says_so():
     """Qwen3-VL: timestamps stand between the frames of a clip, and no frame advances time."""
     ids = torch.tensor([[1, *[VIDEO] * 4, 3, *[VIDEO] * 4, 2]])
     media = [Media(VIDEO, None, torch.tensor([[2, 4, 4]]), frames_apart=True)]
-    positions, _ = mrope_index(ids, torch.ones_like(ids), media, spatial_merge_size=2)
+    positions, _ = mrope_index(ids, torch.ones_like(ids), media, merge_size=2)
     assert positions[0, 0].tolist() == [0, *[1] * 4, 3, *[4] * 4, 6]
     assert positions[2, 0].tolist() == [0, 1, 2, 1, 2, 3, 4, 5, 4, 5, 6]
 
