@@ -8,8 +8,7 @@ no older weights behind, and a load looks at the headers of weights first.
 import json
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -132,17 +131,6 @@ class HubFolder:
                 delete_patterns=WEIGHT_FILES if has_weights else None,
                 **{"commit_message": "Upload PLUME", **upload},
             )
-
-
-@contextmanager
-def replacing_weights(folder: str | os.PathLike, is_main_process: bool = True) -> Iterator[None]:
-    """Around a save, which replaces shards of an earlier one by itself: of single file and index the new one stays."""
-    single, _, index = (Path(folder, name) for name in WEIGHT_FILES)
-    if is_main_process:
-        index.unlink(missing_ok=True)
-    yield
-    if is_main_process and index.is_file():
-        single.unlink(missing_ok=True)
 
 
 def check_weights(name: str | os.PathLike, options: Mapping[str, Any], loaded: bool) -> None:

@@ -17,6 +17,7 @@ never runs on the way to an embedding.
 import importlib
 import os
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -31,7 +32,7 @@ from .cache_plume import Context, context_class
 from .checks_plume import check_finite, check_prefix, check_readout_steps, check_suffix, left_aligned, warn_of_emulation
 from .configuration_plume import PlumeConfig
 from .fields_plume import Count  # noqa: F401 (older loaders copy only the files that are named here)
-from .hub_files_plume import PUSH_OPTIONS, HubFolder, check_weights, replacing_weights, write_hub_files
+from .hub_files_plume import PUSH_OPTIONS, WEIGHT_FILES, HubFolder, check_weights, write_hub_files
 from .latent_plume import LatentExperts, LatentRouter, LatentTransition
 from .positions_plume import Media, media_of, mrope_index, rollout_positions
 from .rollout_plume import PlumeOutput, rollout, state_at
@@ -299,10 +300,16 @@ class PlumeModel(HubFolder, _Mixed):
     ) -> None:
         """Save weights, configuration, code, model card and the sentence-transformers files."""
         pushed = {name: kwargs.pop(name) for name in PUSH_OPTIONS if kwargs.get(name) is not None}
+        # Old shards are replaced by transformers. Of a single file and an index, the one that is old would be loaded.
+        is_main_process = args[0] if args else kwargs.get("is_main_process", True)
+        single, _, index = (Path(save_directory, name) for name in WEIGHT_FILES)
+        if is_main_process:
+            index.unlink(missing_ok=True)
         # Tensors keep the names of our modules: Trainer restores a checkpoint by these names, and with the Hub's older
         # ones it would continue from fresh weights with no more than a warning.
-        with replacing_weights(save_directory, args[0] if args else kwargs.get("is_main_process", True)):
-            super().save_pretrained(save_directory, *args, **{"save_original_format": False, **kwargs})
+        super().save_pretrained(save_directory, *args, **{"save_original_format": False, **kwargs})
+        if is_main_process and index.is_file():
+            single.unlink(missing_ok=True)
         write_hub_files(save_directory)
         if push_to_hub:
             self.push_to_hub(**{"repo_id": os.path.basename(os.path.normpath(save_directory)), **pushed})
