@@ -51,7 +51,7 @@ def check_prefix(input_ids: Tensor, attention_mask: Tensor, media: list[Media], 
         merged = config.vision_config.spatial_merge_size**2
         given = 0 if kind.grid_thw is None else int(kind.grid_thw.prod(dim=-1).sum()) // merged
         if found != given or (kind.pixels is None) != (kind.grid_thw is None):
-            cause = f"There are {found} media placeholders (token {kind.token_id}) but media of {given} tokens."
+            cause = f"The text holds {found} placeholders (token {kind.token_id}) but the media have {given} tokens."
             raise ValueError(f"{cause} Pass pixels with their grids, one item per placeholder, as PlumeProcessor does.")
 
 

@@ -184,7 +184,7 @@ def check_text(text: Any) -> None:
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        cause = f"A text holds the lone surrogate {text[error.start]!r} at {error.start}, which is no character."
+        cause = f"A text holds the lone surrogate {text[error.start]!r} at position {error.start}: no character."
         raise ValueError(f"{cause} Decode its source rightly, or text.encode(errors='ignore').decode().") from error
 
 

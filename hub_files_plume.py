@@ -22,15 +22,8 @@ _FLOATS = ("F64", "F32", "F16", "BF16")
 ST_FILES = ("modules.json", "sentence_bert_config.json", "config_sentence_transformers.json")
 PUSH_OPTIONS = ("repo_id", "commit_message", "commit_description", "private", "token", "revision", "create_pr")
 
-_MODULES = [
-    {
-        "idx": 0,
-        "name": "0",
-        "path": "",
-        "type": "sentence_transformers.base.modules.transformer.Transformer",
-        "kwargs": ["num_latent_steps", "task"],
-    }
-]
+_MODULE = {"idx": 0, "name": "0", "path": "", "kwargs": ["num_latent_steps", "task"]}
+_MODULE["type"] = "sentence_transformers.base.modules.transformer.Transformer"
 _MODALITY = {"method": "forward", "method_output_name": "embeddings"}
 _TRANSFORMER = {
     "transformer_task": "feature-extraction",
@@ -89,7 +82,7 @@ def write_hub_files(folder: str | os.PathLike, prompts: dict[str, str] | None = 
     if prompts is not None and "__version__" not in existing:  # sentence-transformers writes its version
         existing["prompts"] = prompts
     contents = {
-        "modules.json": json.dumps(_MODULES, indent=2),
+        "modules.json": json.dumps([_MODULE], indent=2),
         "sentence_bert_config.json": json.dumps(_TRANSFORMER, indent=2),
         "README.md": MODEL_CARD,
     }
@@ -105,12 +98,7 @@ class HubFolder:
     save_pretrained: Callable[..., Any]
 
     def push_to_hub(
-        self,
-        repo_id: str,
-        private: bool | None = None,
-        token: str | bool | None = None,
-        revision: str | None = None,
-        **upload: Any,
+        self, repo_id: str, private: bool | None = None, token: Any = None, revision: str | None = None, **upload: Any
     ) -> CommitInfo:
         """Upload all that is saved; the card and the sentence-transformers files that a repository has are kept.
 
@@ -124,13 +112,8 @@ class HubFolder:
                     api.hf_hub_download(repo_id, name, revision=revision, local_dir=folder)
             self.save_pretrained(folder)
             has_weights = any(Path(folder).glob("model*.safetensors"))  # a processor has none
-            return api.upload_folder(
-                repo_id=repo_id,
-                folder_path=folder,
-                revision=revision,
-                delete_patterns=WEIGHT_FILES if has_weights else None,
-                **{"commit_message": "Upload PLUME", **upload},
-            )
+            options = {"commit_message": "Upload PLUME", "delete_patterns": WEIGHT_FILES if has_weights else None}
+            return api.upload_folder(repo_id=repo_id, folder_path=folder, revision=revision, **{**options, **upload})
 
 
 def check_weights(name: str | os.PathLike, options: Mapping[str, Any], loaded: bool) -> None:

@@ -60,9 +60,7 @@ def check_limits(low: int, high: int, kind: str = "") -> None:
         raise ValueError(f"{kind}min_pixels={low} exceeds {kind}max_pixels={high}, so no size fits. Change one.")
 
 
-def split_options(
-    kwargs: dict[str, Any], variables: set[str] | None
-) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
+def split_options(kwargs: dict[str, Any], variables: set[str] | None) -> tuple[dict[str, dict], dict[str, Any]]:
     """Sort keyword arguments into options for text, image and video; what is left are template variables.
 
     Accepts them flat or grouped, the way transformers and sentence-transformers of all supported versions pass them.
