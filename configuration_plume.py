@@ -56,7 +56,7 @@ class LatentConfig:
     latent_end_token_id: Index = 151660  # <elt>, closes the latent block
     latent_token_id: Index = 151661  # <ct>, a latent position in serialized text: counted, never embedded
     embedding_token_id: Index = 151657  # <gen>, whose state is the embedding (Eq. 7)
-    suffix_token_ids: TokenIds = None  # type: ignore[assignment] # after the latent block; <elt> <gen> if None
+    suffix_token_ids: TokenIds = None  # after the latent block; <elt> <gen> if None
 
     def __init__(self, **kwargs: Any) -> None:
         vars(self).update({name: kwargs.pop(name, vars(LatentConfig)[name]) for name in _FIELDS})

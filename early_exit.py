@@ -90,6 +90,8 @@ class ExitHead:
 class _ShrinkingContext(CachedContext):
     """A context that rows can leave."""
 
+    attention_mask: torch.Tensor
+    position_ids: torch.Tensor
     _shared: tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor]] | None
 
     def keep_rows(self, rows: torch.Tensor) -> None:

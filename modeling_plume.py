@@ -315,7 +315,7 @@ class PlumeModel(HubFolder, _Mixed):
             self.push_to_hub(**{"repo_id": os.path.basename(os.path.normpath(save_directory)), **pushed})
 
 
-class PlumeForEmbedding(PlumeModel, Qwen2VLForConditionalGeneration):  # type: ignore[misc]
+class PlumeForEmbedding(PlumeModel, Qwen2VLForConditionalGeneration):
     """A Qwen2-VL model that thinks K latent steps before it embeds. ``generate`` stays a Qwen2-VL's."""
 
     config_class = PlumeConfig

@@ -39,9 +39,9 @@ _FORMATS_REFUSED = {"EPS"}  # a program, which Pillow would hand to Ghostscript
 # Formats of clips by name: a "clip" that is a playlist would make the decoder open other files and addresses.
 CLIP_FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpeg,mpegts,gif,ogg,flv,asf"
 # What Pillow and PyAV raise for damaged files.
-_UNREADABLE = (OSError, ValueError, SyntaxError, EOFError, LookupError, TypeError, AttributeError, ArithmeticError,
-               RuntimeError, HTTPException, Image.DecompressionBombError, struct.error, zlib.error,
-               *([av.FFmpegError] if av is not None else []))  # fmt: skip
+_UNREADABLE: Any = (OSError, ValueError, SyntaxError, EOFError, LookupError, TypeError, AttributeError, ArithmeticError,
+                    RuntimeError, HTTPException, Image.DecompressionBombError, struct.error, zlib.error,
+                    *([av.FFmpegError] if av is not None else []))  # fmt: skip
 _FILE = (str, os.PathLike, bytes)
 
 
