@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from plume.arguments import ArgumentParser
 from plume.benchmarks.names import DTYPE_NAMES, INPUTS, SYSTEMS
+from plume.checkpoints import locate
 from plume.hub import MODEL_TYPES
 from plume.hub.sizes import SIZES
 
@@ -29,7 +30,9 @@ _DEVICE = "torch device; CUDA if there is one, if omitted"
 
 
 def _add_compare(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", help="a checkpoint, folder or Hub id; random weights of several sizes if omitted")
+    parser.add_argument(
+        "--model", type=locate, help="tiny, or a folder or Hub id; random weights of several sizes if omitted"
+    )
     parser.add_argument("--backbone", choices=MODEL_TYPES, default=MODEL_TYPES[0], help="of the random weights")
     parser.add_argument("--device", help=_DEVICE)
     parser.add_argument("--quick", action="store_true", help="only the telling cells and systems")
@@ -45,6 +48,7 @@ def _add_compare(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--sizes", nargs="+", choices=SIZES, help="only cells of these sizes")
     parser.add_argument("--inputs", nargs="+", choices=INPUTS, default=[], help="only cells of these inputs")
     parser.add_argument("--batch", type=int, nargs="+", default=[1], help="with --model: rows per batch")
+    parser.add_argument("--runtime", type=Path, nargs="+", default=[], help="with --model: its exports, timed as well")
     parser.add_argument("--systems", nargs="+", choices=SYSTEMS, help="only these systems")
     parser.add_argument("--threads", type=int, help="torch threads; torch's own choice if omitted")
     parser.add_argument("--processor-time", action="store_true", help="measure it, where others use the machine")
@@ -97,11 +101,12 @@ def run_compare(options: argparse.Namespace) -> None:
         machine["clock"], effort.now = "processor time", time.process_time
     needed = report.claimed(options.device) if options.quick and not options.model else {}
     systems: Sequence[str] = options.systems or SYSTEMS
+    runtimes = compare.open_runtimes(options.runtime, options.model, torch.get_num_threads())
     if options.model:
         cells, open_model, machine["weights"], most = compare.plan_checkpoint(
             options.model, options.device, options.batch, options.inputs
         )
-        systems = compare.runnable(systems, most)
+        systems = [*compare.runnable(systems, most), *runtimes]
     else:
         cells = compare.plan(options.device, options.quick)
         open_model = partial(compare.open_random, model_type=options.backbone)
@@ -118,7 +123,7 @@ def run_compare(options: argparse.Namespace) -> None:
     save = partial(compare.write_result, path, header, rows)
     left_out: list[Cell] = []
     try:
-        left_out = compare.run(cells, systems_of, options.device, effort, rows, save, open_model)
+        left_out = compare.run(cells, systems_of, options.device, effort, rows, save, open_model, runtimes)
     except KeyboardInterrupt:
         print(f"\nStopped. {len(rows)} rows are in {path}; --resume continues from them.")
     header["left_out"] = [" ".join(map(str, cell)) for cell in left_out]

@@ -12,11 +12,12 @@ import gc
 import json
 import platform
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median, quantiles
-from typing import Any, NamedTuple
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 import transformers
@@ -24,10 +25,14 @@ from tqdm import tqdm
 
 from plume import PlumeModel, PlumeProcessor
 from plume.benchmarks.models import DTYPES, build_model
-from plume.benchmarks.names import INPUTS, LATENT_STEPS, runs_on
+from plume.benchmarks.names import INPUTS, LATENT_STEPS, RUNTIMES, runs_on
 from plume.benchmarks.systems import SLOW, timers
 from plume.evaluation.embedders import fingerprint, load_checkpoint
 from plume.evaluation.store import check_condition, write_whole
+from plume.hub.identity import identity_of
+
+if TYPE_CHECKING:
+    from plume.runtime import Runtime  # needs onnxruntime
 
 Row = dict[str, Any]
 Loaded = tuple[PlumeModel, PlumeProcessor]
@@ -129,6 +134,33 @@ def plan_checkpoint(
     )
 
 
+def open_runtimes(folders: Sequence[Path], checkpoint: str | None, threads: int) -> "dict[str, Runtime]":
+    """Exports of a checkpoint, by the system that each is.
+
+    Args:
+        folders: What ``plume export`` wrote; one in float32, one in eight bits, or both.
+        checkpoint: Folder or Hub id.
+        threads: Of each.
+
+    Raises:
+        ValueError: If an export is of another checkpoint, or no checkpoint is given.
+    """
+    if not folders:
+        return {}
+    if checkpoint is None:
+        raise ValueError("--runtime times exports next to the model that they are of: name it with --model.")
+    from plume.runtime import Runtime
+
+    exported = [Runtime(folder, threads=threads) for folder in folders]
+    for runtime in exported:
+        if runtime.manifest.checkpoint != identity_of(checkpoint, "torch.float32"):  # as it was exported
+            raise ValueError(
+                f"{runtime.folder} was exported from another checkpoint than {checkpoint}, so times would not be those "
+                f"of the same weights. Export it again: plume export {checkpoint} OUT"
+            )
+    return {RUNTIMES[runtime.manifest.int8]: runtime for runtime in exported}
+
+
 def runnable(systems: Sequence[str], max_latent_steps: int) -> list[str]:
     """The systems that a model with so many latent steps can run."""
     return [system for system in systems if LATENT_STEPS[system] <= max_latent_steps]
@@ -184,6 +216,7 @@ def run(
     rows: list[Row],
     save: Callable[[], None],
     open_model: Callable[[Cell, str], Loaded] = open_random,
+    runtimes: "Mapping[str, Runtime]" = MappingProxyType({}),
 ) -> list[Cell]:
     """Measure what ``rows`` does not hold yet, add it there and save after every group of rows.
 
@@ -195,6 +228,7 @@ def run(
         rows: What is known; grows.
         save: Called after every group of rows.
         open_model: The model and processor of a cell, sped up.
+        runtimes: Exports of the model, by system.
 
     Returns:
         The cells that the time did not reach.
@@ -215,17 +249,24 @@ def run(
             loaded, built = open_model(cell, device), cell[:2]
         for group in ([s for s in missing if s not in SLOW], [s for s in missing if s in SLOW]):
             if group:
-                rows += measure(loaded, cell, group, device, effort)
+                rows += measure(loaded, cell, group, device, effort, runtimes)
                 save()
     return left_out
 
 
-def measure(loaded: Loaded, cell: Cell, systems: list[str], device: str, effort: Effort) -> list[Row]:
+def measure(
+    loaded: Loaded,
+    cell: Cell,
+    systems: list[str],
+    device: str,
+    effort: Effort,
+    runtimes: "Mapping[str, Runtime]" = MappingProxyType({}),
+) -> list[Row]:
     """Rows of some systems in one cell, measured in turns."""
     is_slow = systems[0] in SLOW
     fewest, most = ((count + 2) // 3 for count in effort.rounds) if is_slow else effort.rounds
     with torch.inference_mode():
-        measured = timers(*loaded, cell.input, cell.batch, effort.now)
+        measured = timers(*loaded, cell.input, cell.batch, effort.now, runtimes)
         times: dict[str, list[float]] = {system: [] for system in systems}
         if not is_slow:
             first = "plume_k8" if "plume_k8" in systems else systems[-1]  # packs the weights

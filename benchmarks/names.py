@@ -14,8 +14,11 @@ LATENT_STEPS = {
     "plume_k8_int8": 8,
     "one_at_a_time": 8,
     "explicit_cot": 0,
+    "runtime_k8": 8,
+    "runtime_k8_int8": 8,
 }
-SYSTEMS = tuple(LATENT_STEPS)
+RUNTIMES = ("runtime_k8", "runtime_k8_int8")  # they need exports of the model
+SYSTEMS = tuple(name for name in LATENT_STEPS if name not in RUNTIMES)
 # Systems that need other words after the same instruction every turn.
 _QUERY, _OF_QUERIES = "query12", ("plume_k8_reuse", "plume_k8_int8")
 DTYPE_NAMES = ("fp32", "bf16")

@@ -9,14 +9,16 @@
 4. **one_at_a_time**: the released code's way (see :func:`one_at_a_time`), K = 8.
 5. **explicit_cot**: :class:`~plume.evaluation.baselines.ExplicitCoT` with 403 tokens (the paper's mean), from a
    measured part.
+6. **runtime_k8, runtime_k8_int8**: an export of the model in :class:`~plume.runtime.Runtime`, without torch.
 """
 
 import copy
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from itertools import cycle
-from typing import Any
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -26,6 +28,9 @@ from plume.benchmarks.names import LATENT_STEPS, runs_on
 from plume.evaluation.baselines import ExplicitCoT
 from plume.evaluation.embedders import prepare
 from plume.positions_plume import mrope_index
+
+if TYPE_CHECKING:
+    from plume.runtime import Runtime  # needs onnxruntime
 
 Inputs = dict[str, torch.Tensor]
 Clock = Callable[[], float]
@@ -124,7 +129,12 @@ def clock(model: PlumeModel, now: Clock) -> float:
 
 
 def timers(
-    model: PlumeModel, processor: PlumeProcessor, kind: str, batch: int, now: Clock = time.perf_counter
+    model: PlumeModel,
+    processor: PlumeProcessor,
+    kind: str,
+    batch: int,
+    now: Clock = time.perf_counter,
+    runtimes: "Mapping[str, Runtime]" = MappingProxyType({}),
 ) -> dict[str, Callable[[], float]]:
     """Per system, a function that runs it once on the same batch and returns milliseconds.
 
@@ -134,6 +144,7 @@ def timers(
         kind: A key of :data:`~plume.benchmarks.names.INPUTS`.
         batch: Rows.
         now: Gives seconds.
+        runtimes: Exports of the model, by system.
     """
     items = draw_items(processor, kind, batch)
     inputs = prepare(model, processor, items)
@@ -151,6 +162,10 @@ def timers(
     }
     for system in ("plume_k4", "plume_k6", "plume_k8"):
         runs[system] = partial(model, **inputs, num_latent_steps=LATENT_STEPS[system])
+
+    arrays = {name: tensor.cpu().numpy() for name, tensor in inputs.items()}
+    for system, runtime in runtimes.items():
+        runs[system] = partial(runtime.run, arrays, LATENT_STEPS[system])
 
     for system, int8 in (("plume_k8_reuse", False), ("plume_k8_int8", True)):
         if runs_on(system, kind):

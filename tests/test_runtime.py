@@ -16,10 +16,14 @@ pytest.importorskip("onnxscript")
 pytest.importorskip("onnxruntime")
 
 import onnx
+import onnx_ir as ir
+import onnxruntime
 
 import plume
 from inputs import MEDIA, ROOT, mixed_inputs, noise_image, noise_video
-from plume.hub.export import export
+from plume.benchmarks.__main__ import main as bench
+from plume.hub.export import OPSET, export
+from plume.hub.export.eight_bits import quantize, quantize_weight
 from plume.hub.random_checkpoint import save_random_plume
 from plume.runtime import Runtime
 from plume.runtime.golden import check_golden
@@ -106,6 +110,28 @@ def test_eight_bits_keep_every_cosine_above_the_limit(exported, tmp_path, loaded
     assert cosines.min() >= 0.999
     full, half = ((folder / "decoder.onnx.data").stat().st_size for folder in (exported, tmp_path / "out"))
     assert half < 0.4 * full
+
+
+@pytest.mark.parametrize("width", [64, 40], ids=["whole blocks", "a block that is cut"])
+def test_eight_bits_round_weights_and_not_states(width):
+    rng = np.random.default_rng(0)
+    states, weight = (rng.standard_normal(shape, np.float32) for shape in ((2, 3, width), (width, 8)))
+    states[0, 0], states[0, 1, :32] = 0, 0
+    value = onnx.helper.make_tensor_value_info
+    graph = onnx.helper.make_graph(
+        [onnx.helper.make_node("MatMul", ["x", "w"], ["y"])], "product",
+        [value("x", 1, [None, None, width])], [value("y", 1, None)], [onnx.numpy_helper.from_array(weight, "w")],
+    )  # fmt: skip
+    model = ir.from_proto(
+        onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", OPSET)], ir_version=10)
+    )
+    quantize(model)
+    session = onnxruntime.InferenceSession(ir.to_proto(model).SerializeToString())
+    steps, scales = quantize_weight(weight)
+    rounded = ((steps.astype(np.float32) - 128) * scales[..., None]).reshape(8, -1)[:, :width].T
+    expected = states @ rounded
+    assert np.abs(session.run(None, {"x": states})[0] - expected).max() <= 1e-4 * np.abs(expected).max()
+    assert np.abs(rounded - weight).max() > 1e-3  # which is how much rounding is
 
 
 @pytest.mark.slow
@@ -229,3 +255,16 @@ def test_a_folder_with_other_files_is_not_written_into(tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(ValueError, match="exists and is not empty"):
         export("tiny", tmp_path)
+
+
+def test_an_export_is_timed_next_to_its_model(exported, tmp_path):
+    def written(*model):
+        options = ["--output", str(tmp_path / "costs.json"), "--device", "cpu", "--minutes", "0.01"]
+        bench(["compare", *model, "--runtime", str(exported), "--inputs", "query12", "--systems", "plume_k8", *options])
+        return json.loads((tmp_path / "costs.json").read_text())
+
+    assert [row["system"] for row in written("--model", "tiny")["rows"]] == ["plume_k8", "runtime_k8"]
+    with pytest.raises(ValueError, match="exported from another checkpoint than .*anytime"):
+        written("--model", "anytime")
+    with pytest.raises(ValueError, match="name it with --model"):
+        written()
