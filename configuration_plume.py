@@ -67,7 +67,7 @@ class LatentConfig:
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
-        """Read a configuration, refusing a PLUME one that leaves open what changes its vectors.
+        """Read a configuration.
 
         Raises:
             ValueError: If ``config_dict`` leaves open what would silently change vectors, or is of another backbone.
@@ -93,11 +93,7 @@ class LatentConfig:
         return loaded
 
     def check_num_latent_steps(self, num_latent_steps: int | None = None, task: str | None = None) -> int:
-        """Return K of a call if this model can run it.
-
-        Args:
-            num_latent_steps: K. Defaults to that of the task.
-            task: ``"query"`` or ``"document"``, of which the configuration may have a K of its own.
+        """K of a call, by default that of the task (``"query"`` or ``"document"``), which may have one of its own.
 
         Raises:
             ValueError: If the task is unknown, or K is no integer, negative, or above the step embedding table.

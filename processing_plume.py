@@ -25,10 +25,7 @@ class _Inputs(dict):
 
 
 class PlumeProcessor(PromptBuilder, HubFolder, ProcessorMixin):
-    """Turns texts, images, videos and their mixtures into the inputs of [`PlumeForEmbedding`].
-
-    The arguments are those of :class:`~plume.prompt_plume.PromptBuilder`.
-    """
+    """Turns texts, images, videos and their mixtures into the inputs of a PLUME model; a ``PromptBuilder``."""
 
     def __post_init__(self) -> None:
         ProcessorMixin.__init__(self, self.tokenizer, chat_template=self.chat_template)
