@@ -63,7 +63,7 @@ def towers(monkeypatch, model):
 
 
 def entries(model) -> list[prefixes.Entry]:
-    return model.model.language_model.forward.entries
+    return model.model.language_model.forward.kept
 
 
 # Common beginnings
