@@ -17,21 +17,18 @@ class MediaKind(NamedTuple):
     placeholder: str
     limits: tuple[str, str]  # settings of its smallest and largest area
     pixels: str  # patches of all items, one after the other
-    per_item: tuple[str, ...]  # inputs with one row per item, the grid first; the others are optional
-
-    @property
-    def grid(self) -> str:
-        """Name of the grids (time, height, width)."""
-        return self.per_item[0]
+    grid: str  # grids (time, height, width), one row per item
+    others: tuple[str, ...] = ()  # more inputs with one row per item, which may be absent
 
 
 MEDIA_KINDS = {
-    "image": MediaKind("<|image_pad|>", ("min_pixels", "max_pixels"), "pixel_values", ("image_grid_thw",)),
+    "image": MediaKind("<|image_pad|>", ("min_pixels", "max_pixels"), "pixel_values", "image_grid_thw"),
     "video": MediaKind(
         "<|video_pad|>",
         ("video_min_pixels", "video_max_pixels"),
         "pixel_values_videos",
-        ("video_grid_thw", "second_per_grid_ts"),
+        "video_grid_thw",
+        ("second_per_grid_ts",),
     ),
 }
 MODALITIES = ("text", *MEDIA_KINDS)
@@ -107,14 +104,11 @@ def canonical_messages(conversation: Sequence[Any], control_tokens: Sequence[str
     return messages
 
 
-def with_blank_image(messages: list[dict[str, Any]], size: int) -> list[dict[str, Any]]:
-    """Checked messages with a white image of ``size`` pixels in front where the input has no media."""
-    if any(part["type"] != "text" for message in messages for part in message["content"]):
-        return messages
-    blank = {"type": "image", "image": Image.new("RGB", (size, size), "white")}
-    first = next(place for place, message in enumerate(messages) if message["role"] == "user")
-    changed = {**messages[first], "content": [blank, *messages[first]["content"]]}
-    return [*messages[:first], changed, *messages[first + 1 :]]
+def add_blank_image(messages: list[dict[str, Any]], size: int) -> None:
+    """Put a white image of ``size`` pixels in front of checked messages without media."""
+    if all(part["type"] == "text" for message in messages for part in message["content"]):
+        user = next(message for message in messages if message["role"] == "user")
+        user["content"].insert(0, {"type": "image", "image": Image.new("RGB", (size, size), "white")})
 
 
 def _canonical_message(message: Mapping[str, Any], control_tokens: Sequence[str]) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from PIL import Image
 
-from .content_plume import MEDIA_KINDS, canonical_messages, check_text, to_conversation, with_blank_image
+from .content_plume import MEDIA_KINDS, add_blank_image, canonical_messages, check_text, to_conversation
 from .fields_plume import Colour, Count, Floats, Index, Rate, Switch, Text
 from .options_plume import check_limits, check_settings, clip_rates, flatten_media, length_limit, split_options
 from .pixels_plume import CLIP_MEAN, CLIP_STD, Grid, patchify
@@ -152,7 +152,8 @@ class PromptBuilder:
             lambda messages: canonical_messages(messages, control_tokens), conversation if is_batch else [conversation]
         )
         if self.blank_image_size:
-            conversations = [with_blank_image(messages, self.blank_image_size) for messages in conversations]
+            for messages in conversations:
+                add_blank_image(messages, self.blank_image_size)
         # A template of the caller may have variables of its own.
         options, variables = split_options(kwargs, _TEMPLATE_VARIABLES if chat_template is None else None)
         template = {"chat_template": chat_template or self.chat_template, "tokenize": False, **variables}
