@@ -97,7 +97,7 @@ class PrefixForward(Keeper):
             return False
         if runs_own_code(self.owner, PackedForward):
             return True
-        self.kept = []
+        self.kept = self.nothing()
         logger.warning_once(
             "speed_up(): the decoder has hooks, adapters or replaced modules, so common beginnings of inputs are read "
             "every time. Merge adapters (merge_and_unload) or remove hooks to have them read once."
