@@ -48,7 +48,7 @@ class Features:
 class PictureFeatures(Keeper):
     """Replaces ``get_image_features`` of a backbone; keeps pictures by their digests."""
 
-    nothing = dict
+    nothing: Any = dict
 
     def __call__(self, pixels: torch.Tensor, grids: torch.Tensor | None = None, **kwargs: Any) -> Any:
         """As the backbone's own method, to rounding."""

@@ -54,7 +54,7 @@ class Entry(NamedTuple):
 class PrefixForward(Keeper):
     """Replaces the forward of a decoder; keeps entries, the most recent first."""
 
-    nothing = list
+    nothing: Any = list
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """As the decoder's own forward, to rounding."""
