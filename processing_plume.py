@@ -11,7 +11,6 @@ from .hub_files_plume import HubFolder, write_hub_files
 from .options_plume import check_stated
 from .pixels_plume import Grid  # noqa: F401
 from .prompt_plume import SETTINGS, Media, PromptBuilder
-from .truncation_plume import fit  # noqa: F401
 from .vision_plume import Clip  # noqa: F401
 
 

@@ -3,7 +3,7 @@
 1. **Order** (``content_plume``): chat messages are checked, user text is neutralised.
 2. **See** (``vision_plume``, ``pixels_plume``): images and videos become frames, frames become patches and grids.
 3. **Write**: the chat template is rendered, placeholders are repeated once per visual token.
-4. **Fit** (``truncation_plume``): an over-long prefix loses the end of the user's text, nothing else.
+4. **Fit**: an over-long prefix loses the end of the user's text, nothing else.
 5. **Pad**: on the left, so that ``<slt>`` is the last column of every row.
 
 What differs between backbones is data, saved in ``processor_config.json`` (``start.py`` has a table of it).
@@ -20,12 +20,21 @@ from PIL import Image
 
 from .content_plume import MEDIA_KINDS, add_blank_image, canonical_messages, check_text, to_conversation
 from .fields_plume import Colour, Count, Floats, Index, Rate, Switch, Text
-from .options_plume import check_limits, check_settings, clip_rates, flatten_media, length_limit, split_options
+from .options_plume import (
+    check_limits,
+    check_settings,
+    clip_rates,
+    flatten_media,
+    length_limit,
+    split_options,
+    warn_once,
+)
 from .pixels_plume import CLIP_MEAN, CLIP_STD, Grid, patchify
-from .truncation_plume import fit
 from .vision_plume import WHITE, Clip, describe, load_clip, load_image
 
 _TEMPLATE_VARIABLES = {"latent"}  # that a caller may set
+# A text is read in pieces of this many characters per token that may stay, until it is known to be too long.
+_CHARACTERS_PER_TOKEN = 8
 _VISION_START, _VISION_END = "<|vision_start|>", "<|vision_end|>"
 _TOKENS = ("anchor_token", "latent_start_token", "latent_end_token", "latent_token", "embedding_token")
 
@@ -267,13 +276,50 @@ class PromptBuilder:
         return self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
 
     def _fit(self, messages: list[dict], media: Media, template: dict, max_length: int, truncate: bool) -> list[int]:
-        """Ids of an input within ``max_length``."""
+        """Ids of an input within ``max_length`` tokens, visual ones included: the end of the user's text goes."""
         texts = [p for m in messages if m["role"] == "user" for p in m["content"] if p["type"] == "text" and p["text"]]
 
         def encode() -> list[int]:
             return self._ids(self._expand(self.tokenizer.apply_chat_template(messages, **template), media))
 
-        return fit(encode, texts, self.tokenizer, max_length, truncate)
+        given = [part["text"] for part in texts]
+        for part in texts:
+            part["text"] = self._beginning(part["text"], max_length)
+        ids = encode()
+        if len(ids) <= max_length and [part["text"] for part in texts] == given:
+            return ids
+        if not truncate:
+            cause = f"An input has {len(ids)} tokens or more, over max_length={max_length}, and truncation is off."
+            raise ValueError(f"{cause} Shorten its text, raise max_length, or allow truncation.")
+        while len(ids) > max_length:
+            if not texts:
+                cause = f"An input needs {len(ids)} tokens without any of its text, more than max_length={max_length}."
+                raise ValueError(
+                    f"{cause} Shorten its instruction, lower max_pixels or num_frames, or raise the limit."
+                )
+            offsets = self._offsets(texts[-1]["text"])
+            texts[-1]["text"] = _cut(texts[-1]["text"], offsets, len(offsets) - (len(ids) - max_length))
+            if not texts[-1]["text"]:
+                texts.pop()
+            ids = encode()
+        what = "An input was longer than max_length: the end of its text is not part of the embedding."
+        warn_once(f"{what} Pass a larger max_length, or raise processor.tokenizer.model_max_length, to keep more.")
+        return ids
+
+    def _beginning(self, text: str, max_tokens: int) -> str:
+        """The text, or its first ``max_tokens`` tokens where it has more, found without reading all of a long one."""
+        size = _CHARACTERS_PER_TOKEN * max_tokens
+        while size < len(text):
+            # Where the piece ends, inside a word, its last tokens may differ from the text's: they are not used.
+            offsets = self._offsets(text[:size])
+            if len(offsets) > max_tokens + _CHARACTERS_PER_TOKEN:
+                return _cut(text, offsets, max_tokens)
+            size *= 2
+        return text
+
+    def _offsets(self, text: str) -> list[tuple[int, int]]:
+        options = {"add_special_tokens": False, "verbose": False, "return_offsets_mapping": True}
+        return self.tokenizer(text, **options)["offset_mapping"]
 
     def _collate(self, rows: list[list[int]], media: list[Media], text_options: dict[str, Any]) -> Any:
         text_options = {"padding": True, "padding_side": "left", **text_options}
@@ -301,6 +347,12 @@ def _naming(what: str) -> Iterator[None]:
         yield
     except ValueError as error:
         raise ValueError(f"{what}: {error}") from error
+
+
+def _cut(text: str, offsets: list[tuple[int, int]], kept: int) -> str:
+    # Up to the start of the first token that must go: the tokens of one character share its offsets, so the end of
+    # the last token that may stay can lie after it. The text gets shorter in every round.
+    return text[: offsets[kept][0]].rstrip() if kept > 0 else ""
 
 
 def is_token(text: str, tokenizer: Any) -> bool:
