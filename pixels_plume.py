@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from .options_plume import check_limits
+
 CLIP_MEAN, CLIP_STD = [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]
 _MAX_ASPECT_RATIO = 200
 # The released checkpoint's pipeline resizes to these limits first, by another library, at 28 pixels a token.
@@ -54,6 +56,7 @@ def patchify(
         max_pixels: Largest area of a frame.
         whole_clip: Whether the limits hold for all frames together, as in Qwen3-VL.
     """
+    check_limits(min_pixels, max_pixels)
     step, patch, merge = (settings[name] for name in ("temporal_patch_size", "patch_size", "merge_size"))
     if settings["resize"] == "released":
         frames = [_first_resize(frame) for frame in frames]

@@ -20,15 +20,7 @@ from PIL import Image
 
 from .content_plume import MEDIA_KINDS, add_blank_image, canonical_messages, check_text, to_conversation
 from .fields_plume import Colour, Count, Floats, Index, Rate, Switch, Text
-from .options_plume import (
-    check_limits,
-    check_settings,
-    clip_rates,
-    flatten_media,
-    length_limit,
-    split_options,
-    warn_once,
-)
+from .options_plume import check_settings, clip_rates, flatten_media, length_limit, split_options, warn_once
 from .pixels_plume import CLIP_MEAN, CLIP_STD, Grid, patchify
 from .vision_plume import WHITE, Clip, describe, load_clip, load_image
 
@@ -250,7 +242,6 @@ class PromptBuilder:
     ) -> tuple[np.ndarray, Grid]:
         limits = [chosen.get(name.removeprefix("video_"), vars(self)[name]) for name in MEDIA_KINDS[kind].limits]
         with _naming(describe(kind, source)):
-            check_limits(*limits)
             return patchify(frames, vars(self), *limits, kind == "video" and self.video_limits == "clip")
 
     def _expand(self, prompt: str, media: Media) -> str:
@@ -294,9 +285,7 @@ class PromptBuilder:
         while len(ids) > max_length:
             if not texts:
                 cause = f"An input needs {len(ids)} tokens without any of its text, more than max_length={max_length}."
-                raise ValueError(
-                    f"{cause} Shorten its instruction, lower max_pixels or num_frames, or raise the limit."
-                )
+                raise ValueError(f"{cause} Shorten its instruction, lower max_pixels or num_frames, or raise it.")
             offsets = self._offsets(texts[-1]["text"])
             texts[-1]["text"] = _cut(texts[-1]["text"], offsets, len(offsets) - (len(ids) - max_length))
             if not texts[-1]["text"]:
