@@ -5,12 +5,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 
-def _is_integer(value: Any, least: int = 0) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= least  # True is no number
-
-
-def _is_byte(value: Any) -> bool:
-    return _is_integer(value) and value < 256
+def _is_integer(value: Any, least: int = 0, most: float = math.inf) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and least <= value <= most  # True is no number
 
 
 def _is_number(value: Any) -> bool:
@@ -29,7 +25,9 @@ TokenIds = Annotated[list[int], lambda value: isinstance(value, list) and all(ma
 Share = Annotated[float, lambda value: _is_number(value) and 0 <= value < 1, "a number in [0, 1)"]
 Rate = Annotated[float | None, lambda value: value is None or (_is_number(value) and value > 0), "a positive number"]
 Floats = Annotated[Sequence[float], lambda value: _are_three(value, _is_number), "three numbers"]
-Colour = Annotated[Sequence[int], lambda value: _are_three(value, _is_byte), "three integers in 0..255"]
+Colour = Annotated[
+    Sequence[int], lambda value: _are_three(value, lambda part: _is_integer(part, 0, 255)), "three integers in 0..255"
+]
 
 
 def check_fields(kinds: Mapping[str, Any], values: Mapping[str, Any]) -> None:

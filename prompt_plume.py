@@ -24,7 +24,6 @@ from .options_plume import check_settings, clip_rates, flatten_media, length_lim
 from .pixels_plume import CLIP_MEAN, CLIP_STD, Grid, patchify
 from .vision_plume import WHITE, Clip, describe, load_clip, load_image
 
-_TEMPLATE_VARIABLES = {"latent"}  # that a caller may set
 # A text is read in pieces of this many characters per token that may stay, until it is known to be too long.
 _CHARACTERS_PER_TOKEN = 8
 _VISION_START, _VISION_END = "<|vision_start|>", "<|vision_end|>"
@@ -156,7 +155,7 @@ class PromptBuilder:
             for messages in conversations:
                 add_blank_image(messages, self.blank_image_size)
         # A template of the caller may have variables of its own.
-        options, variables = split_options(kwargs, _TEMPLATE_VARIABLES if chat_template is None else None)
+        options, variables = split_options(kwargs, {"latent"} if chat_template is None else None)
         template = {"chat_template": chat_template or self.chat_template, "tokenize": False, **variables}
         template["add_generation_prompt"] = add_generation_prompt
         if not tokenize:
