@@ -64,7 +64,14 @@ documents = model.encode_document([{"image": "bus.jpg"}, {"video": "bus.mp4"}, "
 print(model.similarity(queries, documents))
 ```
 
-With transformers: `AutoModel`, `AutoProcessor` and `model(**processor.process_queries(["a red bus"])).embeddings`.
+```python
+from transformers import AutoModel, AutoProcessor
+
+model = AutoModel.from_pretrained("org/plume", trust_remote_code=True)
+processor = AutoProcessor.from_pretrained("org/plume", trust_remote_code=True)
+embeddings = model(**processor.process_queries(["a red bus at a stop"])).embeddings
+```
+
 The number of latent steps, the token positions, the prompt and the pixel limits are stored with the weights.
 State here: training data, scores with their condition, limits, licence and base model.
 """
