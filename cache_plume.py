@@ -39,15 +39,15 @@ class Context(ABC):
 
     language_model: Any  # the backbone's decoder, without head
     inputs_embeds: InitVar[Tensor]  # of the prefix, (B, T, D), left-padded
-    ahead: InitVar[Tensor]  # (B, S, D), read in the pass of the prefix and forgotten again; S may be 0
+    ahead: InitVar[Tensor | None]  # (B, S, D), read in the pass of the prefix and forgotten again
     attention_mask: Tensor  # (B, T + R); the R columns reserved for what follows the prefix are 1
     position_ids: Tensor  # (3, B, T + R)
     prefix_arguments: dict[str, Any]  # what the decoder takes for the prefix alone (deepstack features of Qwen3-VL)
 
-    def __post_init__(self, inputs_embeds: Tensor, ahead: Tensor) -> None:
+    def __post_init__(self, inputs_embeds: Tensor, ahead: Tensor | None) -> None:
         self._length, prefix = 0, inputs_embeds.shape[1]
-        states = self.extend(torch.cat([inputs_embeds, ahead], dim=1), keep=prefix)
-        self.hidden, self.seen_ahead = states[:, :prefix], states[:, prefix:]
+        states = self.extend(inputs_embeds if ahead is None else torch.cat([inputs_embeds, ahead], dim=1), keep=prefix)
+        self.hidden, self.seen_ahead = states[:, :prefix], None if ahead is None else states[:, prefix:]
 
     def extend(self, inputs_embeds: Tensor, keep: int | None = None) -> Tensor:
         """Read input vectors, ``(B, S, D)``, at the next S positions.

@@ -185,7 +185,8 @@ class PlumeModel(HubFolder, _Mixed):
         num_reserved = num_latent_steps + max(suffix_input_ids.shape[1], read_ids.shape[1])
         embed, gen = self.get_input_embeddings(), self.config.embedding_token_id
         read_BSD = embed(read_ids)
-        ahead = read_BSD if 0 in steps else None
+        # Not in training, where a dropout of the backbone would draw other numbers than it does pass by pass.
+        ahead = read_BSD if 0 in steps and not self.training else None
         context = self.read_prefix(input_ids, attention_mask, self.media_of(given), num_reserved, ahead)
         # 2. Anchor: the last <anchor> of each row.
         anchor_BD = state_at(context.hidden, input_ids, self.config.anchor_token_id)
@@ -234,7 +235,6 @@ class PlumeModel(HubFolder, _Mixed):
         position_ids = rollout_positions(input_ids, attention_mask, media, merge_size, num_reserved, scheme)
         mask = nn.functional.pad(attention_mask, (0, num_reserved), value=1)
         decoder = self.model.language_model
-        ahead = inputs_embeds[:, :0] if ahead is None else ahead
         return context_class(decoder)(decoder, inputs_embeds, ahead, mask, position_ids, prefix_arguments)
 
     def _embed(self, input_ids: Tensor, media: list[Media]) -> tuple[Tensor, dict[str, Any]]:

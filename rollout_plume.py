@@ -68,7 +68,7 @@ def rollout(
     """Think K latent steps and read the suffix. The only rollout in this repository.
 
     Args:
-        context: The backbone after the prefix; it looked ahead at the suffix if 0 is among the read-outs.
+        context: The backbone after the prefix, which may have looked ahead at the suffix.
         transition: The adapter of Eq. 4-5.
         anchor_BD: c(x), ``(B, D)``, post-norm.
         suffix_BSD: Input vectors of the suffix ``<elt> ... <gen>``, ``(B, S, D)``.
@@ -79,7 +79,8 @@ def rollout(
     latents_BKD = [z_BD.new_empty(len(z_BD), 0, z_BD.shape[-1])]
     probs_BKE, readouts = [torch.empty(len(z_BD), 0, transition.num_experts, device=z_BD.device)], []
     if 0 in readout_steps:
-        readouts.append(torch.cat([z_BD.unsqueeze(1), context.seen_ahead], dim=1))
+        ahead_BSD = context.extend(suffix_BSD, keep=0) if context.seen_ahead is None else context.seen_ahead
+        readouts.append(torch.cat([z_BD.unsqueeze(1), ahead_BSD], dim=1))
     for k in range(1, num_latent_steps + 1):
         refined_BD, probs_BE = transition(z_BD, k, anchor_BD)  # z~(k-1), Eq. 4-5
         inputs_BSD = refined_BD.unsqueeze(1).to(suffix_BSD.device)  # where a split model takes its inputs
