@@ -21,11 +21,11 @@ from tqdm import tqdm
 from transformers import AutoConfig, AutoModel, AutoProcessor, BatchFeature
 
 from .checkpoints import locate
-from .hub_files_plume import HUB_OPTIONS
 from .modeling_plume import PlumeModel
 from .pages import count_pages, render_page
 from .processing_plume import PlumeProcessor
 from .resume import Embeddings, Failure, Parts, Unit, condition_of
+from .start import HUB_OPTIONS
 
 _WINDOW = 4  # batches prepared at a time
 TASKS = ("document", "query")
