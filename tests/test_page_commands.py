@@ -81,6 +81,12 @@ def write_backbone(folder: Path) -> None:
     save_random_backbone(folder / "Qwen" / "Qwen2-VL-2B-Instruct")
 
 
+def use_plume_tiny(folder: Path) -> None:
+    """A checkpoint whose vectors can be cut to 64 numbers."""
+    shutil.rmtree(folder / "org" / "plume")
+    (folder / "org" / "plume").symlink_to(ROOT / "checkpoints" / "plume-tiny")
+
+
 class Page(NamedTuple):
     """What a page needs before its first command.
 
@@ -106,7 +112,7 @@ RUN = {
     "playground.md": Page(),
     "runtime.md": Page(python=True),
     "search.md": Page((write_documents,)),
-    "serving.md": Page(python=True),
+    "serving.md": Page((use_plume_tiny,), python=True),
     "training.md": Page((write_pairs,)),
     "weights.md": Page((write_backbone,), quick=True),
 }
