@@ -66,7 +66,8 @@ test-min: .venv-min/.installed ## Run the core tests on the oldest supported lib
 
 test-examples: .venv-examples/.installed ## Run the tests of apps/ and examples/
 	.venv-examples/bin/python -m pytest tests/test_search.py tests/test_search_page.py tests/test_distributed.py tests/test_serving.py tests/test_serving_runtime.py tests/test_integrations.py \
-		tests/test_pages.py::test_a_command_of_the_pages_is_understood_by_its_command_line
+		tests/test_pages.py::test_a_command_of_the_pages_is_understood_by_its_command_line \
+		$(patsubst %,'tests/test_page_commands.py::test_a_page_runs_as_printed[%.md]',search serving corpus runtime)
 
 test-runtime: $(VENV)/.installed .venv-runtime/.installed ## Run an exported model in an environment without torch
 	$(RUN) -m pytest tests/test_runtime_alone.py

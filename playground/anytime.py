@@ -12,6 +12,7 @@ Every side is read once, after several numbers of steps from one rollout. From t
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 import torch
@@ -32,7 +33,9 @@ from plume.evaluation.table import Row, read_table
 from plume.playground.tasks import TASKS
 
 STEPS = (0, 1, 2, 3, 4, 5, 6, 7, 8)
+EXIT_STEPS = (0, 2, 4, 6, 8)
 _SHARES = (8, 4, 2)  # of the width
+_FIT_QUERIES = 40  # per task, that an exit head is fitted to
 
 
 def measure(
@@ -59,8 +62,8 @@ def measure(
     yield from (row(queries[most], most, most, width // share) for share in _SHARES)
     if exit_threshold is not None:
         vectors, taken = stop(queries, exit_steps, exit_threshold, head)
-        by, mean = "head" if head else "cosine", taken.double().mean().item()
-        yield row(vectors, most, most, exit_threshold=exit_threshold, exit_by=by, mean_steps=mean)
+        by, average = "head" if head else "cosine", taken.double().mean().item()
+        yield row(vectors, most, most, exit_threshold=exit_threshold, exit_by=by, mean_steps=average)
 
 
 def stop(
@@ -78,24 +81,45 @@ def stop(
     return vectors, taken
 
 
-def measure_all(
-    reader: Reader,
-    rows: Sequence[Row],
-    data_root: Path,
-    exit_threshold: float | None,
-    exit_steps: Sequence[int],
+def measure_checkpoint(
+    checkpoint: str | Path,
+    table: Path,
     max_queries: int | None = None,
-    head: ExitHead | None = None,
-    **named: Any,
+    exit_threshold: float | None = None,
+    exit_steps: Sequence[int] = EXIT_STEPS,
+    fit_exit_on: Path | None = None,
+    tasks: Sequence[str] = (),
+    only_last: bool = False,
 ) -> list[dict[str, Any]]:
-    """Rows of all tasks of a playground's table, with what names the run (``variant``, ``seed``)."""
-    steps = [k for k in STEPS if k <= reader.steps]
+    """Rows of a checkpoint on all tasks of a playground's table.
+
+    Args:
+        checkpoint: Folder or repository.
+        table: Of the playground, e.g. ``WORLD/test/tasks.json``.
+        max_queries: Queries per task. Defaults to all.
+        exit_threshold: Where a query stops. Defaults to no early exit.
+        exit_steps: Where it may stop.
+        fit_exit_on: Table whose queries an exit head is fitted to. Defaults to the cosine of successive read-outs.
+        tasks: Playground tasks. Defaults to all.
+        only_last: Whether to read at the checkpoint's K alone.
+    """
+    model, processor = load_checkpoint(str(checkpoint))
+    most = model.config.check_num_latent_steps(task="query")
+    reader = Reader(model, processor, max(most, 1), batch_size=64)  # it runs a step at least; K = 0 is a read-out of it
+    steps = [k for k in STEPS if k == most or (k < most and not only_last)]
+    head = None
+    if fit_exit_on:
+        head = fit_head(reader, _rows_of(fit_exit_on, tasks), fit_exit_on.parent, exit_steps, _FIT_QUERIES)
     found = []
-    for row in tqdm(rows, desc="anytime", unit="task"):
-        task = load_task(row, data_root, max_queries=max_queries)
-        facts = {**named, "task": row.extras["playground_task"], "split": row.extras["split"], "hops": task.hops}
+    for row in tqdm(_rows_of(table, tasks), desc="anytime", unit="task"):
+        task = load_task(row, table.parent, max_queries=max_queries)
+        facts = {"task": row.extras["playground_task"], "split": row.extras["split"], "hops": task.hops}
         found += [{**facts, **measured} for measured in measure(reader, task, steps, exit_threshold, exit_steps, head)]
     return found
+
+
+def _rows_of(table: Path, tasks: Sequence[str]) -> list[Row]:
+    return [row for row in read_table(table).rows if not tasks or row.extras["playground_task"] in tasks]
 
 
 def fit_head(
@@ -107,30 +131,47 @@ def fit_head(
     return ExitHead.fit({step: torch.cat([readouts[step] for readouts in found]) for step in exit_steps})
 
 
+def curves(rows: Sequence[dict[str, Any]]) -> dict[int, dict[int, list[float]]]:
+    """Hit@1 of the chains in percent, by number of look-ups and K: one number per seed, the mean over the tasks."""
+    found: dict[int, dict[int, dict[int, list[float]]]] = {}
+    width = max(row["dim"] for row in rows)
+    for row in rows:
+        whole = row["dim"] == width and row["exit_threshold"] is None and row["k_query"] == row["k_document"]
+        if whole and not TASKS[row["task"]].control:
+            by_seed = found.setdefault(row["hops"], {}).setdefault(row["k_query"], {})
+            by_seed.setdefault(row["seed"], []).append(100 * row["hit_at_1"])
+    return {
+        hops: {k: [mean(by_seed[seed]) for seed in sorted(by_seed)] for k, by_seed in sorted(by_k.items())}
+        for hops, by_k in sorted(found.items())
+    }
+
+
 def draw(rows: Sequence[dict[str, Any]], file: Path) -> None:
-    """Draw the curve over K of the chains, one line per number of look-ups: mean over tasks and seeds."""
+    """Draw the curve over K of the chains, one line per number of look-ups: mean over seeds, in a band of all seeds."""
     with rc_context(STYLE):
         figure = Figure(figsize=(5.6, 3.4), layout="constrained")
         axes = figure.subplots()
-        width = max(row["dim"] for row in rows)
-        curve = [
-            row
-            for row in rows
-            if row["k_query"] == row["k_document"] and row["dim"] == width and row["exit_threshold"] is None
-        ]
-        curve = [row for row in curve if not TASKS[row["task"]].control]
-        for hops, color in zip(sorted({row["hops"] for row in curve}), PALETTE, strict=False):
-            steps = sorted({row["k_query"] for row in curve})
-            hits = [[r["hit_at_1"] for r in curve if (r["hops"], r["k_query"]) == (hops, k)] for k in steps]
-            shown = [100 * sum(values) / len(values) for values in hits]
-            axes.plot(steps, shown, color=color, marker="o", markersize=3, label=f"{hops}")
+        for (hops, by_k), color in zip(curves(rows).items(), PALETTE, strict=False):
+            steps, hits = list(by_k), list(by_k.values())
+            axes.plot(steps, list(map(mean, hits)), color=color, marker="o", markersize=3, label=f"{hops}")
+            axes.fill_between(steps, list(map(min, hits)), list(map(max, hits)), color=color, alpha=0.2, linewidth=0)
         axes.set(xlabel="K, latent steps of queries and documents", ylabel="Hit@1 (%)", ylim=(0, 103))
         axes.legend(title="look-ups", fontsize="small")
         figure.savefig(file)
 
 
-def _named(row: Row) -> str:
-    return str(row.extras["playground_task"])
+def read_rows(file: Path) -> list[dict[str, Any]]:
+    """Rows of a results file; none if it is not there."""
+    return list(json.loads(file.read_text("utf-8"))) if file.exists() else []
+
+
+def add_rows(file: Path, found: Sequence[dict[str, Any]], named: dict[str, Any]) -> list[dict[str, Any]]:
+    """Write the rows of a run into a results file, in the place of those of the same name; returns all of them."""
+    rows = [row for row in read_rows(file) if not named.items() <= row.items()]
+    rows += [{**named, **row} for row in found]
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_json(file, rows)
+    return rows
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -143,29 +184,25 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--variant", default="anytime", help="name of the run in the rows")
     parser.add_argument("--seed", type=int, default=0, help="seed of the run in the rows")
     parser.add_argument("--exit-threshold", type=float, help="1 - cosine of two read-outs below which a query stops")
-    parser.add_argument("--exit-steps", type=int, nargs="+", default=[0, 2, 4, 6, 8], help="where it may stop")
+    parser.add_argument("--exit-steps", type=int, nargs="+", default=list(EXIT_STEPS), help="where it may stop")
     parser.add_argument("--fit-exit-on", type=Path, help="table whose queries an exit head is fitted to, e.g. of dev")
     parser.add_argument("--output", type=Path, required=True, help="JSON file of the rows")
     parser.add_argument(
         "--plot", type=Path, help="draw the curve over K of this variant, over its seeds, into this file"
     )
     options = parser.parse_args(arguments)
-    model, processor = load_checkpoint(options.model)
-    reader = Reader(model, processor, model.config.check_num_latent_steps(task="query"), batch_size=64)
-    rows = [row for row in read_table(options.table).rows if not options.tasks or _named(row) in options.tasks]
-    named = {"variant": options.variant, "seed": options.seed}
-    head = None
-    if options.fit_exit_on:
-        dev = [row for row in read_table(options.fit_exit_on).rows if not options.tasks or _named(row) in options.tasks]
-        head = fit_head(reader, dev, options.fit_exit_on.parent, options.exit_steps, options.max_queries)
-    chosen = (options.exit_threshold, options.exit_steps, options.max_queries, head)
-    found = measure_all(reader, rows, options.table.parent, *chosen, **named)
-    before = json.loads(options.output.read_text("utf-8")) if options.output.exists() else []
-    kept = [row for row in before if {name: row[name] for name in named} != named]
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    write_json(options.output, [*kept, *found])
+    found = measure_checkpoint(
+        options.model,
+        options.table,
+        options.max_queries,
+        options.exit_threshold,
+        options.exit_steps,
+        options.fit_exit_on,
+        options.tasks,
+    )
+    rows = add_rows(options.output, found, {"variant": options.variant, "seed": options.seed})
     if options.plot:
-        draw([row for row in [*kept, *found] if row["variant"] == options.variant], options.plot)
+        draw([row for row in rows if row["variant"] == options.variant], options.plot)
 
 
 if __name__ == "__main__":

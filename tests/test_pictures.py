@@ -17,7 +17,8 @@ pytest.importorskip("mteb")
 
 import plume
 from inputs import ROOT
-from plume.evaluation.table import read_table
+from plume.evaluation.table import read_table, select
+from plume.evaluation.tasks import make_task
 from plume.playground.pictures import thinking, warmup
 from plume.playground.pictures.augment import augment
 from plume.playground.pictures.concepts import LANGUAGES, PARTIAL_LANGUAGES, family_of, key_of, read_concepts, slug
@@ -198,6 +199,19 @@ def test_tasks_ask_for_every_concept_of_the_test_style(world, tmp_path):
     assert rows["words-uk-seen"].num_queries + rows["words-uk-unseen"].num_queries == sum(
         split_of(concept) == "train" for concept in world.concepts
     )
+
+
+def test_a_word_is_asked_for_in_another_language(world, tmp_path):
+    table = read_table(write_tasks(world, tmp_path, progress=False))
+    (row,) = select(table, ["words-ar-to-fr"])
+    task = make_task(row, tmp_path)
+    task.load_data()
+    data = task.dataset["default"]["test"]
+    words = dict(zip(data["corpus"]["id"], data["corpus"]["text"], strict=True))
+    asked = dict(zip(data["queries"]["id"], data["queries"]["text"], strict=True))
+    found = {asked[name]: words[next(iter(keys))] for name, keys in data["relevant_docs"].items()}
+    assert found == {c.names["ar"]: c.names["fr"] for c in world.concepts}
+    assert not {"image", "video"} & {*data["queries"].column_names, *data["corpus"].column_names}
 
 
 def test_composed_queries_join_one_thing_in_two_forms(world):

@@ -7,7 +7,7 @@ import torch
 
 import plume
 from inputs import mixed_inputs
-from plume.playground.anytime import main, stop
+from plume.playground.anytime import curves, main, stop
 from plume.playground.corpora import TABLE, conditions, write_evaluation
 
 
@@ -54,3 +54,14 @@ def test_rows_say_what_each_k_width_and_exit_is_worth(world, tmp_path):
     (early,) = [row for row in rows if row["exit_threshold"] is not None and (row["seed"], row["hops"]) == (1, 1)]
     assert early["exit_by"] == "cosine"
     assert 2 <= early["mean_steps"] <= 8
+
+
+def test_a_curve_is_a_mean_over_tasks_for_each_seed_and_leaves_controls_and_cheaper_conditions_out():
+    def row(seed, task, hit, **changed):
+        whole = {"k_query": 2, "k_document": 2, "dim": 128, "exit_threshold": None, "hops": 1}
+        return {"seed": seed, "task": task, "hit_at_1": hit, **whole, **changed}
+
+    chains = [row(1, "text-chain", 0.5), row(1, "image-chain", 0.7), row(0, "text-chain", 1.0)]
+    others = [{"k_document": 0}, {"dim": 16}, {"exit_threshold": 0.1}, {"task": "image-look"}]
+    rows = [*chains, *(row(**{"seed": 1, "task": "text-chain", "hit": 0.0, **changed}) for changed in others)]
+    assert curves(rows) == {1: {2: [100.0, pytest.approx(60.0)]}}

@@ -26,6 +26,7 @@ from plume.playground.pictures.world import World
 
 _OTHER_STYLE = "noto"  # answers of the task that asks for the same concept in another style
 _SOME_LANGUAGES = ("en", "de", "fi", "ar", "ja")
+_TRANSLATED = (("de", "en"), ("en", "ja"), ("fi", "sv"), ("ar", "fr"), ("ja", "ko"))
 _AT_ONCE = 256  # pictures that are changed together
 
 
@@ -77,6 +78,10 @@ def _tasks(world: World) -> Iterator[tuple[str, str, list[Asked], list[str]]]:
     for kind, found in aliases(concepts).items():
         yield kind, "aliases", [Asked(query=text, answer_picture=drawn[key]) for text, key in found], everything
     yield "naming-en", "naming", [Asked(query_picture=drawn[c.key], answer=c.names["en"]) for c in concepts], []
+    for own, another in _TRANSLATED:
+        some = [concept for concept in concepts if {own, another} <= concept.names.keys()]
+        asked = [Asked(query=concept.names[own], answer=concept.names[another]) for concept in some]
+        yield f"words-{own}-to-{another}", "languages", asked, []
     other = {row.key: row.path for row in world.drawn(_OTHER_STYLE)}
     for kind, some in (("styles", concepts), ("untrained-concepts-styles", untrained)):
         asked = [Asked(query_picture=drawn[c.key], answer_picture=other[c.key]) for c in some if c.key in other]

@@ -11,10 +11,11 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 from torch import nn
 from transformers import PreTrainedTokenizerFast
 
-from plume import PlumeConfig, PlumeForEmbedding, PlumeProcessor, PromptLayout
+from plume import PlumeForEmbedding, PlumeProcessor, PromptLayout
 from plume.hub.random_checkpoint import SPECIAL_TOKENS, build_backbone_config
 from plume.playground.pictures.drawing import EDGE
 from plume.playground.pictures.words import WISHES, Word
+from plume.start import build_config
 from plume.start import build_processor as new_processor
 
 LAYOUT = PromptLayout(system="", query_prompt="")
@@ -125,7 +126,7 @@ def build_student(processor: PlumeProcessor, seed: int = 0, **fields: Any) -> Pl
         **fields: Fields of [`PlumeConfig`].
     """
     backbone = build_backbone_config(processor.tokenizer, shape=SHAPE)
-    config = PlumeConfig.from_backbone(
+    config = build_config(
         backbone, **{**processor.token_fields(), "expert_dropout": 0.0, "expert_expansion": 1, **fields}
     )
     torch.manual_seed(seed)
