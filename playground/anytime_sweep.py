@@ -192,14 +192,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[42, 142, 242], help="the first one tries the rates")
     parser.add_argument("--exit-threshold", type=float, default=0.05, help="probability below which the head stops")
     parser.add_argument("--max-queries", type=int, default=100, help="queries per test task that are read")
-    plan = {field.name: field.default for field in fields(AnytimeSweep) if field.name != "folder"}
+    plan: dict[str, Any] = {field.name: field.default for field in fields(AnytimeSweep) if field.name != "folder"}
     for name, value in plan.items():
         several = isinstance(value, tuple)
         kind = type(value[0] if several else value)
         count = len(PHASES) if name == "steps" else "+" if several else None
         parser.add_argument(f"--{name.replace('_', '-')}", type=kind, nargs=count, default=value)
     args = parser.parse_args(arguments)
-    given = {name: tuple(v) if isinstance(v := vars(args)[name], list) else v for name in plan}
+    given: dict[str, Any] = {name: tuple(v) if isinstance(v := vars(args)[name], list) else v for name in plan}
     sweep, results = AnytimeSweep(args.output, **given), args.results or args.output / "anytime.json"
     for variant in args.variants:
         for seed in args.seeds:
