@@ -7,7 +7,7 @@ BENCH ?= parts
 # A free worker takes the next file: what a module builds for its tests is built once.
 WORKERS ?= -n logical --maxprocesses 4 --dist loadfile
 
-.PHONY: help demo train-demo test test-all test-min test-runtime test-examples search search-pictures check fix bench clean
+.PHONY: help demo train-demo test test-all test-min test-runtime test-examples search search-puzzles check fix bench clean
 
 help: ## Show this help
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
@@ -48,8 +48,9 @@ $(VENV)/.installed: setup.py pyproject.toml constraints.txt
 	.venv-docs/bin/pip install --quiet --requirement constraints-docs.txt
 	touch $@
 
-demo: $(VENV)/.installed ## Ask plume-tiny about pictures, pages, texts and clips that it never saw, draw outputs/demo.png
+demo: $(VENV)/.installed ## Ask plume-tiny puzzles and plume-pictures for emoji, none of which they saw; draw outputs/demo.png, pictures-demo.png
 	$(RUN) examples/demo.py
+	$(RUN) examples/pictures_demo.py
 
 train-demo: $(VENV)/.installed ## Train a small model with latent steps and one without, draw outputs/train-demo/curves.png
 	$(RUN) examples/train_demo.py
@@ -65,20 +66,21 @@ test-min: .venv-min/.installed ## Run the core tests on the oldest supported lib
 
 test-examples: .venv-examples/.installed ## Run the tests of apps/ and examples/
 	.venv-examples/bin/python -m pytest tests/test_search.py tests/test_search_page.py tests/test_distributed.py tests/test_serving.py tests/test_serving_runtime.py tests/test_integrations.py \
-		tests/test_pages.py::test_a_command_of_the_pages_is_understood_by_its_command_line
+		tests/test_pages.py::test_a_command_of_the_pages_is_understood_by_its_command_line \
+		$(patsubst %,'tests/test_page_commands.py::test_a_page_runs_as_printed[%.md]',search serving corpus runtime)
 
 test-runtime: $(VENV)/.installed .venv-runtime/.installed ## Run an exported model in an environment without torch
 	$(RUN) -m pytest tests/test_runtime_alone.py
 
+search: .venv-examples/.installed ## Index 415 emoji, open the search page: type a word in one of 29 languages
+	.venv-examples/bin/plume search index examples/pictures --index outputs/pictures-index --model pictures
+	.venv-examples/bin/plume search page --index outputs/pictures-index --model pictures
+
 MODEL ?= tiny
-search: .venv-examples/.installed ## Index the media and a playground folder, open the search page (MODEL=folder or Hub id)
+search-puzzles: .venv-examples/.installed ## Index the media and a playground folder, open the search page (MODEL=folder or Hub id)
 	.venv-examples/bin/plume search world outputs/playground
 	.venv-examples/bin/plume search index examples/media outputs/playground/documents --model $(MODEL)
 	.venv-examples/bin/plume search page --world outputs/playground --model $(MODEL)
-
-search-pictures: .venv-examples/.installed ## Index 415 emoji, open the search page: type the name of one, in 29 languages
-	.venv-examples/bin/plume search index examples/pictures --index outputs/pictures-index --model pictures
-	.venv-examples/bin/plume search page --index outputs/pictures-index --model pictures
 
 check: $(VENV)/.installed ## Format, lint and types, without changing anything
 	$(RUN) -m ruff format --check $(SOURCES)

@@ -198,7 +198,7 @@ def main(arguments: list[str] | None = None) -> int:
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
     parser = argparse.ArgumentParser(
-        prog="plume", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="plume", description=__doc__.replace("``", "`"), formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--debug", action="store_true", help="show the traceback of a mistake")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")

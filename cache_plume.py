@@ -16,10 +16,12 @@ Two contexts give the same states and gradients, up to rounding:
 
 import inspect
 from abc import ABC, abstractmethod
+from dataclasses import InitVar, dataclass
 from functools import partial
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import Cache
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.models.qwen2.modeling_qwen2 import Qwen2Model
@@ -28,107 +30,81 @@ from transformers.models.qwen2.modeling_qwen2 import Qwen2Model
 CACHE_ARGUMENT = "cache" if "cache" in inspect.signature(Qwen2Model.forward).parameters else "past_key_values"
 # Older layers drop any cache under gradient checkpointing and have no switch to keep it.
 _KEEPS_CACHE = "_can_checkpoint_with_cache"
+Pair = tuple[Tensor, Tensor]
 
 
+@dataclass(eq=False, repr=False)
 class Context(ABC):
-    """A backbone that has read a prefix and can read on.
+    """A backbone that has read a prefix, whose states ``(B, T, D)`` are ``hidden``, and can read on."""
 
-    Args:
-        language_model: The backbone's decoder, without head.
-        inputs_embeds: Prefix input vectors, ``(B, T, D)``, left-padded.
-        attention_mask: ``(B, T + R)``; the R columns reserved for what follows the prefix are 1.
-        position_ids: ``(3, B, T + R)``.
-        prefix_arguments: What the decoder takes for the prefix alone (deepstack features of Qwen3-VL).
+    language_model: Any  # the backbone's decoder, without head
+    inputs_embeds: InitVar[Tensor]  # of the prefix, (B, T, D), left-padded
+    ahead: InitVar[Tensor | None]  # (B, S, D), read in the pass of the prefix and forgotten again
+    attention_mask: Tensor  # (B, T + R); the R columns reserved for what follows the prefix are 1
+    position_ids: Tensor  # (3, B, T + R)
+    prefix_arguments: dict[str, Any]  # what the decoder takes for the prefix alone (deepstack features of Qwen3-VL)
 
-    Attributes:
-        hidden: States of the prefix, ``(B, T, D)``, post-norm.
-    """
+    def __post_init__(self, inputs_embeds: Tensor, ahead: Tensor | None) -> None:
+        self._length, prefix = 0, inputs_embeds.shape[1]
+        states = self.extend(inputs_embeds if ahead is None else torch.cat([inputs_embeds, ahead], dim=1), keep=prefix)
+        self.hidden, self.seen_ahead = states[:, :prefix], None if ahead is None else states[:, prefix:]
 
-    def __init__(
-        self,
-        language_model: Any,
-        inputs_embeds: torch.Tensor,
-        attention_mask: torch.Tensor,
-        position_ids: torch.Tensor,
-        prefix_arguments: dict[str, Any],
-    ) -> None:
-        self._language_model, self._prefix_arguments = language_model, prefix_arguments
-        self._attention_mask, self._position_ids = attention_mask, position_ids
-        self._length = 0
-        self.hidden = self.extend(inputs_embeds)
+    def extend(self, inputs_embeds: Tensor, keep: int | None = None) -> Tensor:
+        """Read input vectors, ``(B, S, D)``, at the next S positions.
 
-    def extend(self, inputs_embeds: torch.Tensor, keep: int | None = None) -> torch.Tensor:
-        """Read input vectors at the next S positions.
-
-        Args:
-            inputs_embeds: ``(B, S, D)``.
-            keep: How many of the S positions stay; the others are forgotten again. Defaults to all.
-
-        Returns:
-            Their states, ``(B, S, D)``, post-norm.
+        All of them stay, or the first ``keep``; the others are forgotten again. Returns their states, ``(B, S, D)``,
+        post-norm.
         """
         start, stop = self._length, self._length + inputs_embeds.shape[1]
-        assert stop <= self._attention_mask.shape[1], "more columns than the context reserved"
-        states = self._read(inputs_embeds, start, stop)
+        assert stop <= self.attention_mask.shape[1], "more columns than the context reserved"
         self._length = stop if keep is None else start + keep
-        if self._length < stop:
-            self._forget(self._length)
-        return states
+        return self._read(inputs_embeds, start, stop)
 
     @abstractmethod
-    def _read(self, inputs_embeds: torch.Tensor, start: int, stop: int) -> torch.Tensor:
-        """States of the input vectors at the columns ``start`` to ``stop - 1``."""
+    def _read(self, inputs_embeds: Tensor, start: int, stop: int) -> Tensor:
+        """States of the input vectors at the columns ``start`` to ``stop - 1``; later columns are forgotten."""
 
-    @abstractmethod
-    def _forget(self, length: int) -> None:
-        """Forget all columns from ``length`` on."""
-
-    def _run(self, inputs_embeds: torch.Tensor, start: int, stop: int, **arguments: Any) -> torch.Tensor:
+    def _run(self, inputs_embeds: Tensor, start: int, stop: int, **arguments: Any) -> Tensor:
         """The decoder as transformers runs it."""
-        return self._language_model(
-            inputs_embeds=inputs_embeds,
-            attention_mask=self._attention_mask[:, :stop],
-            position_ids=self._position_ids[..., start:stop],
-            **arguments,
-        ).last_hidden_state
+        mask, position_ids = self.attention_mask[:, :stop], self.position_ids[..., start:stop]
+        inputs = {"inputs_embeds": inputs_embeds, "attention_mask": mask, "position_ids": position_ids}
+        if "visual_pos_masks" in arguments:  # nothing after the prefix is visual
+            visual = arguments["visual_pos_masks"]
+            arguments["visual_pos_masks"] = torch.nn.functional.pad(visual, (0, stop - visual.shape[1]))
+        return self.language_model(**inputs, **arguments).last_hidden_state
 
 
 class CachedContext(Context):
     """Context over a KV cache: written in place without gradient, in immutable pieces with it."""
 
-    def __init__(
-        self, language_model: Any, inputs_embeds: torch.Tensor, attention_mask: torch.Tensor, *rest: Any
-    ) -> None:
-        cache = PieceCache if torch.is_grad_enabled() else PreallocatedCache
-        self._cache: PieceCache | PreallocatedCache = cache(attention_mask.shape[1])
-        self._shared: tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor]] | None = None
-        self._returns_cache = not _is_checkpointing(language_model)  # checkpointed layers refuse to
-        if not self._returns_cache:
-            for layer in language_model.layers:
-                setattr(layer, _KEEPS_CACHE, True)  # a piece never changes, however often a layer is replayed
-        super().__init__(language_model, inputs_embeds, attention_mask, *rest)
+    _cache: "PreallocatedCache"
+    _shared: tuple[Tensor, Pair] | None = None
 
-    def _read(self, inputs_embeds: torch.Tensor, start: int, stop: int) -> torch.Tensor:
+    def _read(self, inputs_embeds: Tensor, start: int, stop: int) -> Tensor:
+        if start == 0:
+            cache = PieceCache if torch.is_grad_enabled() else PreallocatedCache
+            self._cache = cache(self.attention_mask.shape[1])
         self._cache = self._cache.for_next_pass(start)
-        arguments = {CACHE_ARGUMENT: self._cache, "use_cache": self._returns_cache}
+        # Checkpointed layers refuse to return a cache.
+        arguments = {CACHE_ARGUMENT: self._cache, "use_cache": not _is_checkpointing(self.language_model)}
         if start > 0:
             step = self._step if self._shared else self._run
             return step(inputs_embeds, start, stop, **arguments)
-        states = self._run(inputs_embeds, start, stop, **arguments, **self._prefix_arguments)
-        if _takes_plain_masks(self._language_model.config):
+        states = self._run(inputs_embeds, start, stop, **arguments, **self.prefix_arguments)
+        if _takes_plain_masks(self.language_model.config):
             self._shared = self._share(states)
         return states
 
-    def _share(self, hidden: torch.Tensor) -> tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor]]:
+    def _share(self, hidden: Tensor) -> tuple[Tensor, Pair]:
         """Additive masks ``(B, 1, R, L)`` and rotary factors of the reserved columns."""
-        prefix = hidden.shape[1]
-        columns = torch.arange(self._attention_mask.shape[1], device=hidden.device)
-        visible_BRL = self._attention_mask.to(hidden.device).bool().unsqueeze(1) & (columns <= columns[prefix:, None])
+        prefix = self._length
+        columns = torch.arange(self.attention_mask.shape[1], device=hidden.device)
+        visible_BRL = self.attention_mask.to(hidden.device).bool().unsqueeze(1) & (columns <= columns[prefix:, None])
         mask = torch.zeros(visible_BRL.shape, dtype=hidden.dtype, device=hidden.device)
         mask = mask.masked_fill(~visible_BRL, -torch.inf)
-        return mask.unsqueeze(1), self._language_model.rotary_emb(hidden, self._position_ids[..., prefix:])
+        return mask.unsqueeze(1), self.language_model.rotary_emb(hidden, self.position_ids[..., prefix:])
 
-    def _step(self, x_BSD: torch.Tensor, start: int, stop: int, **arguments: Any) -> torch.Tensor:
+    def _step(self, x_BSD: Tensor, start: int, stop: int, **arguments: Any) -> Tensor:
         """The decoder's layers, one after the other, over what all passes share."""
         assert self._shared is not None
         mask, (cos, sin) = self._shared
@@ -139,35 +115,22 @@ class CachedContext(Context):
             "position_embeddings": (cos[..., rows, :], sin[..., rows, :]),
             **arguments,
         }
-        for layer in self._language_model.layers:
+        for layer in self.language_model.layers:
             x_BSD = layer(x_BSD, **arguments)
             if isinstance(x_BSD, tuple):  # older layers
                 x_BSD = x_BSD[0]
-        return self._language_model.norm(x_BSD)
-
-    def _forget(self, length: int) -> None:
-        self._cache.forget(length)
+        return self.language_model.norm(x_BSD)
 
 
 class RecomputedContext(Context):
     """Context without a cache: every extension reads the whole sequence again."""
 
-    def __init__(self, *arguments: Any) -> None:
-        self._read_so_far: torch.Tensor | None = None
-        super().__init__(*arguments)
+    _read_so_far: Tensor | None = None
 
-    def _read(self, inputs_embeds: torch.Tensor, start: int, stop: int) -> torch.Tensor:
-        past = [] if self._read_so_far is None else [self._read_so_far]
+    def _read(self, inputs_embeds: Tensor, start: int, stop: int) -> Tensor:
+        past = [] if self._read_so_far is None else [self._read_so_far[:, :start]]
         self._read_so_far = torch.cat([*past, inputs_embeds], dim=1)
-        arguments = dict(self._prefix_arguments)
-        if "visual_pos_masks" in arguments:  # nothing after the prefix is visual
-            mask = arguments["visual_pos_masks"]
-            arguments["visual_pos_masks"] = torch.nn.functional.pad(mask, (0, stop - mask.shape[1]))
-        return self._run(self._read_so_far, 0, stop, use_cache=False, **arguments)[:, start:]
-
-    def _forget(self, length: int) -> None:
-        assert self._read_so_far is not None
-        self._read_so_far = self._read_so_far[:, :length]
+        return self._run(self._read_so_far, 0, stop, use_cache=False, **self.prefix_arguments)[:, start:]
 
 
 class PreallocatedCache(Cache):
@@ -176,19 +139,14 @@ class PreallocatedCache(Cache):
     def __init__(self, num_columns: int) -> None:
         super().__init__(layers=[])
         self._num_columns, self._start = num_columns, 0
-        self.buffers: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+        self.buffers: dict[int, Pair] = {}
 
     def for_next_pass(self, start: int) -> "PreallocatedCache":
         """The cache for a pass over the columns from ``start`` on."""
         self._start = start
         return self
 
-    def forget(self, length: int) -> None:
-        """Forget all columns from ``length`` on: the next pass writes over them."""
-
-    def update(
-        self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *args: Any, **kwargs: Any
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any) -> Pair:
         """Write the keys and values of this pass, and return those of all columns so far."""
         if layer_idx not in self.buffers:
             batch, heads, _, width = key_states.shape
@@ -204,9 +162,9 @@ class PreallocatedCache(Cache):
         """Columns before this pass."""
         return self._start
 
-    def get_mask_sizes(self, query_length: int | torch.Tensor, layer_idx: int = 0) -> tuple[int, int]:
+    def get_mask_sizes(self, query_length: int | Tensor, layer_idx: int = 0) -> tuple[int, int]:
         """Keys that this pass sees, and the offset of the first; older libraries give the positions of the pass."""
-        queries = len(query_length) if isinstance(query_length, torch.Tensor) else query_length
+        queries = len(query_length) if isinstance(query_length, Tensor) else query_length
         return self._start + queries, 0
 
 
@@ -219,22 +177,18 @@ class PieceCache(PreallocatedCache):
     def __init__(self, num_columns: int, past: tuple["PieceCache", ...] = (), start: int = 0) -> None:
         super().__init__(num_columns)
         self._past, self._start = past, start
-        self._kept: int | None = None
 
     def for_next_pass(self, start: int) -> "PieceCache":
         """The cache for a pass over the columns from ``start`` on."""
         return PieceCache(self._num_columns, (*self._past, self) if start else (), start)
 
-    def forget(self, length: int) -> None:
-        """Forget all columns from ``length`` on."""
-        self._kept = length - self._start
-
-    def update(
-        self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *args: Any, **kwargs: Any
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any) -> Pair:
         """Keep the keys and values of this pass, and return them after all earlier ones."""
         self.buffers[layer_idx] = (key_states, value_states)
-        pieces = [tuple(t[:, :, : piece._kept] for t in piece.buffers[layer_idx]) for piece in self._past]
+        pieces = []
+        for piece, following in zip(self._past, (*self._past, self)[1:], strict=True):
+            kept = following._start - piece._start
+            pieces.append(tuple(states[:, :, :kept] for states in piece.buffers[layer_idx]))
         keys, values = zip(*pieces, (key_states, value_states), strict=True)
         return torch.cat(keys, dim=-2), torch.cat(values, dim=-2)
 
@@ -249,7 +203,11 @@ def context_class(language_model: Any) -> type[Context]:
         return CachedContext
     functions: list[partial] = [layer._gradient_checkpointing_func for layer in language_model.layers]
     reentrant = any(function.keywords.get("use_reentrant", True) for function in functions)  # torch's default
-    return RecomputedContext if reentrant or _KEEPS_CACHE not in vars(GradientCheckpointingLayer) else CachedContext
+    if reentrant or _KEEPS_CACHE not in vars(GradientCheckpointingLayer):
+        return RecomputedContext
+    for layer in language_model.layers:
+        setattr(layer, _KEEPS_CACHE, True)  # a piece never changes, however often a layer is replayed
+    return CachedContext
 
 
 def _is_checkpointing(language_model: Any) -> bool:

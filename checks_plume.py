@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers.utils import logging
 
 from .positions_plume import Media
@@ -11,7 +12,7 @@ from .positions_plume import Media
 logger = logging.get_logger(__name__)
 
 
-def left_aligned(input_ids: torch.Tensor, attention_mask: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+def left_aligned(input_ids: Tensor, attention_mask: Tensor | None) -> tuple[Tensor, Tensor]:
     """Token ids and mask, ``(B, T)`` each, with the padding of every row moved to its left.
 
     A row's tokens keep their order, and media follow the rows, so nothing else has to move. Padding between two tokens
@@ -26,88 +27,59 @@ def left_aligned(input_ids: torch.Tensor, attention_mask: torch.Tensor | None) -
     return input_ids.gather(1, source), attention_mask.gather(1, source)
 
 
-def check_prefix(input_ids: torch.Tensor, attention_mask: torch.Tensor, media: list[Media], config: Any) -> None:
-    """Check a batch of prefixes, ``(B, T)``; reads from the device once, before any work is queued there.
+def check_prefix(input_ids: Tensor, attention_mask: Tensor, media: list[Media], config: Any) -> None:
+    """Refuse prefixes ``(B, T)`` padded after a token, without ``<slt>`` or ``<anchor>``, or media that do not fit.
 
-    Raises:
-        ValueError: If there is padding after a token, a row lacks ``<slt>`` or ``<anchor>``, or media and placeholders
-            differ.
+    Reads from the device once, before any work is queued there.
     """
     anchors = (input_ids == config.anchor_token_id) & attention_mask.bool()
-    findings = torch.stack(
-        [
-            (attention_mask[:, 1:] < attention_mask[:, :-1]).any() | (attention_mask[:, -1] == 0).any(),
-            (input_ids[:, -1] != config.latent_start_token_id).any(),
-            ~anchors.any(dim=-1).all(),
-            *((input_ids == kind.token_id).sum() for kind in media),
-        ]
-    )
-    padded_inside, without_start, without_anchor, *placeholders = findings.tolist()
+    findings = [
+        (attention_mask[:, 1:] < attention_mask[:, :-1]).any() | (attention_mask[:, -1] == 0).any(),
+        (input_ids[:, -1] != config.latent_start_token_id).any(),
+        ~anchors.any(dim=-1).all(),
+        *((input_ids == kind.token_id).sum() for kind in media),
+    ]
+    padded_inside, without_start, without_anchor, *placeholders = torch.stack(findings).tolist()
     if padded_inside:
-        raise ValueError(
-            "A row has padding between its tokens or no tokens at all, so its positions would be wrong. Pad on one "
-            "side only, as PlumeProcessor does."
-        )
+        cause = "A row has padding between its tokens or no tokens at all, so its positions would be wrong."
+        raise ValueError(f"{cause} Pad on one side only, as PlumeProcessor does.")
     if without_start or without_anchor:
         absent = "latent_start_token_id" if without_start else "anchor_token_id"
-        raise ValueError(
-            f"A row lacks config.{absent}: PLUME needs <anchor> in the prefix and <slt> at its end. Build inputs with "
-            "PlumeProcessor, with add_generation_prompt=True and the tokenizer of this checkpoint."
-        )
+        cause = f"A row lacks config.{absent}: PLUME needs <anchor> in the prefix and <slt> at its end."
+        raise ValueError(f"{cause} Use this checkpoint's PlumeProcessor, with add_generation_prompt=True.")
     for kind, found in zip(media, placeholders, strict=True):
         merged = config.vision_config.spatial_merge_size**2
         given = 0 if kind.grid_thw is None else int(kind.grid_thw.prod(dim=-1).sum()) // merged
         if found != given or (kind.pixels is None) != (kind.grid_thw is None):
-            raise ValueError(
-                f"The text holds {found} media placeholders (token {kind.token_id}) but the media given have {given} "
-                "tokens. Pass pixels and grids together, one media item per placeholder, as PlumeProcessor does."
-            )
+            cause = f"The text holds {found} placeholders (token {kind.token_id}) but the media have {given} tokens."
+            raise ValueError(f"{cause} Pass pixels with their grids, one item per placeholder, as PlumeProcessor does.")
 
 
-def check_suffix(suffix_input_ids: torch.Tensor, input_ids: torch.Tensor, config: Any) -> None:
-    """Check that each of the rows ``(B, T)`` has a suffix, ``(B, S)``, to read its embedding from.
-
-    Raises:
-        ValueError: If rows are missing or lack ``<gen>``.
-    """
+def check_suffix(suffix_input_ids: Tensor, input_ids: Tensor, config: Any) -> None:
+    """Refuse suffixes ``(B, S)`` that leave one of the rows ``(B, T)`` without ``<gen>``."""
     readable = (suffix_input_ids == config.embedding_token_id).any(dim=-1)
     if len(suffix_input_ids) != len(input_ids) or not readable.all():
-        raise ValueError(
-            f"suffix_input_ids has shape {tuple(suffix_input_ids.shape)} for {len(input_ids)} rows, "
-            f"{int(readable.sum())} of them with <gen> (config.embedding_token_id), whose state is the "
-            "embedding. Give each row one."
-        )
+        cause = f"suffix_input_ids has {int(readable.sum())} rows with <gen>, input_ids {len(input_ids)} rows."
+        raise ValueError(f"{cause} Its state is the embedding (config.embedding_token_id): give each row one.")
 
 
 def check_readout_steps(readout_steps: Sequence[int] | None, num_latent_steps: int) -> tuple[int, ...]:
-    """The steps to read out after, ending in K.
-
-    Raises:
-        ValueError: If they are empty, not increasing integers, or outside 0..K.
-    """
+    """The steps to read out after, ending in K; refuses what is empty, not increasing integers, or outside 0..K."""
     if readout_steps is None:
         return (num_latent_steps,)
     steps = tuple(readout_steps)
     whole = all(type(step) is int for step in steps)  # True is no step
     if not (steps and whole and list(steps) == sorted(set(steps)) and steps[0] >= 0 and steps[-1] <= num_latent_steps):
-        raise ValueError(
-            f"readout_steps={list(steps)} must be increasing integers from 0 to num_latent_steps={num_latent_steps}: "
-            "the rollout passes these steps once, in order. Sort them, or raise num_latent_steps."
-        )
+        cause = f"readout_steps={[*steps]} must be increasing integers from 0 to num_latent_steps={num_latent_steps}."
+        raise ValueError(f"{cause} Sort them, or raise num_latent_steps.")
     return steps if steps[-1] == num_latent_steps else (*steps, num_latent_steps)
 
 
-def check_finite(embeddings: torch.Tensor) -> None:
-    """Check embeddings of any shape.
-
-    Raises:
-        ValueError: If one of them is NaN or infinite.
-    """
+def check_finite(embeddings: Tensor) -> None:
+    """Refuse embeddings of any shape with a NaN or an infinity among them."""
     if not embeddings.isfinite().all():
-        raise ValueError(
-            "The embeddings are not finite (NaN or infinity), so no similarity computed from them would mean "
-            "anything. Check the checkpoint for NaN weights, and use bfloat16 or float32 instead of float16."
-        )
+        cause = "The embeddings are not finite (NaN or infinity), so similarities computed from them mean nothing."
+        raise ValueError(f"{cause} Check the weights for NaN, and use bfloat16 or float32 instead of float16.")
 
 
 def emulates_bfloat16() -> bool:
@@ -115,10 +87,8 @@ def emulates_bfloat16() -> bool:
     return torch.cpu._is_avx2_supported() and not torch.cpu._is_avx512_bf16_supported()
 
 
-def warn_of_emulation(vectors: torch.Tensor) -> None:
+def warn_of_emulation(vectors: Tensor) -> None:
     """Say once that vectors of any shape in bfloat16 on such a CPU are slow (``docs/performance.md``)."""
     if vectors.dtype == torch.bfloat16 and vectors.device.type == "cpu" and emulates_bfloat16():
-        logger.warning_once(
-            "The weights are bfloat16, which this CPU only emulates: embedding takes some three times as long as in "
-            "float32. Load with dtype=torch.float32 where memory allows it, at 4 bytes per weight instead of 2."
-        )
+        what = "The weights are bfloat16, which this CPU only emulates: embedding takes some three times as long."
+        logger.warning_once(f"{what} Load with dtype=torch.float32 where memory allows it, at 4 bytes per weight.")

@@ -90,13 +90,13 @@ class ExitHead:
 class _ShrinkingContext(CachedContext):
     """A context that rows can leave."""
 
-    _attention_mask: torch.Tensor
-    _position_ids: torch.Tensor
+    attention_mask: torch.Tensor
+    position_ids: torch.Tensor
     _shared: tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor]] | None
 
     def keep_rows(self, rows: torch.Tensor) -> None:
         """Go on with some rows only, given by their numbers."""
-        self._attention_mask, self._position_ids = self._attention_mask[rows], self._position_ids[:, rows]
+        self.attention_mask, self.position_ids = self.attention_mask[rows], self.position_ids[:, rows]
         if self._shared is not None:
             mask, rotary = self._shared
             cos, sin = (part.index_select(-3, rows) for part in rotary)
@@ -169,10 +169,12 @@ def _settle(
     config = model.config
     ids_BT, mask_BT = left_aligned(inputs["input_ids"], inputs.get("attention_mask"))
     closing_BS = torch.tensor(config.suffix_token_ids, device=ids_BT.device).expand(len(ids_BT), -1)
-    context: Any = model.read_prefix(ids_BT, mask_BT, model.media_of(inputs), reads[-1] + closing_BS.shape[1])
+    suffix_BSD = model.get_input_embeddings()(closing_BS)
+    ahead_BSD = suffix_BSD if reads[0] == 0 else None
+    reserved = reads[-1] + closing_BS.shape[1]
+    context: Any = model.read_prefix(ids_BT, mask_BT, model.media_of(inputs), reserved, ahead_BSD)
     context.__class__ = _ShrinkingContext
     anchor_BD = state_at(context.hidden, ids_BT, config.anchor_token_id)
-    suffix_BSD = model.get_input_embeddings()(closing_BS)
     rows = torch.arange(len(ids_BT), device=context.hidden.device)  # those that still think
     vectors_BD = torch.zeros(anchor_BD.shape, dtype=torch.float32, device=rows.device)
     steps_B, passed, before_BD = torch.zeros_like(rows), 0, None

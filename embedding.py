@@ -21,11 +21,11 @@ from tqdm import tqdm
 from transformers import AutoConfig, AutoModel, AutoProcessor, BatchFeature
 
 from .checkpoints import locate
-from .hub_files_plume import HUB_OPTIONS
 from .modeling_plume import PlumeModel
 from .pages import count_pages, render_page
 from .processing_plume import PlumeProcessor
 from .resume import Embeddings, Failure, Parts, Unit, condition_of
+from .start import HUB_OPTIONS
 
 _WINDOW = 4  # batches prepared at a time
 TASKS = ("document", "query")
@@ -123,9 +123,8 @@ def embed(
         )
     settings = {"task": task, "prompt": prompt, "num_latent_steps": num_latent_steps, **options}
     encoder = _Encoder(loaded, processor, settings, on_error, batch_tokens)
-    bar = tqdm(
-        desc="embedding", unit="item", total=len(items) if isinstance(items, Sized) else None, disable=not progress
-    )
+    total = len(items) if isinstance(items, Sized) else None
+    bar = tqdm(desc="embedding", unit="item", total=total, disable=not progress, delay=1)  # none for a short list
     parts = Parts(Path(output) if output else None, condition_of(loaded, processor, {**settings, "on_error": on_error}))
     with bar:
         units = parts.skip_finished(_read(items))

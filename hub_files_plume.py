@@ -8,8 +8,7 @@ no older weights behind, and a load looks at the headers of weights first.
 import json
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,29 +20,15 @@ WEIGHT_FILES = ["model.safetensors", "model-*-of-*.safetensors", "model.safetens
 _FLOATS = ("F64", "F32", "F16", "BF16")
 # What says how sentence-transformers drives the model; a repository's own stay.
 ST_FILES = ("modules.json", "sentence_bert_config.json", "config_sentence_transformers.json")
-# Apart from the weights, what changes vectors.
-SETTINGS_FILES = ("config.json", "processor_config.json", "tokenizer.json", "chat_template.jinja")
-PUSH_OPTIONS = ("commit_message", "commit_description", "private", "token", "revision", "create_pr")
-HUB_OPTIONS = ("revision", "subfolder", "token", "cache_dir", "local_files_only", "force_download")
+PUSH_OPTIONS = ("repo_id", "commit_message", "commit_description", "private", "token", "revision", "create_pr")
 
+_MODULE = {"idx": 0, "name": "0", "path": "", "kwargs": ["num_latent_steps", "task"]}
+_MODULE["type"] = "sentence_transformers.base.modules.transformer.Transformer"
 _MODALITY = {"method": "forward", "method_output_name": "embeddings"}
-
-_MODULES = [
-    {
-        "idx": 0,
-        "name": "0",
-        "path": "",
-        "type": "sentence_transformers.base.modules.transformer.Transformer",
-        "kwargs": ["num_latent_steps", "task"],
-    }
-]
-
 _TRANSFORMER = {
     "transformer_task": "feature-extraction",
     "modality_config": {
-        "text": _MODALITY,
-        "image": _MODALITY,
-        "video": _MODALITY,
+        **dict.fromkeys(("text", "image", "video"), _MODALITY),
         "message": {**_MODALITY, "format": "structured"},
     },
     "module_output_name": "sentence_embedding",
@@ -51,7 +36,6 @@ _TRANSFORMER = {
     "processing_kwargs": {"chat_template": {"add_generation_prompt": True, "restore_suffix": False}},
     "unpad_inputs": False,  # flattened inputs would lose the rows that the rollout needs
 }
-
 _SENTENCE_TRANSFORMERS = {
     "model_type": "SentenceTransformer",
     "default_prompt_name": None,
@@ -60,18 +44,11 @@ _SENTENCE_TRANSFORMERS = {
         "transformers": {"specifier": ">=5.0,<6", "reason": "PLUME subclasses the Qwen2-VL of transformers 5."}
     },
 }
-
 MODEL_CARD = """---
 library_name: sentence-transformers
 pipeline_tag: sentence-similarity
-tags:
-- sentence-transformers
-- transformers
-- multimodal-embedding
-- visual-document-retrieval
-- video-retrieval
-- latent-reasoning
-- custom_code
+tags: [sentence-transformers, transformers, multimodal-embedding, visual-document-retrieval, video-retrieval,
+  latent-reasoning, custom_code]
 ---
 # PLUME
 
@@ -112,67 +89,38 @@ def write_hub_files(folder: str | os.PathLike, prompts: dict[str, str] | None = 
     if prompts is not None and "__version__" not in existing:  # sentence-transformers writes its version
         existing["prompts"] = prompts
     contents = {
-        "modules.json": _MODULES,
-        "sentence_bert_config.json": _TRANSFORMER,
-        settings.name: {**_SENTENCE_TRANSFORMERS, **existing},
+        "modules.json": json.dumps([_MODULE], indent=2),
+        "sentence_bert_config.json": json.dumps(_TRANSFORMER, indent=2),
+        "README.md": MODEL_CARD,
     }
     for name, content in contents.items():
-        if name == settings.name or not (root / name).exists():
-            (root / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    card = root / "README.md"
-    if not card.exists():
-        card.write_text(MODEL_CARD, encoding="utf-8")
+        if not (root / name).exists():
+            (root / name).write_text(content, encoding="utf-8")
+    settings.write_text(json.dumps({**_SENTENCE_TRANSFORMERS, **existing}, indent=2), encoding="utf-8")
 
 
-def push_saved(
-    save: Callable[[str], Any],
-    repo_id: str,
-    *,
-    commit_message: str = "Upload PLUME",
-    commit_description: str | None = None,
-    private: bool | None = None,
-    token: str | bool | None = None,
-    revision: str | None = None,
-    create_pr: bool = False,
-) -> CommitInfo:
-    """Upload what ``save`` writes into a folder; card and settings of sentence-transformers of the repository are kept.
+class HubFolder:
+    """What is uploaded as the whole folder that its ``save_pretrained`` writes."""
 
-    The repository is created where it does not exist. Options are those of the Hub's ``upload_folder`` and
-    ``create_repo``.
-    """
-    api = HfApi(token=token)
-    repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
-    with tempfile.TemporaryDirectory() as folder:
-        for name in ST_FILES:
-            if api.file_exists(repo_id, name, revision=revision):
-                api.hf_hub_download(repo_id, name, revision=revision, local_dir=folder)
-        save(folder)
-        has_weights = any(Path(folder).glob("model*.safetensors"))  # a processor has none
-        return api.upload_folder(
-            repo_id=repo_id,
-            folder_path=folder,
-            commit_message=commit_message,
-            commit_description=commit_description,
-            revision=revision,
-            create_pr=create_pr,
-            delete_patterns=WEIGHT_FILES if has_weights else None,
-            ignore_patterns=["README.md"] if api.file_exists(repo_id, "README.md", revision=revision) else None,
-        )
+    save_pretrained: Callable[..., Any]
 
+    def push_to_hub(
+        self, repo_id: str, private: bool | None = None, token: Any = None, revision: str | None = None, **upload: Any
+    ) -> CommitInfo:
+        """Upload all that is saved; the card and the sentence-transformers files that a repository has are kept.
 
-@contextmanager
-def replacing_weights(folder: str | os.PathLike, is_main_process: bool = True) -> Iterator[None]:
-    """Around a save: afterwards the folder holds no older weights in other pieces. Only the main process removes."""
-    root = Path(folder)
-    if is_main_process:
-        (root / WEIGHT_FILES[-1]).unlink(missing_ok=True)  # so that the one that is there afterwards is new
-    yield
-    placed = _placed(root)
-    new = {WEIGHT_FILES[-1], *placed.values()} if placed else {WEIGHT_FILES[0]}
-    if is_main_process and all((root / name).is_file() for name in new):
-        for path in [path for pattern in WEIGHT_FILES for path in root.glob(pattern)]:
-            if path.name not in new:
-                path.unlink()
+        The repository is created where it does not exist. ``upload`` are options of the Hub's ``upload_folder``.
+        """
+        api = HfApi(token=token)
+        repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+        with tempfile.TemporaryDirectory() as folder:
+            for name in (*ST_FILES, "README.md"):
+                if api.file_exists(repo_id, name, revision=revision):
+                    api.hf_hub_download(repo_id, name, revision=revision, local_dir=folder)
+            self.save_pretrained(folder)
+            has_weights = any(Path(folder).glob("model*.safetensors"))  # a processor has none
+            options = {"commit_message": "Upload PLUME", "delete_patterns": WEIGHT_FILES if has_weights else None}
+            return api.upload_folder(repo_id=repo_id, folder_path=folder, revision=revision, **{**options, **upload})
 
 
 def check_weights(name: str | os.PathLike, options: Mapping[str, Any], loaded: bool) -> None:
@@ -212,10 +160,8 @@ def weight_headers(root: Path) -> dict[str, dict[str, tuple[str, list[int]]]]:
     for file, header in headers.items():
         odd = sorted(name for name, (kind, _) in header.items() if kind not in _FLOATS)
         if odd and not quantized:
-            raise ValueError(
-                f"{root / file} holds {odd[0]} as {header[odd[0]][0]}, and config.json states no quantization: rounded "
-                "weights give other vectors. Save the model in float32 or bfloat16."
-            )
+            cause = f"{root / file} holds {odd[0]} as {header[odd[0]][0]}, and config.json states no quantization"
+            raise ValueError(f"{cause}: rounded weights give other vectors. Save it in float32 or bfloat16.")
     return headers
 
 

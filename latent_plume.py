@@ -11,7 +11,7 @@ than computing them all. Nothing here waits for the device.
 """
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from .configuration_plume import PlumeConfig
 
@@ -26,7 +26,7 @@ class LatentRouter(nn.Module):
         self.step_embedding = nn.Embedding(config.max_latent_steps, width) if config.router_uses_step else None
         self.projection = nn.Linear(width * (2 if config.router_uses_step else 1), config.num_experts)
 
-    def forward(self, z_BD: torch.Tensor, step: int, anchor_BD: torch.Tensor) -> torch.Tensor:
+    def forward(self, z_BD: Tensor, step: int, anchor_BD: Tensor) -> Tensor:
         """Return ``probs_BE``, fp32, for latent step ``step`` in 1..K."""
         query = z_BD + anchor_BD if self.uses_anchor else z_BD
         if self.step_embedding is not None:
@@ -47,7 +47,7 @@ class LatentExperts(nn.Module):
         self.down_bias = nn.Parameter(torch.empty(num_experts, 1, width))
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, x_BD: torch.Tensor) -> torch.Tensor:
+    def forward(self, x_BD: Tensor) -> Tensor:
         """Return the output of every expert, ``(E, B, D)``."""
         x_EBD = x_BD.expand(self.up_weight.shape[0], -1, -1)
         hidden_EBH = torch.baddbmm(self.up_bias, x_EBD, self.up_weight)
@@ -74,13 +74,8 @@ class LatentTransition(nn.Module):
         num_banked = config.num_experts + config.use_shared_expert
         self.experts = LatentExperts(num_banked, width, width * config.expert_expansion, config.expert_dropout)
 
-    def forward(self, z_BD: torch.Tensor, step: int, anchor_BD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Refine the latent state before latent step ``step``.
-
-        Args:
-            z_BD: Previous latent state z(k-1), ``(B, D)``, post-norm.
-            step: k in 1..K.
-            anchor_BD: Semantic anchor c(x), ``(B, D)``, post-norm, the same at every step.
+    def forward(self, z_BD: Tensor, step: int, anchor_BD: Tensor) -> tuple[Tensor, Tensor]:
+        """Refine z(k-1), ``(B, D)``, before step k by the anchor c(x), ``(B, D)``, both post-norm.
 
         Returns:
             z~(k-1) ``(B, D)`` and the routing probabilities over all experts ``(B, E)``, fp32.
@@ -89,10 +84,8 @@ class LatentTransition(nn.Module):
             ValueError: If the anchor does not have the shape of the latent state.
         """
         if anchor_BD.shape != z_BD.shape:
-            raise ValueError(
-                f"The anchor has shape {tuple(anchor_BD.shape)} but the latent state {tuple(z_BD.shape)}: the router "
-                "adds the two (Eq. 4). Take both from the same backbone and the same batch."
-            )
+            cause = f"The anchor has shape {tuple(anchor_BD.shape)} but the latent state {tuple(z_BD.shape)}."
+            raise ValueError(f"{cause} Eq. 4 adds them: take both from the same backbone and batch.")
         # 1. Route over all experts.
         if self.router is None:
             probs_BE = torch.ones(z_BD.shape[0], 1, device=z_BD.device)

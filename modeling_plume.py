@@ -8,8 +8,7 @@ The flow, in the order of :meth:`PlumeModel.forward`:
 4. **Embedding**: the state at ``<gen>``, L2-normalised in fp32 (Eq. 7).
 
 :class:`PlumeModel` is all of this for any backbone of the Qwen-VL kind (a vision tower ``visual``, M-RoPE); each adds a
-class of a few lines. :class:`PlumeForEmbedding`, the paper's, is over Qwen2-VL; Qwen2.5-VL and Qwen3-VL have a file
-each.
+class of a few lines, in a file of its own but for Qwen2-VL, the paper's.
 
 Invariants: a row's vectors do not depend on the other rows; ``forward`` stores no state on the module; the LM head
 never runs on the way to an embedding.
@@ -18,22 +17,22 @@ never runs on the way to an embedding.
 import importlib
 import os
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import CommitInfo
-from torch import nn
+from torch import Tensor, nn
 from transformers import Qwen2VLForConditionalGeneration
 from transformers import initialization as init
 from transformers.conversion_mapping import register_checkpoint_conversion_mapping
 from transformers.core_model_loading import WeightRenaming
-from transformers.models.qwen2_vl.modeling_qwen2_vl import PatchEmbed
 from transformers.utils import logging
 
 from .cache_plume import Context, context_class
 from .checks_plume import check_finite, check_prefix, check_readout_steps, check_suffix, left_aligned, warn_of_emulation
 from .configuration_plume import PlumeConfig
-from .hub_files_plume import PUSH_OPTIONS, check_weights, push_saved, replacing_weights, write_hub_files
+from .fields_plume import Count  # noqa: F401 (older loaders copy only the files that are named here)
+from .hub_files_plume import PUSH_OPTIONS, WEIGHT_FILES, HubFolder, check_weights, write_hub_files
 from .latent_plume import LatentExperts, LatentRouter, LatentTransition
 from .positions_plume import Media, media_of, mrope_index, rollout_positions
 from .rollout_plume import PlumeOutput, rollout, state_at
@@ -47,31 +46,21 @@ _SENT_ALONG = ("return_dict", "use_cache", "mm_token_type_ids", "output_attentio
 _Mixed: Any = nn.Module  # to mypy: the class has the methods of what follows it in the bases
 
 
-class LinearPatches(_Mixed):
-    """A patch embedding as the linear map that it is; mixed into the class of a backbone.
+class PatchProduct(nn.Conv3d):
+    """The convolution of a patch embedding, whose kernel and stride are one patch, as the product that it is.
 
-    Backbones write it as a convolution whose kernel and stride are one patch. On some devices such a convolution takes
-    seconds and the product microseconds (transformers issue 45750). Weights keep their names and shapes.
+    On some devices the convolution takes seconds and the product microseconds (transformers issue 45750).
     """
 
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """Embed flattened patches ``(N, C * T * P * P)`` as ``(N, D)``."""
-        proj: Any = self.proj
-        if type(proj) is not nn.Conv3d or proj._forward_hooks or proj._forward_pre_hooks or "_hf_hook" in vars(proj):
-            return super().forward(hidden_states)  # something else happens at the call of the convolution
-        return nn.functional.linear(hidden_states.to(proj.weight.dtype), proj.weight.flatten(1), proj.bias)
+    def forward(self, input: Tensor) -> Tensor:
+        """Embed patches ``(N, C, T, P, P)`` as ``(N, D, 1, 1, 1)``."""
+        return nn.functional.linear(input.flatten(1), self.weight.flatten(1), self.bias)[..., None, None, None]
 
 
-class PlumeModel(_Mixed):
-    """Latent reasoning over a vision-language model that follows it in the bases of a class.
-
-    Class attributes:
-        config_class: Its configuration, with ``backbone_config_class``.
-        patch_embed_class: :class:`LinearPatches` over the backbone's patch embedding.
-    """
+class PlumeModel(HubFolder, _Mixed):
+    """Latent reasoning over a vision-language model that follows it in the bases of a class."""
 
     config_class: Any
-    patch_embed_class: Any
     _can_compile_fullgraph = False  # input checks read values on the host
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -81,10 +70,12 @@ class PlumeModel(_Mixed):
         renamings = [(r"^visual", "model.visual"), (r"^model(?!\.(language_model|visual))", "model.language_model")]
         mapping: Any = [WeightRenaming(source_patterns=old, target_patterns=new) for old, new in renamings]
         register_checkpoint_conversion_mapping(cls.__name__, mapping, overwrite=True)
+        cls.config_class.register_for_auto_class()
+        cls.register_for_auto_class("AutoModel")
 
     def __init__(self, config: Any) -> None:
         super().__init__(config)
-        self.model.visual.patch_embed.__class__ = self.patch_embed_class
+        self.model.visual.patch_embed.proj.__class__ = PatchProduct
         self.latent_transition = LatentTransition(config)
         self.post_init()
 
@@ -96,28 +87,18 @@ class PlumeModel(_Mixed):
         try:
             importlib.import_module("plume.speed").speed_up(self, enabled, **options)
         except ImportError:
-            logger.warning(
-                "speed_up() changes nothing: its code is in the package, which is not installed here. Install it with "
-                "pip install plume-embedding."
-            )
+            missing = "its code is in the package, which is not installed here (pip install plume-embedding)."
+            logger.warning(f"speed_up() changes nothing: {missing}")
         return self
-
-    # What a backbone may do differently
 
     def media_of(self, inputs: Mapping[str, Any]) -> list[Media]:
         """Images and videos among model inputs, by their names."""
         return media_of(self.config, inputs)
 
-    def position_media(self, media: list[Media]) -> list[Media]:
-        """The media as the positions of this backbone count them."""
-        return media
-
-    def prefix_arguments(self, placeholders: list[torch.Tensor], outputs: list[Any]) -> dict[str, Any]:
+    def prefix_arguments(self, placeholders: list[Tensor], outputs: list[Any]) -> dict[str, Any]:
         """What the decoder takes with a prefix that has media, beyond its input vectors.
 
-        Args:
-            placeholders: Where the tokens of a kind of media are, ``(B, T)`` of bool, per kind that the batch has.
-            outputs: What the vision tower returned for each.
+        From where the tokens of each kind of media are, ``(B, T)`` of bool, and what the vision tower returned for it.
         """
         return {}
 
@@ -134,20 +115,20 @@ class PlumeModel(_Mixed):
 
     def forward(
         self,
-        input_ids: torch.Tensor | None = None,
-        attention_mask: torch.Tensor | None = None,
-        pixel_values: torch.Tensor | None = None,
-        image_grid_thw: torch.Tensor | None = None,
-        pixel_values_videos: torch.Tensor | None = None,
-        video_grid_thw: torch.Tensor | None = None,
-        second_per_grid_ts: torch.Tensor | None = None,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        image_grid_thw: Tensor | None = None,
+        pixel_values_videos: Tensor | None = None,
+        video_grid_thw: Tensor | None = None,
+        second_per_grid_ts: Tensor | None = None,
         num_latent_steps: int | None = None,
         task: str | None = None,
         readout_steps: Sequence[int] | None = None,
-        suffix_input_ids: torch.Tensor | None = None,
-        suffix_mask: torch.Tensor | None = None,
+        suffix_input_ids: Tensor | None = None,
+        suffix_mask: Tensor | None = None,
         causal_lm: bool = False,
-        logits_to_keep: int | torch.Tensor = 0,
+        logits_to_keep: int | Tensor = 0,
         **kwargs: Any,
     ) -> Any:
         """Embed a batch of prefixes, any mixture of modalities.
@@ -155,15 +136,15 @@ class PlumeModel(_Mixed):
         Args:
             input_ids: Prefix tokens, ``(B, T)``, each row ending in ``<slt>``; padded on either side.
             attention_mask: 1 for tokens, 0 for padding, ``(B, T)``. Defaults to all ones.
-            pixel_values: Image patches, ``(P, C)``, of all images of the batch in order.
-            image_grid_thw: Patch grids of the images, ``(N, 3)``.
-            pixel_values_videos: Video patches, ``(P, C)``.
-            video_grid_thw: Patch grids of the videos, ``(M, 3)``.
+            pixel_values: Patches of all images of the batch in order, ``(P, C)``.
+            image_grid_thw: Grids of the images in patches, ``(N, 3)``.
+            pixel_values_videos: Patches of all videos, ``(P, C)``.
+            video_grid_thw: Grids of the videos, ``(M, 3)``.
             second_per_grid_ts: Seconds from one temporal patch of a video to the next, ``(M,)``; Qwen2.5-VL only.
             num_latent_steps: K; 0 for none. Defaults to the configuration's for the task.
             task: ``"query"`` or ``"document"``; changes nothing but the default of K.
-            readout_steps: Numbers of steps to return an embedding for, increasing, from 0 to K. One rollout serves them
-                all; each equals the embedding of a call with that K and the configuration's suffix.
+            readout_steps: Steps in 0..K to return an embedding after, increasing, all from one rollout; each is that of
+                a call with this K and the configuration's suffix.
             suffix_input_ids: Tokens after the latent block, ``(B, S)``; what follows a row's last ``<gen>`` does not
                 matter. Defaults to ``config.suffix_token_ids``.
             suffix_mask: Suffix tokens to score with the LM head, ``(B, S)`` of bool. Defaults to none.
@@ -180,15 +161,13 @@ class PlumeModel(_Mixed):
                 media than placeholders, K or a read-out is out of range, a suffix lacks ``<gen>`` or an argument is
                 unknown; in evaluation also if an embedding is not finite.
         """
-        given = dict(pixel_values=pixel_values, image_grid_thw=image_grid_thw, second_per_grid_ts=second_per_grid_ts)
-        given |= dict(pixel_values_videos=pixel_values_videos, video_grid_thw=video_grid_thw)
-        media = self.media_of(given)
+        given = {"pixel_values": pixel_values, "image_grid_thw": image_grid_thw}
+        given |= {"pixel_values_videos": pixel_values_videos, "video_grid_thw": video_grid_thw}
+        given |= {"second_per_grid_ts": second_per_grid_ts}
         if causal_lm:
-            return self._next_tokens(input_ids, attention_mask, media, logits_to_keep=logits_to_keep, **kwargs)
+            return self._next_tokens(input_ids, attention_mask, given, logits_to_keep=logits_to_keep, **kwargs)
         if unknown := sorted(name for name, value in kwargs.items() if value is not None and name not in _SENT_ALONG):
-            raise ValueError(
-                f"Unknown arguments {unknown}: they would have no effect. Remove them, or fix their names."
-            )
+            raise ValueError(f"Unknown arguments {unknown}: they would have no effect. Remove or rename them.")
         num_latent_steps = self.config.check_num_latent_steps(num_latent_steps, task)
         steps = check_readout_steps(readout_steps, num_latent_steps)
         if input_ids is None or input_ids.numel() == 0:
@@ -204,12 +183,15 @@ class PlumeModel(_Mixed):
         # 1. Prefix: one pass over text and media.
         input_ids, attention_mask = left_aligned(input_ids, attention_mask)
         num_reserved = num_latent_steps + max(suffix_input_ids.shape[1], read_ids.shape[1])
-        context = self.read_prefix(input_ids, attention_mask, media, num_reserved)
+        embed, gen = self.get_input_embeddings(), self.config.embedding_token_id
+        read_BSD = embed(read_ids)
+        # Not in training, where a dropout of the backbone would draw other numbers than it does pass by pass.
+        ahead = read_BSD if 0 in steps and not self.training else None
+        context = self.read_prefix(input_ids, attention_mask, self.media_of(given), num_reserved, ahead)
         # 2. Anchor: the last <anchor> of each row.
         anchor_BD = state_at(context.hidden, input_ids, self.config.anchor_token_id)
         # 3. Rollout: latent steps and suffix.
-        embed, gen = self.get_input_embeddings(), self.config.embedding_token_id
-        thought = rollout(context, self.latent_transition, anchor_BD, embed(read_ids), num_latent_steps, steps)
+        thought = rollout(context, self.latent_transition, anchor_BD, read_BSD, num_latent_steps, steps)
         # 4. Embedding at the last <gen> of the suffix, after every read-out.
         suffix_states = thought.readouts[:, -1]
         gen_BRD = state_at(thought.readouts[:, :, 1:].transpose(1, 2), read_ids, gen)
@@ -231,36 +213,31 @@ class PlumeModel(_Mixed):
         )
 
     def read_prefix(
-        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, media: list[Media], num_reserved: int
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        media: list[Media],
+        num_reserved: int,
+        ahead: Tensor | None = None,
     ) -> Context:
-        """Run the prefix pass of a checked, left-padded batch.
+        """Run the prefix pass of a left-padded batch, ids and mask ``(B, T)``, every row ending in ``<slt>``.
 
-        Args:
-            input_ids: ``(B, T)``, every row ending in ``<slt>``.
-            attention_mask: ``(B, T)``.
-            media: Images and videos of the batch, :meth:`media_of` the inputs.
-            num_reserved: Positions to lay out after the prefix, for latent steps and suffix.
+        ``media`` are :meth:`media_of` the inputs; ``num_reserved`` positions are laid out for latent steps and suffix.
+        ``ahead`` are input vectors of a suffix, ``(B, S, D)``, to look ahead at in the same pass.
 
         Raises:
-            ValueError: If the batch has padding inside a row, lacks ``<slt>`` or ``<anchor>``, or has other media than
-                placeholders.
+            ValueError: As :func:`~plume.checks_plume.check_prefix`.
         """
         check_prefix(input_ids, attention_mask, media, self.config)
         inputs_embeds, prefix_arguments = self._embed(input_ids, media)
         warn_of_emulation(inputs_embeds)
-        position_ids = rollout_positions(
-            input_ids,
-            attention_mask,
-            self.position_media(media),
-            self.model.visual.spatial_merge_size,
-            num_reserved,
-            self.config.position_scheme,
-        )
+        merge_size, scheme = self.model.visual.spatial_merge_size, self.config.position_scheme
+        position_ids = rollout_positions(input_ids, attention_mask, media, merge_size, num_reserved, scheme)
         mask = nn.functional.pad(attention_mask, (0, num_reserved), value=1)
         decoder = self.model.language_model
-        return context_class(decoder)(decoder, inputs_embeds, mask, position_ids, prefix_arguments)
+        return context_class(decoder)(decoder, inputs_embeds, ahead, mask, position_ids, prefix_arguments)
 
-    def _embed(self, input_ids: torch.Tensor, media: list[Media]) -> tuple[torch.Tensor, dict[str, Any]]:
+    def _embed(self, input_ids: Tensor, media: list[Media]) -> tuple[Tensor, dict[str, Any]]:
         """Token embeddings with visual features in place of the placeholders, (B, T, D), and prefix arguments."""
         inputs_embeds = self.get_input_embeddings()(input_ids)
         found = [(input_ids == kind.token_id, kind) for kind in media if kind.pixels is not None]
@@ -273,7 +250,7 @@ class PlumeModel(_Mixed):
             inputs_embeds = inputs_embeds.masked_scatter(placeholders.unsqueeze(-1), features)
         return inputs_embeds, self.prefix_arguments([placeholders for placeholders, _ in found], outputs)
 
-    def _score(self, states_BSD: torch.Tensor, ids_BS: torch.Tensor, mask_BS: torch.Tensor) -> torch.Tensor:
+    def _score(self, states_BSD: Tensor, ids_BS: Tensor, mask_BS: Tensor) -> Tensor:
         """Log-probability of the masked suffix tokens; only their states meet the LM head."""
         mask_BS, ids_BS = mask_BS.to(states_BSD.device), ids_BS.to(states_BSD.device)
         logits_NV = self.lm_head(states_BSD[:, :-1][mask_BS]).float()
@@ -282,90 +259,63 @@ class PlumeModel(_Mixed):
 
     # The backbone's own language model, at positions of our own `mrope_index` unless positions are given
 
-    def _next_tokens(
-        self, input_ids: torch.Tensor | None, attention_mask: torch.Tensor | None, media: list[Media], **kwargs: Any
-    ) -> Any:
+    def _next_tokens(self, input_ids: Tensor | None, mask: Tensor | None, given: dict[str, Any], **kwargs: Any) -> Any:
         if input_ids is not None and kwargs.get("position_ids") is None:
             # Without a mask some versions take positions that do not grow for rows packed into one.
-            attention_mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-            kwargs["position_ids"] = self._plain_positions(input_ids, attention_mask, media)
-        images, videos = media
-        return super().forward(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            pixel_values=images.pixels,
-            image_grid_thw=images.grid_thw,
-            pixel_values_videos=videos.pixels,
-            video_grid_thw=videos.grid_thw,
-            **kwargs,
-        )
+            mask = torch.ones_like(input_ids) if mask is None else mask
+            kwargs["position_ids"] = self._plain_positions(input_ids, mask, given)
+        media = {name: value for name, value in given.items() if value is not None}
+        return super().forward(input_ids=input_ids, attention_mask=mask, **media, **kwargs)
 
-    def _plain_positions(self, input_ids: torch.Tensor, mask: torch.Tensor | None, media: list[Media]) -> torch.Tensor:
-        mask = torch.ones_like(input_ids) if mask is None else mask
-        return mrope_index(input_ids, mask, self.position_media(media), self.model.visual.spatial_merge_size)[0]
+    def _plain_positions(self, ids: Tensor, mask: Tensor | None, given: dict[str, Any]) -> Tensor:
+        mask = torch.ones_like(ids) if mask is None else mask
+        return mrope_index(ids, mask, self.media_of(given), self.model.visual.spatial_merge_size)[0]
 
-    def prepare_inputs_for_generation(self, input_ids: torch.Tensor, **kwargs: Any) -> dict[str, Any]:
+    def prepare_inputs_for_generation(self, input_ids: Tensor, **kwargs: Any) -> dict[str, Any]:
         """Inputs of one decoding step of the backbone's language model."""
-        position_ids = self._plain_positions(input_ids, kwargs.get("attention_mask"), self.media_of(kwargs))
+        position_ids = self._plain_positions(input_ids, kwargs.get("attention_mask"), kwargs)
         model_inputs = super().prepare_inputs_for_generation(input_ids, **{**kwargs, "position_ids": position_ids})
         model_inputs["position_ids"] = position_ids[..., -model_inputs["input_ids"].shape[1] :]
         return {**model_inputs, "causal_lm": True}
 
     @classmethod
-    def from_pretrained(
-        cls, pretrained_model_name_or_path: str | os.PathLike, *args: Any, **kwargs: Any
-    ) -> "PlumeModel":
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> "PlumeModel":
         """Load a PLUME checkpoint; ``plume.from_backbone`` starts from one of a plain backbone.
 
         Raises:
             ValueError: If the checkpoint lacks weights, which would otherwise be random, or has damaged or other ones.
         """
-        check_weights(pretrained_model_name_or_path, kwargs, loaded=False)
-        options = {**kwargs, "output_loading_info": True}
-        loaded: Any = super().from_pretrained(pretrained_model_name_or_path, *args, **options)
-        check_weights(pretrained_model_name_or_path, kwargs, loaded=True)
+        name = pretrained_model_name_or_path
+        check_weights(name, kwargs, loaded=False)
+        loaded: Any = super().from_pretrained(name, *args, **{**kwargs, "output_loading_info": True})
+        check_weights(name, kwargs, loaded=True)
         model, info = loaded
         if missing := info["missing_keys"]:
-            raise ValueError(
-                f"{pretrained_model_name_or_path} lacks {len(missing)} weights, e.g. {min(missing)}: they would be "
-                "random and so would the embeddings. If this is a checkpoint of a plain backbone, start from it with "
-                "plume.from_backbone."
-            )
+            cause = f"{name} lacks {len(missing)} weights, e.g. {min(missing)}, and they would be random."
+            raise ValueError(f"{cause} If it is of a plain backbone, start from it with plume.from_backbone.")
         return loaded if kwargs.get("output_loading_info") else model
 
     def save_pretrained(
-        self,
-        save_directory: str | os.PathLike,
-        *args: Any,
-        push_to_hub: bool = False,
-        repo_id: str | None = None,
-        **kwargs: Any,
+        self, save_directory: str | os.PathLike, *args: Any, push_to_hub: bool = False, **kwargs: Any
     ) -> None:
         """Save weights, configuration, code, model card and the sentence-transformers files."""
-        pushed = {name: kwargs.pop(name) for name in PUSH_OPTIONS if name in kwargs}
+        pushed = {name: kwargs.pop(name) for name in PUSH_OPTIONS if kwargs.get(name) is not None}
+        # Old shards are replaced by transformers. Of a single file and an index, the one that is old would be loaded.
+        is_main_process = args[0] if args else kwargs.get("is_main_process", True)
+        single, _, index = (Path(save_directory, name) for name in WEIGHT_FILES)
+        if is_main_process:
+            index.unlink(missing_ok=True)
         # Tensors keep the names of our modules: Trainer restores a checkpoint by these names, and with the Hub's older
         # ones it would continue from fresh weights with no more than a warning.
-        with replacing_weights(save_directory, args[0] if args else kwargs.get("is_main_process", True)):
-            super().save_pretrained(save_directory, *args, **{"save_original_format": False, **kwargs})
+        super().save_pretrained(save_directory, *args, **{"save_original_format": False, **kwargs})
+        if is_main_process and index.is_file():
+            single.unlink(missing_ok=True)
         write_hub_files(save_directory)
         if push_to_hub:
-            self.push_to_hub(repo_id or os.path.basename(os.path.normpath(save_directory)), **pushed)
-
-    def push_to_hub(self, repo_id: str, **kwargs: Any) -> CommitInfo:
-        """Upload all that :meth:`save_pretrained` writes; options of :func:`~plume.hub_files_plume.push_saved`."""
-        return push_saved(self.save_pretrained, repo_id, **kwargs)
+            self.push_to_hub(**{"repo_id": os.path.basename(os.path.normpath(save_directory)), **pushed})
 
 
-class _PatchEmbed(LinearPatches, PatchEmbed):
-    pass
-
-
-class PlumeForEmbedding(PlumeModel, Qwen2VLForConditionalGeneration):  # type: ignore[misc]
+class PlumeForEmbedding(PlumeModel, Qwen2VLForConditionalGeneration):
     """A Qwen2-VL model that thinks K latent steps before it embeds. ``generate`` stays a Qwen2-VL's."""
 
     config_class = PlumeConfig
-    patch_embed_class = _PatchEmbed
-
-
-PlumeConfig.register_for_auto_class()
-PlumeForEmbedding.register_for_auto_class("AutoModel")

@@ -5,30 +5,25 @@
 2. **Videos**: every temporal patch is an item of its own, after its timestamp as text.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from transformers import Qwen3VLForConditionalGeneration
-from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLVisionPatchEmbed
 
 from .configuration_plume import PlumeQwen3VLConfig
-from .modeling_plume import LinearPatches, PlumeModel
-from .positions_plume import Media, split_into_frames
-
-
-class _PatchEmbed(LinearPatches, Qwen3VLVisionPatchEmbed):
-    pass
+from .modeling_plume import PlumeModel
+from .positions_plume import Media
 
 
 class PlumeQwen3VLForEmbedding(PlumeModel, Qwen3VLForConditionalGeneration):
     """A Qwen3-VL model that thinks K latent steps before it embeds."""
 
     config_class = PlumeQwen3VLConfig
-    patch_embed_class = _PatchEmbed
 
-    def position_media(self, media: list[Media]) -> list[Media]:
-        """Every temporal patch as an item of one frame."""
-        return split_into_frames(media)
+    def media_of(self, inputs: Mapping[str, Any]) -> list[Media]:
+        """As in the base; every temporal patch of a video has positions of its own."""
+        return [kind._replace(frames_apart=True) for kind in super().media_of(inputs)]
 
     def prefix_arguments(self, placeholders: list[torch.Tensor], outputs: list[Any]) -> dict[str, Any]:
         """Deepstack features, in the order of the visual tokens of the batch."""
@@ -41,7 +36,3 @@ class PlumeQwen3VLForEmbedding(PlumeModel, Qwen3VLForConditionalGeneration):
                 laid_in = laid_in.masked_scatter(where.unsqueeze(-1), row)
             levels.append(laid_in[mask])
         return {"visual_pos_masks": mask, "deepstack_visual_embeds": levels}
-
-
-PlumeQwen3VLConfig.register_for_auto_class()
-PlumeQwen3VLForEmbedding.register_for_auto_class("AutoModel")

@@ -1,52 +1,25 @@
 """What a processor is told: its saved settings, and the options of a call, as the libraries pass them."""
 
 import logging
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from functools import cache
-from inspect import Parameter
-from typing import Any, Literal, get_args, get_origin
+from typing import Any
 
-_GROUPS = ("text_kwargs", "images_kwargs", "videos_kwargs", "common_kwargs")
-_TEXT_OPTIONS = ("return_tensors", "padding", "padding_side", "pad_to_multiple_of", "truncation", "max_length")
+from .fields_plume import Count, Rate, check_fields
+
+_GROUPS = ("text", "images", "videos", "common")
 _LIMITS = {"min_pixels", "max_pixels"}
-_KNOWN = {"text": set(_TEXT_OPTIONS), "image": _LIMITS, "video": {*_LIMITS, "num_frames", "video_metadata"}}
+_KNOWN = {
+    "text": {"return_tensors", "padding", "padding_side", "pad_to_multiple_of", "truncation", "max_length"},
+    "image": _LIMITS,
+    "video": {*_LIMITS, "num_frames", "video_metadata"},
+}
+_COUNTS = {"min_pixels": Count, "max_pixels": Count, "num_frames": Count, "max_length": Count}
 # The libraries send these to every processor. They mean nothing here unless they are set to something.
-_UNSET = ("audio", "audio_kwargs", "load_audio_from_video", "do_sample_frames", "tools", "documents",
-          "continue_final_message", "return_assistant_tokens_mask", "sanitize_control_tokens",
-          "restore_suffix")  # fmt: skip
+_UNSET = ("audio", "load_audio_from_video", "do_sample_frames", "tools", "documents", "continue_final_message",
+          "return_assistant_tokens_mask", "sanitize_control_tokens", "restore_suffix")  # fmt: skip
 # Files from when Qwen2-VL was the only backbone state this many settings; later files state all.
 _FIRST_SETTINGS = 17
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _is_count(value: Any, least: int = 1) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= least
-
-
-def _are_three(value: Any, fits: Callable[[Any], bool]) -> bool:
-    return isinstance(value, (list, tuple)) and len(value) == 3 and all(map(fits, value))
-
-
-# Type of a setting -> what fits it, in code and in words.
-_RULES: dict[Any, tuple[Callable[[Any], bool], str]] = {
-    int: (_is_count, "a positive integer"),
-    str: (lambda value: isinstance(value, str), "a text"),
-    bool: (lambda value: isinstance(value, bool), "true or false"),
-    float | None: (lambda value: value is None or (_is_number(value) and value > 0), "a positive number or none"),
-    Sequence[float]: (lambda value: _are_three(value, _is_number), "three numbers"),
-    Sequence[int]: (lambda value: _are_three(value, lambda c: _is_count(c, 0) and c < 256), "three integers in 0..255"),
-}
-
-
-def _check(what: str, name: str, value: Any, kind: Any = int) -> None:
-    choices = get_args(kind) if get_origin(kind) is Literal else ()
-    fits, expected = (choices.__contains__, " or ".join(map(repr, choices))) if choices else _RULES[kind]
-    if not fits(value):
-        raise ValueError(f"The {what} {name} must be {expected}, got {value!r}.")
 
 
 @cache
@@ -55,34 +28,28 @@ def warn_once(message: str) -> None:
     logging.getLogger(__name__).warning(message)
 
 
-def check_settings(known: Mapping[str, Parameter], values: Mapping[str, Any]) -> None:
-    """Refuse settings that do not fit the types of the constructor's parameters, or contradict each other."""
-    for name, parameter in known.items():
-        if parameter.default is not values[name]:  # a count may be 0 only where that is its default
-            _check("setting", name, values[name], parameter.annotation)
+def check_settings(kinds: Mapping[str, Any], values: Mapping[str, Any]) -> None:
+    """Refuse settings that do not fit their annotations, or contradict each other."""
+    check_fields(kinds, values)
     for kind in ("", "video_"):
         check_limits(values[f"{kind}min_pixels"], values[f"{kind}max_pixels"], kind)
     if min(values["image_std"]) <= 0:
-        raise ValueError(f"The setting image_std must be three positive numbers, got {values['image_std']}.")
+        raise ValueError(f"image_std must be three positive numbers, got {values['image_std']}.")
     if values["timestamps"] and values["fps"] is None:
         raise ValueError("timestamps need fps, the rate of frames that come without a file. Set it.")
 
 
-def check_stated(known: Mapping[str, Parameter], saved: Mapping[str, Any], overrides: Mapping[str, Any]) -> None:
+def check_stated(known: Mapping[str, Any], saved: Mapping[str, Any], overrides: Mapping[str, Any]) -> None:
     """Refuse a ``processor_config.json`` that, with what the caller sets, leaves open what changes vectors."""
     if not known.keys() & saved.keys():
-        raise ValueError(
-            "There is no processor_config.json, or it is empty, so prompt and pixels of the model are unknown. Take "
-            "the file of the checkpoint, or start a new one with plume.start.build_processor."
-        )
+        cause = "There is no processor_config.json, or it is empty, so prompt and pixels are unknown."
+        raise ValueError(f"{cause} Take the checkpoint's, or make one with plume.start.build_processor.")
     stated = {*saved, *overrides}
     missing = [name for name in known if name not in stated]
     unknown = sorted(saved.keys() - known.keys() - {"processor_class", "auto_map", "chat_template"})
     if unknown or (missing and missing != list(known)[_FIRST_SETTINGS:]):
-        raise ValueError(
-            f"processor_config.json lacks the settings {missing} and has the unknown ones {unknown}, so its vectors "
-            "are unknown. Take the file of the checkpoint, or mend the names."
-        )
+        cause = f"processor_config.json lacks the settings {missing} and has the unknown ones {unknown}."
+        raise ValueError(f"{cause} Its vectors are unknown: take the file of the checkpoint, or mend the names.")
     if "chat_template" not in stated:
         raise ValueError("The file chat_template.jinja is missing, so the prompt is unknown. Take the checkpoint's.")
 
@@ -93,45 +60,36 @@ def check_limits(low: int, high: int, kind: str = "") -> None:
         raise ValueError(f"{kind}min_pixels={low} exceeds {kind}max_pixels={high}, so no size fits. Change one.")
 
 
-def split_options(kwargs: dict[str, Any]) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
+def split_options(kwargs: dict[str, Any], variables: set[str] | None) -> tuple[dict[str, dict], dict[str, Any]]:
     """Sort keyword arguments into options for text, image and video; what is left are template variables.
 
-    Accepts them flat or grouped, the way transformers and sentence-transformers of all supported versions pass
-    them. Flat pixel limits hold for images and for videos, which may count them per frame or per clip.
+    Accepts them flat or grouped, the way transformers and sentence-transformers of all supported versions pass them.
+    Flat pixel limits hold for images and for videos, which may count them per frame or per clip. ``variables`` are the
+    template variables that there may be; any if None.
 
     Raises:
         ValueError: If an option is unknown or has an impossible value.
     """
     left = {**kwargs.pop("processor_kwargs", {}), **kwargs}
-    text, image, video, common = ({**left.pop(group, {})} for group in _GROUPS)
-    options = {"text": {**common, **text}, "image": image, "video": video}
-    for name in _TEXT_OPTIONS:
-        if name in left:
-            options["text"][name] = left.pop(name)
-    for name in _KNOWN["video"] & left.keys():
-        for kind in ("image", "video") if name in _LIMITS else ("video",):
-            options[kind].setdefault(name, left[name])
-        del left[name]
-    if video.get("do_sample_frames") is False:
-        del video["do_sample_frames"]
-    for name in _UNSET:
-        if left.get(name) in (None, False, [], {}) or name == "audio_kwargs":
-            left.pop(name, None)
+    left.pop("audio_kwargs", None)
+    text, image, video, common = ({**left.pop(f"{group}_kwargs", {})} for group in _GROUPS)
     for name in ("return_tensors", "padding"):  # media have one form each
         image.pop(name, None)
         video.pop(name, None)
-    for kind, chosen in options.items():
-        _check_group(kind, chosen)
-    return options, left
-
-
-def _check_group(kind: str, chosen: dict[str, Any]) -> None:
-    unknown = sorted(chosen.keys() - _KNOWN[kind])
+    left, video = (
+        {name: value for name, value in given.items() if name not in _UNSET or value not in (None, False, [], {})}
+        for given in (left, video)
+    )
+    options = {"text": {**common, **text}, "image": image, "video": video}
+    for kind, known in _KNOWN.items():
+        options[kind] = {name: left[name] for name in known & left.keys()} | options[kind]
+        check_fields({name: _COUNTS[name] for name in _COUNTS if options[kind].get(name) is not None}, options[kind])
+    left = {name: value for name, value in left.items() if name not in set().union(*_KNOWN.values())}
+    unknown = {name for kind, chosen in options.items() for name in chosen.keys() - _KNOWN[kind]}
+    unknown |= set() if variables is None else left.keys() - variables
     if unknown:
-        raise ValueError(f"Unknown {kind} options {unknown}: they would have no effect. Use {sorted(_KNOWN[kind])}.")
-    for name in ("min_pixels", "max_pixels", "num_frames", "max_length"):
-        if chosen.get(name) is not None:
-            _check("option", name, chosen[name])
+        raise ValueError(f"Unknown options {sorted(unknown)}: they would have no effect. Remove or rename them.")
+    return options, left
 
 
 def clip_rates(chosen: dict[str, Any], num_clips: int) -> list[float | None]:
@@ -140,7 +98,7 @@ def clip_rates(chosen: dict[str, Any], num_clips: int) -> list[float | None]:
     if len(entries) != num_clips or not all(isinstance(entry, Mapping) for entry in entries):
         raise ValueError(f"video_metadata holds {len(entries)} entries for {num_clips} videos. Give each a dict.")
     for entry in entries:
-        _check("option", "fps", entry.get("fps"), float | None)
+        check_fields({"fps": Rate}, {"fps": entry.get("fps")})
     return [entry.get("fps") for entry in entries]
 
 

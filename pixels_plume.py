@@ -7,10 +7,13 @@ The values equal those of transformers' PIL image processor for Qwen2-VL bit for
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from PIL import Image
+
+from .options_plume import check_limits
 
 CLIP_MEAN, CLIP_STD = [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]
 _MAX_ASPECT_RATIO = 200
@@ -29,10 +32,8 @@ def smart_resize(
     side is taken to be less than ``shortest`` when areas are compared.
     """
     if max(height, width) > _MAX_ASPECT_RATIO * min(height, width):
-        raise ValueError(
-            f"A picture of {width}x{height} pixels is more than {_MAX_ASPECT_RATIO} times longer than wide, so no grid "
-            "keeps its aspect. Crop or split it first."
-        )
+        cause = f"A picture of {width}x{height} pixels is more than {_MAX_ASPECT_RATIO} times longer than wide."
+        raise ValueError(f"{cause} No grid keeps its aspect: crop or split it first.")
     rows, columns = (max(shortest, round(side / edge) * edge) for side in (height, width))
     if padded * rows * columns > high:
         shrink = math.sqrt(frames * height * width / high)
@@ -44,42 +45,34 @@ def smart_resize(
 
 
 def patchify(
-    frames: list[Image.Image],
-    *,
-    min_pixels: int,
-    max_pixels: int,
-    patch_size: int,
-    merge_size: int,
-    temporal_patch_size: int,
-    image_mean: Sequence[float] = CLIP_MEAN,
-    image_std: Sequence[float] = CLIP_STD,
-    whole_clip: bool = False,
-    resize_twice: bool = False,
+    frames: list[Image.Image], settings: Mapping[str, Any], min_pixels: int, max_pixels: int, whole_clip: bool = False
 ) -> tuple[np.ndarray, Grid]:
-    """Turn frames of one size into patch rows; the settings are those of [`PlumeProcessor`].
+    """Turn frames of one size into patches ``(t * h * w, 3 * temporal_patch_size * patch_size**2)`` and grid (t, h, w).
 
-    The limits hold for each frame, or with ``whole_clip`` for all frames together, as in Qwen3-VL. ``resize_twice`` is
-    the released checkpoint's way. The last frame is repeated to fill a temporal patch.
-
-    Returns:
-        Patches ``(t * h * w, 3 * temporal_patch_size * patch_size**2)``, fp32, and the grid (t, h, w) in patches.
+    Args:
+        frames: The last one is repeated to fill a temporal patch.
+        settings: Those of [`PlumeProcessor`], by name.
+        min_pixels: Smallest area of a frame.
+        max_pixels: Largest area of a frame.
+        whole_clip: Whether the limits hold for all frames together, as in Qwen3-VL.
     """
-    if resize_twice:
+    check_limits(min_pixels, max_pixels)
+    step, patch, merge = (settings[name] for name in ("temporal_patch_size", "patch_size", "merge_size"))
+    if settings["resize"] == "released":
         frames = [_first_resize(frame) for frame in frames]
-    height, width, edge, shared = frames[0].height, frames[0].width, patch_size * merge_size, {}
+    height, width, edge, shared = frames[0].height, frames[0].width, patch * merge, {}
     if whole_clip:
         if min(height, width) < edge:
             scale = max(edge / height, edge / width)
             height, width = int(height * scale), int(width * scale)
-        count = max(len(frames), temporal_patch_size)
-        shared = {"frames": count, "padded": round(count / temporal_patch_size) * temporal_patch_size}
+        count = max(len(frames), step)
+        shared = {"frames": count, "padded": round(count / step) * step}
     rows, columns = smart_resize(height, width, edge, min_pixels, max_pixels, **shared)
-    pixels = np.stack([_normalized(frame, rows, columns, image_mean, image_std) for frame in frames])
-    pixels = np.concatenate([pixels, *[pixels[-1:]] * (-len(frames) % temporal_patch_size)])
-    t, h, w = len(pixels) // temporal_patch_size, rows // patch_size, columns // patch_size
-    blocks = pixels.reshape(
-        t, temporal_patch_size, 3, h // merge_size, merge_size, patch_size, w // merge_size, merge_size, patch_size
-    )
+    mean, std = (np.array(settings[name], np.float32) for name in ("image_mean", "image_std"))
+    pixels = np.stack([_normalized(frame, rows, columns, mean, std) for frame in frames])
+    pixels = np.concatenate([pixels, *[pixels[-1:]] * (-len(frames) % step)])
+    t, h, w = len(pixels) // step, rows // patch, columns // patch
+    blocks = pixels.reshape(t, step, 3, h // merge, merge, patch, w // merge, merge, patch)
     # Patches of one token lie next to each other: (t, token row, token column, row, column, then values).
     return blocks.transpose(0, 3, 6, 4, 7, 2, 1, 5, 8).reshape(t * h * w, -1), (t, h, w)
 
@@ -89,8 +82,8 @@ def _first_resize(frame: Image.Image) -> Image.Image:
     return frame.resize((columns, rows), Image.Resampling.BICUBIC)
 
 
-def _normalized(frame: Image.Image, rows: int, columns: int, mean: Sequence[float], std: Sequence[float]) -> np.ndarray:
+def _normalized(frame: Image.Image, rows: int, columns: int, mean: np.ndarray, std: np.ndarray) -> np.ndarray:
     """Channels-first fp32 values, ``(3, rows, columns)``."""
     resized = np.asarray(frame.resize((columns, rows), Image.Resampling.BICUBIC))
     scaled = (resized.astype(np.float64) * (1 / 255)).astype(np.float32)
-    return np.moveaxis((scaled - np.array(mean, np.float32)) / np.array(std, np.float32), -1, 0)
+    return np.moveaxis((scaled - mean) / std, -1, 0)

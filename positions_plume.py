@@ -15,22 +15,17 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
 
 class Media(NamedTuple):
-    """One kind of media of a batch, in the order of appearance over all rows; tensors are None where it has none.
+    """One kind of media of a batch, in the order of appearance over all rows; tensors are None where it has none."""
 
-    Attributes:
-        token_id: Its placeholder token.
-        pixels: Patches, ``(P, C)``.
-        grid_thw: Grids (time, height, width) in patches, ``(N, 3)``.
-        time_step: Positions from one temporal patch to the next, ``(N,)``. Defaults to 1.
-    """
-
-    token_id: int
-    pixels: torch.Tensor | None
-    grid_thw: torch.Tensor | None
-    time_step: torch.Tensor | None = None
+    token_id: int  # its placeholder token
+    pixels: Tensor | None  # patches, (P, C)
+    grid_thw: Tensor | None  # grids (time, height, width) in patches, (N, 3)
+    time_step: Tensor | None = None  # positions from one temporal patch to the next, (N,); 1 if None
+    frames_apart: bool = False  # whether every temporal patch is an item of its own for positions (Qwen3-VL)
 
 
 def media_of(config: Any, inputs: Mapping[str, Any]) -> list[Media]:
@@ -41,64 +36,41 @@ def media_of(config: Any, inputs: Mapping[str, Any]) -> list[Media]:
     ]
 
 
-def split_into_frames(media: list[Media]) -> list[Media]:
-    """The same media with every temporal patch as an item of its own (Qwen3-VL), for positions."""
-
-    def split(grid_thw: torch.Tensor) -> torch.Tensor:
-        return torch.nn.functional.pad(grid_thw[:, 1:].repeat_interleave(grid_thw[:, 0], dim=0), (1, 0), value=1)
-
-    return [kind if kind.grid_thw is None else kind._replace(grid_thw=split(kind.grid_thw)) for kind in media]
-
-
 def mrope_index(
-    input_ids: torch.Tensor, attention_mask: torch.Tensor, media: list[Media], spatial_merge_size: int
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Positions of every prefix token and the first free position of every row.
+    input_ids: Tensor, attention_mask: Tensor, media: list[Media], merge_size: int
+) -> tuple[Tensor, Tensor]:
+    """Positions ``(3, B, T)`` of every prefix token and the first free one ``(B,)`` of every row, both int64.
 
     Args:
         input_ids: Token ids, ``(B, T)``, media placeholders already expanded.
         attention_mask: 1 for tokens, 0 for padding, ``(B, T)``.
-        media: Images and videos of the batch; only their grids matter here.
-        spatial_merge_size: Patches per token along height and width.
-
-    Returns:
-        Positions ``(3, B, T)`` and ``next_position`` ``(B,)``, both int64.
+        media: Images and videos of the batch; their pixels do not matter here.
+        merge_size: Patches per token along height and width.
     """
     num_axes, (batch, length) = 3, input_ids.shape
     valid = attention_mask.bool()
     advance = valid.long()
     within = torch.zeros(num_axes, batch * length, dtype=torch.long, device=input_ids.device)
-    for token_id, _, grid_thw, time_step in media:
-        if grid_thw is None:
-            continue
-        is_media = ((input_ids == token_id) & valid).flatten()
-        grid_thw = grid_thw.to(input_ids.device)
-        time_step = torch.ones_like(grid_thw[:, 0]) if time_step is None else time_step.to(input_ids.device)
-        offsets, spans = _offsets_within_media(is_media, grid_thw, time_step, spatial_merge_size)
-        within += offsets
-        advance = torch.where(is_media.view(batch, length), spans.view(batch, length), advance)
+    for kind in media:
+        if kind.grid_thw is not None:
+            is_media = ((input_ids == kind.token_id) & valid).flatten()
+            offsets, spans = _offsets_within_media(is_media, kind, merge_size)
+            within += offsets
+            advance = torch.where(is_media.view(batch, length), spans.view(batch, length), advance)
     start = advance.cumsum(dim=-1) - advance
     positions = start + within.view(num_axes, batch, length)
     return positions.masked_fill(~valid, 0), advance.sum(dim=-1)
 
 
 def rollout_positions(
-    input_ids: torch.Tensor,
-    attention_mask: torch.Tensor,
-    media: list[Media],
-    spatial_merge_size: int,
-    num_ahead: int,
-    position_scheme: str,
-) -> torch.Tensor:
+    input_ids: Tensor, attention_mask: Tensor, media: list[Media], merge_size: int, num_ahead: int, position_scheme: str
+) -> Tensor:
     """Positions ``(3, B, T + num_ahead)`` of the prefix and of the latent steps and suffix tokens after it, int64.
 
     The prefix is as in :func:`mrope_index`, and every row ends in ``<slt>``. The scheme ``"mrope"`` continues at
     p_slt + 1 (section 3.3), ``"kv_length"`` at the number of tokens before it, visual tokens counted one by one.
-
-    Raises:
-        ValueError: If the scheme is unknown.
     """
-    prefix, following = mrope_index(input_ids, attention_mask, media, spatial_merge_size)
+    prefix, following = mrope_index(input_ids, attention_mask, media, merge_size)
     if position_scheme == "kv_length":
         following = attention_mask.sum(dim=-1)
     elif position_scheme != "mrope":
@@ -107,11 +79,15 @@ def rollout_positions(
     return torch.cat([prefix, ahead.expand(len(prefix), -1, -1)], dim=-1)
 
 
-def _offsets_within_media(
-    is_media: torch.Tensor, grid_thw: torch.Tensor, time_step: torch.Tensor, spatial_merge_size: int
-) -> tuple[torch.Tensor, torch.Tensor]:
+def _offsets_within_media(is_media: Tensor, kind: Media, merge_size: int) -> tuple[Tensor, Tensor]:
     """Offsets (3, B*T) of media tokens from the start of their item, and spans (B*T,) on its last token."""
-    time, height, width = (grid_thw // grid_thw.new_tensor([1, spatial_merge_size, spatial_merge_size])).unbind(-1)
+    assert kind.grid_thw is not None
+    grid_thw = kind.grid_thw.to(is_media.device)
+    if kind.frames_apart:
+        sides = grid_thw[:, 1:].repeat_interleave(grid_thw[:, 0], dim=0)
+        grid_thw = torch.nn.functional.pad(sides, (1, 0), value=1)
+    time_step = torch.ones_like(grid_thw[:, 0]) if kind.time_step is None else kind.time_step.to(grid_thw.device)
+    time, height, width = (grid_thw // grid_thw.new_tensor([1, merge_size, merge_size])).unbind(-1)
     sizes = time * height * width
     ends = sizes.cumsum(0)
     rank = is_media.long().cumsum(0) - 1

@@ -3,15 +3,14 @@
 import os
 from typing import Any
 
-from huggingface_hub import CommitInfo
 from transformers import BatchFeature, ProcessorMixin
 
 from .content_plume import MEDIA_KINDS
-from .hub_files_plume import push_saved, write_hub_files
+from .fields_plume import Text  # noqa: F401 (older loaders copy only the files that are named here)
+from .hub_files_plume import HubFolder, write_hub_files
 from .options_plume import check_stated
-from .pixels_plume import Grid  # noqa: F401 (older loaders copy only the files that are named here)
+from .pixels_plume import Grid  # noqa: F401
 from .prompt_plume import SETTINGS, Media, PromptBuilder
-from .truncation_plume import fit  # noqa: F401
 from .vision_plume import Clip  # noqa: F401
 
 
@@ -24,11 +23,12 @@ class _Inputs(dict):
         raise KeyError(f"{name!r} does not exist: {what}" if name == "token_embeddings" else name)
 
 
-class PlumeProcessor(PromptBuilder, ProcessorMixin):
-    """Turns texts, images, videos and their mixtures into the inputs of [`PlumeForEmbedding`].
+class PlumeProcessor(PromptBuilder, HubFolder, ProcessorMixin):
+    """Turns texts, images, videos and their mixtures into the inputs of a PLUME model; a ``PromptBuilder``."""
 
-    The arguments are those of :class:`~plume.prompt_plume.PromptBuilder`.
-    """
+    def __post_init__(self) -> None:
+        ProcessorMixin.__init__(self, self.tokenizer, chat_template=self.chat_template)
+        super().__post_init__()
 
     @classmethod
     def get_processor_dict(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any) -> Any:
@@ -56,19 +56,14 @@ class PlumeProcessor(PromptBuilder, ProcessorMixin):
         inputs.data = _Inputs(inputs.data)
         return inputs
 
-    def save_pretrained(
-        self, save_directory: str | os.PathLike, push_to_hub: bool = False, repo_id: str | None = None, **kwargs: Any
-    ) -> list[str]:
+    def save_pretrained(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs: Any) -> list[str]:
         """Save tokenizer, template and settings, and the prompts for sentence-transformers."""
         saved = super().save_pretrained(save_directory)
         write_hub_files(save_directory, {"query": self.query_prompt, "document": self.document_prompt})
         if push_to_hub:
-            self.push_to_hub(repo_id or os.path.basename(os.path.normpath(save_directory)), **kwargs)
+            name = os.path.basename(os.path.normpath(save_directory))
+            self.push_to_hub(**{**kwargs, "repo_id": kwargs.get("repo_id") or name})
         return saved
-
-    def push_to_hub(self, repo_id: str, **kwargs: Any) -> CommitInfo:
-        """Upload all that :meth:`save_pretrained` writes; options of :func:`~plume.hub_files_plume.push_saved`."""
-        return push_saved(self.save_pretrained, repo_id, **kwargs)
 
 
 PlumeProcessor.register_for_auto_class("AutoProcessor")

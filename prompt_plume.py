@@ -3,7 +3,7 @@
 1. **Order** (``content_plume``): chat messages are checked, user text is neutralised.
 2. **See** (``vision_plume``, ``pixels_plume``): images and videos become frames, frames become patches and grids.
 3. **Write**: the chat template is rendered, placeholders are repeated once per visual token.
-4. **Fit** (``truncation_plume``): an over-long prefix loses the end of the user's text, nothing else.
+4. **Fit**: an over-long prefix loses the end of the user's text, nothing else.
 5. **Pad**: on the left, so that ``<slt>`` is the last column of every row.
 
 What differs between backbones is data, saved in ``processor_config.json`` (``start.py`` has a table of it).
@@ -12,20 +12,22 @@ What differs between backbones is data, saved in ``processor_config.json`` (``st
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from inspect import signature
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from PIL import Image
 
-from .content_plume import MEDIA_KINDS, canonical_messages, check_text, to_conversation, with_blank_image
-from .options_plume import check_limits, check_settings, clip_rates, flatten_media, length_limit, split_options
+from .content_plume import MEDIA_KINDS, add_blank_image, canonical_messages, check_text, to_conversation
+from .fields_plume import Colour, Count, Floats, Index, Rate, Switch, Text
+from .options_plume import check_settings, clip_rates, flatten_media, length_limit, split_options, warn_once
 from .pixels_plume import CLIP_MEAN, CLIP_STD, Grid, patchify
-from .truncation_plume import fit
 from .vision_plume import WHITE, Clip, describe, load_clip, load_image
 
-# Variables of the chat template that a caller may set, in addition to those of the rendering itself.
-_TEMPLATE_VARIABLES = {"latent"}
+# A text is read in pieces of this many characters per token that may stay, until it is known to be too long.
+_CHARACTERS_PER_TOKEN = 8
+_VISION_START, _VISION_END = "<|vision_start|>", "<|vision_end|>"
+_TOKENS = ("anchor_token", "latent_start_token", "latent_end_token", "latent_token", "embedding_token")
 
 
 class Item(NamedTuple):
@@ -38,103 +40,58 @@ class Item(NamedTuple):
 
 
 Media = dict[str, list[Item]]  # of one input, by kind
-_VISION_START, _VISION_END = "<|vision_start|>", "<|vision_end|>"
-_PATCH_SETTINGS = ("patch_size", "merge_size", "temporal_patch_size", "image_mean", "image_std")
-_TOKENS = ("anchor_token", "latent_start_token", "latent_end_token", "latent_token", "embedding_token")
 
 
+@dataclass(eq=False, repr=False)
 class PromptBuilder:
     """Turns texts, images, videos and their mixtures into model inputs, as arrays of numpy.
 
-    What follows it in the bases of a class holds ``tokenizer`` and ``chat_template``.
+    The tokenizer is a Qwen2 tokenizer that knows the five PLUME tokens, which ``plume.start.build_processor`` adds: of
+    transformers, or one that can be called as theirs. All fields after the template are saved.
 
-    Args:
-        tokenizer: Qwen2 tokenizer that knows the five PLUME tokens; ``plume.start.build_processor`` adds them. Of
-            transformers, or one that can be called as theirs.
-        chat_template: Jinja template of the prompt.
-        anchor_token: String of ``<anchor>``.
-        latent_start_token: String of ``<slt>``.
-        latent_end_token: String of ``<elt>``.
-        latent_token: String of ``<ct>``.
-        embedding_token: String of ``<gen>``.
-        suffix: Text between the latent block and the embedding, ``<elt> ... <gen>``.
-        query_prompt: Instruction of queries.
-        document_prompt: Instruction of documents.
-        min_pixels: Smallest area of an image after resizing.
-        max_pixels: Largest area of an image after resizing.
-        video_min_pixels: The smallest for videos.
-        video_max_pixels: The largest for videos.
-        num_frames: Most frames taken from a video, evenly spaced.
-        blank_image_size: Edge in pixels of a white image put before inputs without media; 0 for none. The
-            released checkpoint was trained and scored with one.
-        patch_size: Pixels per patch along an edge.
-        merge_size: Patches per token along an edge.
-        temporal_patch_size: Frames per patch.
-        image_mean: Mean of each colour, for values in [0, 1].
-        image_std: Standard deviation of each colour.
-        background_color: RGB in 0..255 that shows through transparency.
-        resize: ``"once"``, or ``"released"``: twice, and as stored whatever EXIF says, as the released checkpoint was
-            evaluated.
-        video_limits: Whether pixels of a video are limited for each ``"frame"`` or for the whole ``"clip"``.
-        fps: Frames taken per second of a video, up to ``num_frames``; ``num_frames`` of any video if None.
-        min_frames: With ``fps``, fewest frames taken from a video that has them.
-        timestamps: Whether the time of each temporal patch is written into the prompt.
-        time_positions: Whether the model is given ``second_per_grid_ts``.
+    Raises:
+        ValueError: If a setting is out of range, contradicts another one, or is no token of the tokenizer.
     """
 
     tokenizer: Any
-    chat_template: str
+    chat_template: str  # Jinja
+    anchor_token: Text  # string of <anchor>
+    latent_start_token: Text  # string of <slt>
+    latent_end_token: Text  # string of <elt>
+    latent_token: Text  # string of <ct>
+    embedding_token: Text  # string of <gen>
+    suffix: Text  # between the latent block and the embedding, <elt> ... <gen>
+    query_prompt: Text = ""  # instruction of queries
+    document_prompt: Text = ""  # instruction of documents
+    min_pixels: Count = 56 * 56  # smallest area of an image after resizing
+    max_pixels: Count = 1280 * 28 * 28  # largest area of an image after resizing
+    video_min_pixels: Count = 128 * 28 * 28  # the smallest for videos
+    video_max_pixels: Count = 768 * 28 * 28  # the largest for videos
+    num_frames: Count = 8  # most frames taken from a video, evenly spaced
+    # Edge in pixels of a white image before inputs without media; the released checkpoint was trained with one.
+    blank_image_size: Index = 0
+    patch_size: Count = 14  # pixels per patch along an edge
+    merge_size: Count = 2  # patches per token along an edge
+    temporal_patch_size: Count = 2  # frames per patch
+    image_mean: Floats = field(default_factory=CLIP_MEAN.copy)  # of each colour, for values in [0, 1]
+    image_std: Floats = field(default_factory=CLIP_STD.copy)  # standard deviation of each colour
+    background_color: Colour = field(default_factory=WHITE.copy)  # RGB that shows through transparency
+    # "released" resizes twice, and as stored whatever EXIF says, as the released checkpoint was evaluated.
+    resize: Literal["once", "released"] = "once"
+    video_limits: Literal["frame", "clip"] = "frame"  # what the pixel limits of videos hold for
+    fps: Rate = None  # frames taken per second of a video, up to num_frames; num_frames of any video if None
+    min_frames: Count = 1  # with fps, fewest frames taken from a video that has them
+    timestamps: Switch = False  # whether the time of each temporal patch is written into the prompt
+    time_positions: Switch = False  # whether the model is given second_per_grid_ts
 
-    def __init__(
-        self,
-        tokenizer: Any,
-        chat_template: str,
-        anchor_token: str,
-        latent_start_token: str,
-        latent_end_token: str,
-        latent_token: str,
-        embedding_token: str,
-        suffix: str,
-        query_prompt: str = "",
-        document_prompt: str = "",
-        min_pixels: int = 56 * 56,
-        max_pixels: int = 1280 * 28 * 28,
-        video_min_pixels: int = 128 * 28 * 28,
-        video_max_pixels: int = 768 * 28 * 28,
-        num_frames: int = 8,
-        blank_image_size: int = 0,
-        patch_size: int = 14,
-        merge_size: int = 2,
-        temporal_patch_size: int = 2,
-        image_mean: Sequence[float] = CLIP_MEAN,
-        image_std: Sequence[float] = CLIP_STD,
-        background_color: Sequence[int] = WHITE,
-        resize: Literal["once", "released"] = "once",
-        video_limits: Literal["frame", "clip"] = "frame",
-        fps: float | None = None,
-        min_frames: int = 1,
-        timestamps: bool = False,
-        time_positions: bool = False,
-    ) -> None:
-        self.anchor_token, self.latent_token, self.embedding_token = anchor_token, latent_token, embedding_token
-        self.latent_start_token, self.latent_end_token, self.suffix = latent_start_token, latent_end_token, suffix
-        self.query_prompt, self.document_prompt = query_prompt, document_prompt
-        self.min_pixels, self.max_pixels = min_pixels, max_pixels
-        self.video_min_pixels, self.video_max_pixels = video_min_pixels, video_max_pixels
-        self.num_frames, self.blank_image_size = num_frames, blank_image_size
-        self.patch_size, self.merge_size, self.temporal_patch_size = patch_size, merge_size, temporal_patch_size
-        self.image_mean, self.image_std, self.background_color = image_mean, image_std, background_color
-        self.resize, self.video_limits, self.fps, self.min_frames = resize, video_limits, fps, min_frames
-        self.timestamps, self.time_positions = timestamps, time_positions
+    def __post_init__(self) -> None:
         check_settings(SETTINGS, vars(self))
         self.row_sources: dict[int, int] = {}
-        super().__init__(tokenizer, chat_template=chat_template)  # type: ignore[call-arg]
-        unknown = [vars(self)[name] for name in _TOKENS if not is_token(vars(self)[name], tokenizer)]
-        if unknown or not suffix.endswith(embedding_token):
+        unknown = [vars(self)[name] for name in _TOKENS if not is_token(vars(self)[name], self.tokenizer)]
+        if unknown or not self.suffix.endswith(self.embedding_token):
+            cause = f"The tokenizer does not know {unknown or 'the end of the suffix'}."
             raise ValueError(
-                f"The tokenizer does not know {unknown or 'the end of the suffix'}, so no model could read its "
-                "prompts. Start from a backbone with plume.from_backbone, or give the token strings and the "
-                "suffix of this tokenizer."
+                f"{cause} No model could read its prompts: start with plume.from_backbone, or give its own strings."
             )
 
     def token_fields(self) -> dict[str, Any]:
@@ -148,26 +105,21 @@ class PromptBuilder:
         return list(self.tokenizer.get_added_vocab())
 
     def process_queries(self, queries: Sequence[Any], prompt: str | None = None, **kwargs: Any) -> Any:
-        """Model inputs of queries, with the query instruction.
+        """Model inputs of queries (as in :func:`~plume.content_plume.to_conversation`), with the query instruction.
 
-        Args:
-            queries: Inputs as in :func:`~plume.content_plume.to_conversation`.
-            prompt: Instruction, none where empty; :attr:`query_prompt` by default.
-            **kwargs: Options of :meth:`apply_chat_template`.
+        ``prompt`` replaces it, and is none if empty; the options are those of :meth:`apply_chat_template`.
         """
         return self._process(queries, self.query_prompt if prompt is None else prompt, **kwargs)
 
     def process_documents(self, documents: Sequence[Any], prompt: str | None = None, **kwargs: Any) -> Any:
-        """Model inputs of documents, with the document instruction; arguments as in :meth:`process_queries`."""
+        """As :meth:`process_queries`, for documents and their instruction."""
         return self._process(documents, self.document_prompt if prompt is None else prompt, **kwargs)
 
     def _process(self, items: Sequence[Any], prompt: str, **kwargs: Any) -> Any:
         if isinstance(items, str) or not isinstance(items, Sequence):
             raise ValueError(f"Pass a list of inputs, not a single {type(items).__name__}: [input].")
-        conversations = _each(lambda item: to_conversation(item, prompt), items)
-        return self.apply_chat_template(
-            conversations, tokenize=True, return_dict=True, **{"return_tensors": "pt", **kwargs}
-        )
+        options = {"tokenize": True, "return_dict": True, "return_tensors": "pt", **kwargs}
+        return self.apply_chat_template(_each(lambda item: to_conversation(item, prompt), items), **options)
 
     def apply_chat_template(
         self,
@@ -195,28 +147,23 @@ class PromptBuilder:
         """
         if len(conversation) == 0:
             raise ValueError("The batch is empty: pass at least one input.")
-        is_batch = not isinstance(conversation[0], dict)
-        control_tokens = self.control_tokens
+        is_batch, control_tokens = not isinstance(conversation[0], dict), self.control_tokens
         conversations = _each(
             lambda messages: canonical_messages(messages, control_tokens), conversation if is_batch else [conversation]
         )
         if self.blank_image_size:
-            conversations = [with_blank_image(messages, self.blank_image_size) for messages in conversations]
-        options, variables = split_options(kwargs)
-        unknown = sorted(variables.keys() - _TEMPLATE_VARIABLES)
-        if unknown and chat_template is None:  # a template of the caller may have variables of its own
-            raise ValueError(f"Unknown options {unknown}: they would have no effect. Remove them, or mend their names.")
-        template = {"chat_template": chat_template or self.chat_template, **variables}
+            for messages in conversations:
+                add_blank_image(messages, self.blank_image_size)
+        # A template of the caller may have variables of its own.
+        options, variables = split_options(kwargs, {"latent"} if chat_template is None else None)
+        template = {"chat_template": chat_template or self.chat_template, "tokenize": False, **variables}
         template["add_generation_prompt"] = add_generation_prompt
         if not tokenize:
-            prompts = [self._render(messages, template) for messages in conversations]
+            prompts = [self.tokenizer.apply_chat_template(messages, **template) for messages in conversations]
             return prompts if is_batch else prompts[0]
-        sources = {kind: [_parts(messages, kind) for messages in conversations] for kind in MEDIA_KINDS}
-        media = self._see_all(sources, options)
-        max_length, truncate = length_limit(options["text"], self.tokenizer.model_max_length)
-        rows = _each(
-            lambda row: self._fit(conversations[row], media[row], template, max_length, truncate), range(len(media))
-        )
+        media = self._see_all({kind: [_parts(chat, kind) for chat in conversations] for kind in MEDIA_KINDS}, options)
+        limit = length_limit(options["text"], self.tokenizer.model_max_length)
+        rows = _each(lambda row: self._fit(conversations[row], media[row], template, *limit), range(len(media)))
         outputs = self._collate(rows, media, options["text"])
         return outputs if return_dict else outputs["input_ids"]
 
@@ -237,18 +184,14 @@ class PromptBuilder:
         prompts = [text] if isinstance(text, str) else list(text or [])
         if not prompts:
             raise ValueError("The batch is empty: pass rendered prompts, or raw inputs to process_documents.")
-        options, unknown = split_options(kwargs)
-        if unknown:
-            raise ValueError(f"Unknown options {sorted(unknown)}: they would have no effect. Remove them.")
+        options, _ = split_options(kwargs, set())
         sources = {}
         for kind, given in (("image", images), ("video", videos)):
             placeholder, flat = MEDIA_KINDS[kind].placeholder, flatten_media(given, kind)
             counts = [prompt.count(placeholder) for prompt in prompts]
             if sum(counts) != len(flat):
-                raise ValueError(
-                    f"The prompts hold {sum(counts)} placeholders {placeholder} but {len(flat)} {kind}s are given, so "
-                    f"they cannot be matched. Give one {kind} per placeholder."
-                )
+                cause = f"The prompts hold {sum(counts)} placeholders {placeholder} but {len(flat)} {kind}s are given."
+                raise ValueError(f"{cause} Give one {kind} per placeholder, so that they match.")
             remaining = iter(flat)
             sources[kind] = [[next(remaining) for _ in range(count)] for count in counts]
         media = self._see_all(sources, options)
@@ -256,13 +199,11 @@ class PromptBuilder:
         rows = _each(lambda row: self._ids(self._expand(prompts[row], media[row])), range(len(prompts)))
         longest = max(map(len, rows))
         if longest > max_length:
+            cause = f"A rendered prompt has {longest} tokens, more than max_length={max_length}."
             raise ValueError(
-                f"A rendered prompt has {longest} tokens, more than max_length={max_length}; cutting it would lose its "
-                "end. Pass messages to apply_chat_template, which shortens the user's text only, or lower max_pixels."
+                f"{cause} Pass messages to apply_chat_template, which cuts text alone, or lower max_pixels."
             )
         return self._collate(rows, media, options["text"])
-
-    # 2. See
 
     def _see_all(self, sources: dict[str, list[list[Any]]], options: dict[str, dict]) -> list[Media]:
         """The media of each input, from their sources per kind and input."""
@@ -277,13 +218,11 @@ class PromptBuilder:
 
     def _see_image(self, source: Any, chosen: dict[str, Any]) -> Item:
         frame = load_image(source, self.background_color, upright=self.resize == "once")
-        with _naming(describe("image", source)):
-            return Item(*self._patchify([frame], "image", chosen))
+        return Item(*self._patchify([frame], "image", source, chosen))
 
     def _see_video(self, source: Any, rate: float | None, chosen: dict[str, Any]) -> Item:
         clip = self.read_clip(source, chosen.get("num_frames"), rate)
-        with _naming(describe("video", source)):
-            patches, grid = self._patchify(clip.frames, "video", chosen)
+        patches, grid = self._patchify(clip.frames, "video", source, chosen)
         step, times = self.temporal_patch_size, list(clip.times or [])
         times += times[-1:] * (-len(times) % step)
         middles = [(times[first] + times[first + step - 1]) / 2 for first in range(0, len(times), step)]
@@ -292,31 +231,17 @@ class PromptBuilder:
     def read_clip(self, source: Any, num_frames: int | None = None, rate: float | None = None) -> Clip:
         """The frames of a clip that the model would see, with their times; stands for the clip in an input.
 
-        Args:
-            source: As in :func:`~plume.vision_plume.load_clip`.
-            num_frames: Most frames. Defaults to the setting.
-            rate: Frames per second of a source that does not say it.
+        Arguments are those of :func:`~plume.vision_plume.load_clip`; ``num_frames`` defaults to the setting.
         """
         sampling = (num_frames or self.num_frames, self.fps, self.min_frames, rate)
         return load_clip(source, *sampling, self.background_color, upright=self.resize == "once")
 
-    def _patchify(self, frames: list[Image.Image], kind: str, chosen: dict[str, Any]) -> tuple[np.ndarray, Grid]:
-        settings = vars(self)
-        low, high = (chosen.get(name.removeprefix("video_"), settings[name]) for name in MEDIA_KINDS[kind].limits)
-        check_limits(low, high)
-        return patchify(
-            frames,
-            min_pixels=low,
-            max_pixels=high,
-            **{name: settings[name] for name in _PATCH_SETTINGS},
-            whole_clip=kind == "video" and self.video_limits == "clip",
-            resize_twice=self.resize == "released",
-        )
-
-    # 3. Write
-
-    def _render(self, messages: list[dict], template: dict[str, Any]) -> str:
-        return self.tokenizer.apply_chat_template(messages, tokenize=False, **template)
+    def _patchify(
+        self, frames: list[Image.Image], kind: str, source: Any, chosen: dict[str, Any]
+    ) -> tuple[np.ndarray, Grid]:
+        limits = [chosen.get(name.removeprefix("video_"), vars(self)[name]) for name in MEDIA_KINDS[kind].limits]
+        with _naming(describe(kind, source)):
+            return patchify(frames, vars(self), *limits, kind == "video" and self.video_limits == "clip")
 
     def _expand(self, prompt: str, media: Media) -> str:
         """Repeat each placeholder once per visual token of its item, in parts with their times where those are text."""
@@ -340,21 +265,49 @@ class PromptBuilder:
         # Without the tokenizer's warning of the length, which is checked here.
         return self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
 
-    # 4. Fit
-
     def _fit(self, messages: list[dict], media: Media, template: dict, max_length: int, truncate: bool) -> list[int]:
+        """Ids of an input within ``max_length`` tokens, visual ones included: the end of the user's text goes."""
         texts = [p for m in messages if m["role"] == "user" for p in m["content"] if p["type"] == "text" and p["text"]]
 
         def encode() -> list[int]:
-            return self._ids(self._expand(self._render(messages, template), media))
+            return self._ids(self._expand(self.tokenizer.apply_chat_template(messages, **template), media))
 
-        if sum(len(part["text"]) for part in texts) <= max_length:  # short: whole as a rule
+        given = [part["text"] for part in texts]
+        for part in texts:
+            part["text"] = self._beginning(part["text"], max_length)
+        ids = encode()
+        if len(ids) <= max_length and [part["text"] for part in texts] == given:
+            return ids
+        if not truncate:
+            cause = f"An input has {len(ids)} tokens or more, over max_length={max_length}, and truncation is off."
+            raise ValueError(f"{cause} Shorten its text, raise max_length, or allow truncation.")
+        while len(ids) > max_length:
+            if not texts:
+                cause = f"An input needs {len(ids)} tokens without any of its text, more than max_length={max_length}."
+                raise ValueError(f"{cause} Shorten its instruction, lower max_pixels or num_frames, or raise it.")
+            offsets = self._offsets(texts[-1]["text"])
+            texts[-1]["text"] = _cut(texts[-1]["text"], offsets, len(offsets) - (len(ids) - max_length))
+            if not texts[-1]["text"]:
+                texts.pop()
             ids = encode()
-            if len(ids) <= max_length:
-                return ids
-        return fit(encode, texts, self.tokenizer, max_length, truncate)
+        what = "An input was longer than max_length: the end of its text is not part of the embedding."
+        warn_once(f"{what} Pass a larger max_length, or raise processor.tokenizer.model_max_length, to keep more.")
+        return ids
 
-    # 5. Pad
+    def _beginning(self, text: str, max_tokens: int) -> str:
+        """The text, or its first ``max_tokens`` tokens where it has more, found without reading all of a long one."""
+        size = _CHARACTERS_PER_TOKEN * max_tokens
+        while size < len(text):
+            # Where the piece ends, inside a word, its last tokens may differ from the text's: they are not used.
+            offsets = self._offsets(text[:size])
+            if len(offsets) > max_tokens + _CHARACTERS_PER_TOKEN:
+                return _cut(text, offsets, max_tokens)
+            size *= 2
+        return text
+
+    def _offsets(self, text: str) -> list[tuple[int, int]]:
+        options = {"add_special_tokens": False, "verbose": False, "return_offsets_mapping": True}
+        return self.tokenizer(text, **options)["offset_mapping"]
 
     def _collate(self, rows: list[list[int]], media: list[Media], text_options: dict[str, Any]) -> Any:
         text_options = {"padding": True, "padding_side": "left", **text_options}
@@ -384,6 +337,12 @@ def _naming(what: str) -> Iterator[None]:
         raise ValueError(f"{what}: {error}") from error
 
 
+def _cut(text: str, offsets: list[tuple[int, int]], kept: int) -> str:
+    # Up to the start of the first token that must go: the tokens of one character share its offsets, so the end of
+    # the last token that may stay can lie after it. The text gets shorter in every round.
+    return text[: offsets[kept][0]].rstrip() if kept > 0 else ""
+
+
 def is_token(text: str, tokenizer: Any) -> bool:
     """Whether a tokenizer reads a text as exactly one id: a control token, or a word of its vocabulary."""
     return len(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]) == 1
@@ -398,5 +357,5 @@ def _each(function: Callable[[Any], Any], inputs: Iterable[Any]) -> list[Any]:
     return results
 
 
-# What is saved in processor_config.json: the parameters of the constructor after the tokenizer and the template.
-SETTINGS = dict(list(signature(PromptBuilder.__init__).parameters.items())[3:])
+# What is saved in processor_config.json, by name.
+SETTINGS = {setting.name: setting.type for setting in fields(PromptBuilder)[2:]}

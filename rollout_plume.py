@@ -9,7 +9,7 @@ For k = 1..K:
 3. **Read** (Eq. 7):      after a step of ``readout_steps``, the backbone reads the suffix ``<elt> ... <gen>`` in the
    same pass. The suffix is dropped from the cache again, so later steps do not see it.
 
-The usual call reads out once, after step K. K = 0 reads the suffix right after ``<slt>``.
+The usual call reads out once, after step K. At K = 0 the suffix comes right after ``<slt>``, in the pass of the prefix.
 """
 
 from collections.abc import Sequence
@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 from transformers.utils import ModelOutput
 
 from .cache_plume import Context
@@ -24,17 +25,11 @@ from .latent_plume import LatentTransition
 
 
 class Rollout(NamedTuple):
-    """What a rollout computed; all states are post-norm.
+    """What a rollout computed; all states are post-norm."""
 
-    Attributes:
-        latent_states: z(1)..z(K), ``(B, K, D)``.
-        router_probs: pi(1)..pi(K) over all experts, ``(B, K, E)``, fp32.
-        readouts: z(k) and the states of the suffix after it, for every k of ``readout_steps``, ``(B, R, 1 + S, D)``.
-    """
-
-    latent_states: torch.Tensor
-    router_probs: torch.Tensor
-    readouts: torch.Tensor
+    latent_states: Tensor  # z(1)..z(K), (B, K, D)
+    router_probs: Tensor  # pi(1)..pi(K) over all experts, (B, K, E), fp32
+    readouts: Tensor  # z(k) and the states of the suffix after it, for every k of readout_steps, (B, R, 1 + S, D)
 
 
 @dataclass
@@ -53,27 +48,27 @@ class PlumeOutput(ModelOutput):
         readout_embeddings: The embedding after each of ``readout_steps``, ``(B, R, D)``; only with ``readout_steps``.
     """
 
-    embeddings: torch.Tensor | None = None
-    anchor_embeddings: torch.Tensor | None = None
-    latent_states: torch.Tensor | None = None
-    router_probs: torch.Tensor | None = None
-    suffix_states: torch.Tensor | None = None
-    suffix_log_probs: torch.Tensor | None = None
-    readout_embeddings: torch.Tensor | None = None
+    embeddings: Tensor | None = None
+    anchor_embeddings: Tensor | None = None
+    latent_states: Tensor | None = None
+    router_probs: Tensor | None = None
+    suffix_states: Tensor | None = None
+    suffix_log_probs: Tensor | None = None
+    readout_embeddings: Tensor | None = None
 
 
 def rollout(
     context: Context,
     transition: LatentTransition,
-    anchor_BD: torch.Tensor,
-    suffix_BSD: torch.Tensor,
+    anchor_BD: Tensor,
+    suffix_BSD: Tensor,
     num_latent_steps: int,
     readout_steps: Sequence[int],
 ) -> Rollout:
     """Think K latent steps and read the suffix. The only rollout in this repository.
 
     Args:
-        context: The backbone after the prefix.
+        context: The backbone after the prefix, which may have looked ahead at the suffix.
         transition: The adapter of Eq. 4-5.
         anchor_BD: c(x), ``(B, D)``, post-norm.
         suffix_BSD: Input vectors of the suffix ``<elt> ... <gen>``, ``(B, S, D)``.
@@ -84,7 +79,8 @@ def rollout(
     latents_BKD = [z_BD.new_empty(len(z_BD), 0, z_BD.shape[-1])]
     probs_BKE, readouts = [torch.empty(len(z_BD), 0, transition.num_experts, device=z_BD.device)], []
     if 0 in readout_steps:
-        readouts.append(torch.cat([z_BD.unsqueeze(1), context.extend(suffix_BSD, keep=0)], dim=1))
+        ahead_BSD = context.extend(suffix_BSD, keep=0) if context.seen_ahead is None else context.seen_ahead
+        readouts.append(torch.cat([z_BD.unsqueeze(1), ahead_BSD], dim=1))
     for k in range(1, num_latent_steps + 1):
         refined_BD, probs_BE = transition(z_BD, k, anchor_BD)  # z~(k-1), Eq. 4-5
         inputs_BSD = refined_BD.unsqueeze(1).to(suffix_BSD.device)  # where a split model takes its inputs
@@ -99,7 +95,7 @@ def rollout(
     return Rollout(torch.cat(latents_BKD, dim=1), torch.cat(probs_BKE, dim=1), torch.stack(readouts, dim=1))
 
 
-def state_at(states_BTD: torch.Tensor, ids_BT: torch.Tensor, token_id: int) -> torch.Tensor:
+def state_at(states_BTD: Tensor, ids_BT: Tensor, token_id: int) -> Tensor:
     """The state at the last occurrence of ``token_id`` in each row: ``(B, T, ..., D)`` to ``(B, ..., D)``."""
     order_BT = torch.arange(1, ids_BT.shape[1] + 1, device=ids_BT.device) * (ids_BT == token_id)
     index_B = order_BT.argmax(dim=-1).to(states_BTD.device)  # a split model has its last states elsewhere

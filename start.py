@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from transformers import AddedToken, AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 
-from plume.hub_files_plume import HUB_OPTIONS
 from plume.layouts import PAPER_LAYOUT, PromptLayout, build_chat_template
 from plume.modeling_plume import PlumeForEmbedding, PlumeModel
 from plume.modeling_plume_qwen2_5_vl import PlumeQwen2_5_VLForEmbedding
@@ -18,6 +17,7 @@ from plume.modeling_plume_qwen3_vl import PlumeQwen3VLForEmbedding
 from plume.processing_plume import PlumeProcessor
 from plume.prompt_plume import is_token
 
+HUB_OPTIONS = ("revision", "subfolder", "token", "cache_dir", "local_files_only", "force_download")
 # By the model type of the backbone.
 MODEL_CLASSES: dict[str, Any] = {
     model_class.config_class.backbone_config_class.model_type: model_class
@@ -64,6 +64,19 @@ def model_class_of(model_type: str) -> Any:
             f"{', '.join(MODEL_CLASSES)}."
         )
     return found
+
+
+def build_config(backbone: Any, **fields: Any) -> Any:
+    """A PLUME configuration around one of its backbone, which is left unchanged.
+
+    Args:
+        backbone: Configuration of a backbone.
+        **fields: Latent fields that differ from their defaults.
+    """
+    inherited = backbone.to_dict()
+    for key in ("model_type", "architectures", "transformers_version"):
+        inherited.pop(key, None)
+    return MODEL_CLASSES[backbone.model_type].config_class(**{**inherited, **fields})
 
 
 def build_processor(
@@ -167,7 +180,7 @@ def from_backbone(
     backbone = AutoConfig.from_pretrained(source, **hub)
     model_class = model_class_of(backbone.model_type)
     processor = processor_from_backbone(source, layout, **hub, **(processor_options or {}))
-    config = model_class.config_class.from_backbone(backbone, **{**processor.token_fields(), **config_fields})
+    config = build_config(backbone, **{**processor.token_fields(), **config_fields})
     model = _load(model_class, source, config, model_options)
     highest = max([*processor.row_sources, config.latent_token_id])
     if highest >= model.config.text_config.vocab_size:
@@ -191,7 +204,9 @@ def _load(model_class: Any, source: str | os.PathLike, config: Any, options: dic
 
 __all__ = [
     "BACKBONE_SETTINGS",
+    "HUB_OPTIONS",
     "MODEL_CLASSES",
+    "build_config",
     "build_processor",
     "from_backbone",
     "model_class_of",

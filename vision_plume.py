@@ -33,16 +33,15 @@ except ImportError:  # the extra `video`
     av = None  # type: ignore[assignment]
 
 WHITE = [255, 255, 255]
-_MAX_16_BIT = 65535
+_MAX_16_BIT, _CHANNELS = 65535, (1, 3, 4)
 _TIMEOUT = 20.0  # seconds to wait for an answer
 _FORMATS_REFUSED = {"EPS"}  # a program, which Pillow would hand to Ghostscript
 # Formats of clips by name: a "clip" that is a playlist would make the decoder open other files and addresses.
 CLIP_FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpeg,mpegts,gif,ogg,flv,asf"
 # What Pillow and PyAV raise for damaged files.
-_UNREADABLE = (OSError, ValueError, SyntaxError, EOFError, LookupError, TypeError, AttributeError, ArithmeticError,
-               RuntimeError, HTTPException, Image.DecompressionBombError, struct.error, zlib.error)  # fmt: skip
-if av is not None:
-    _UNREADABLE += (av.FFmpegError,)  # type: ignore[assignment]
+_UNREADABLE: Any = (OSError, ValueError, SyntaxError, EOFError, LookupError, TypeError, AttributeError, ArithmeticError,
+                    RuntimeError, HTTPException, Image.DecompressionBombError, struct.error, zlib.error,
+                    *([av.FFmpegError] if av is not None else []))  # fmt: skip
 _FILE = (str, os.PathLike, bytes)
 
 
@@ -66,19 +65,14 @@ def _reading(kind: str, source: Any) -> Iterator[None]:
     try:
         yield
     except _UNREADABLE as error:
-        raise ValueError(
-            f"{describe(kind, source)} could not be read ({error}), so it cannot be embedded. Check that the file "
-            "exists, is complete and has the format its name says."
-        ) from error
+        cause = f"{describe(kind, source)} could not be read ({error}), so it cannot be embedded."
+        raise ValueError(f"{cause} Check that it is there, complete and of the format its name says.") from error
 
 
 def is_array(value: Any) -> bool:
     """Whether a value is an array of numpy or a tensor of torch, which need not be installed."""
     torch = sys.modules.get("torch")
     return isinstance(value, np.ndarray) or (torch is not None and isinstance(value, torch.Tensor))
-
-
-# 1. Open
 
 
 def _open(source: str | os.PathLike | bytes) -> IO[bytes]:
@@ -104,9 +98,6 @@ def _open(source: str | os.PathLike | bytes) -> IO[bytes]:
         raise FileNotFoundError("no such file, and neither URL nor base64") from error
 
 
-# 2. Picture
-
-
 def load_image(source: Any, background: Sequence[int] = WHITE, upright: bool = True) -> Image.Image:
     """Read one picture as RGB.
 
@@ -125,10 +116,8 @@ def load_image(source: Any, background: Sequence[int] = WHITE, upright: bool = T
         with _reading("image", source):
             return _to_rgb(source, background, upright)
     if not isinstance(source, _FILE):
-        raise ValueError(
-            f"An image is given as {type(source).__name__}. Pass a PIL image, a path, a URL, bytes, or an array of "
-            "shape (H, W, 3)."
-        )
+        cause = f"An image is given as {type(source).__name__}."
+        raise ValueError(f"{cause} Pass a PIL image, a path, a URL, bytes, or an array of shape (H, W, 3).")
     Image.init()
     formats = [name for name in Image.OPEN if name not in _FORMATS_REFUSED]
     with _reading("image", source), _open(source) as file, Image.open(file, formats=formats) as image:
@@ -138,10 +127,8 @@ def load_image(source: Any, background: Sequence[int] = WHITE, upright: bool = T
 def _to_rgb(image: Any, background: Sequence[int], upright: bool) -> Image.Image:
     with suppress(AttributeError, ValueError):  # a format of one picture, or a loaded picture whose file is closed
         if image.n_frames > 1 and image.format != "MPO":  # a photo of a phone, with previews of itself
-            warn_once(
-                "A picture file holds several frames or pages, and only one is embedded. Pass an animation as a "
-                'video, {"video": source}, and pages as one picture each, to embed all.'
-            )
+            what = "A picture file holds several frames or pages, and only one is embedded."
+            warn_once(f'{what} Pass an animation as {{"video": source}}, and pages as one picture each, to embed all.')
     if upright:
         image = ImageOps.exif_transpose(image)
     hidden, deep = image.info.get("transparency"), image.mode.startswith("I;16")
@@ -166,33 +153,24 @@ def _array_to_image(array: Any) -> Image.Image:
     if not isinstance(array, np.ndarray):
         array = array.detach().cpu()
         array = (array.float() if array.is_floating_point() else array).numpy()
-    channels = (1, 3, 4)
-    if array.ndim == 3 and array.shape[-1] not in channels and array.shape[0] in channels:
+    if array.ndim == 3 and array.shape[-1] not in _CHANNELS and array.shape[0] in _CHANNELS:
         array = np.moveaxis(array, 0, -1)
     if array.ndim == 3 and array.shape[-1] == 1:
         array = array[..., 0]
-    flat = array.ndim == 2 or (array.ndim == 3 and array.shape[-1] in channels)
+    flat = array.ndim == 2 or (array.ndim == 3 and array.shape[-1] in _CHANNELS)
     if array.size == 0 or not flat or array.dtype.kind not in "biuf":
-        raise ValueError(
-            f"An image array of shape {array.shape} and dtype {array.dtype} is no picture. Pass numbers (H, W), "
-            "(H, W, 3) or (3, H, W)."
-        )
+        cause = f"An image array of shape {array.shape} and dtype {array.dtype} is no picture."
+        raise ValueError(f"{cause} Pass numbers (H, W), (H, W, 3) or (3, H, W).")
     low, high = array.min(), array.max()
-    if array.dtype.kind == "f" and np.isfinite(array).all() and low >= 0 and high <= 1:
-        array = (array * 255).round().astype(np.uint8)
-    elif array.dtype == bool:
-        array = array.astype(np.uint8) * 255
-    elif array.dtype.kind in "iu" and array.dtype.itemsize > 1 and low >= 0 and 255 < high <= _MAX_16_BIT:
+    is_wide = array.dtype.kind in "iu" and array.dtype.itemsize > 1
+    if array.dtype == bool or (array.dtype.kind == "f" and np.isfinite(array).all() and low >= 0 and high <= 1):
+        array = (array * 255.0).round().astype(np.uint8)
+    elif is_wide and low >= 0 and 255 < high <= _MAX_16_BIT:
         array = (array * (255 / _MAX_16_BIT)).round().astype(np.uint8)  # 16-bit: PIL would clip it to white
     elif array.dtype != np.uint8:
-        raise ValueError(
-            f"An image array has dtype {array.dtype} and values from {low} to {high}, so its brightness is unknown. "
-            "Pass uint8 in 0..255, 16-bit values, or floats in [0, 1]."
-        )
+        cause = f"An image array has dtype {array.dtype} and values from {low} to {high}, so its brightness is unknown."
+        raise ValueError(f"{cause} Pass uint8 in 0..255, 16-bit values, or floats in [0, 1].")
     return Image.fromarray(array)
-
-
-# 3. Clip
 
 
 def load_clip(
@@ -231,30 +209,26 @@ def load_clip(
     if isinstance(source, Clip):
         return source
     if isinstance(source, _FILE):
-        frames, indices, total, found = _decode(source, choose, background)
+        frames, total, found = _decode(source, choose, background)
         rate = found or rate
+        indices = choose(total, found)
     else:
         total = _count(source)
         indices = choose(total, rate)
         frames = [load_image(source[index], background, upright) for index in indices]
     sizes = {frame.size for frame in frames}
     if len(sizes) > 1:
-        raise ValueError(
-            f"The frames of a video differ in size ({sorted(sizes)}), so they do not fit one grid. Resize them to one "
-            "size first."
-        )
+        cause = f"The frames of a video differ in size ({sorted(sizes)}), so they do not fit one grid."
+        raise ValueError(f"{cause} Resize them to one size first.")
     rate = rate or fps
     return Clip(frames, [index / rate for index in indices], len(frames) / total * rate) if rate else Clip(frames)
 
 
 def _count(source: Any) -> int:
-    if not is_array(source) and not isinstance(source, Sequence):
-        raise ValueError(
-            f"A video is given as {type(source).__name__}. Pass a list of frames, an array of shape (T, H, W, 3), a "
-            "path, a URL or bytes."
-        )
-    if not isinstance(source, Sequence) and source.ndim != 4:
-        raise ValueError(f"A video array has shape {tuple(source.shape)}. Pass (T, H, W, 3) or (T, 3, H, W).")
+    if not isinstance(source, Sequence) and not (is_array(source) and source.ndim == 4):
+        shape = f" of shape {tuple(source.shape)}" if is_array(source) else ""
+        cause = f"A video is given as {type(source).__name__}{shape}."
+        raise ValueError(f"{cause} Pass a list of frames, a (T, H, W, 3) or (T, 3, H, W) array, a path, URL or bytes.")
     if len(source) == 0:
         raise ValueError("A video has no frames, so there is nothing to embed. Pass at least one frame.")
     return len(source)
@@ -262,25 +236,22 @@ def _count(source: Any) -> int:
 
 def _decode(
     source: str | os.PathLike | bytes, choose: Callable[[int, float | None], list[int]], background: Sequence[int]
-) -> tuple[list[Image.Image], list[int], int, float | None]:
-    """Chosen frames of a file, their indices, the number of all its frames, and their rate."""
+) -> tuple[list[Image.Image], int, float | None]:
+    """Chosen frames of a file, the number of all its frames, and their rate."""
     if av is None:
-        raise ImportError(
-            f"{describe('video', source)} needs PyAV to be decoded. Install it with pip install "
-            "'plume-embedding[video]', or pass the frames as a list of images."
-        )
+        cause = f"{describe('video', source)} needs PyAV to be decoded: pip install 'plume-embedding[video]'."
+        raise ImportError(f"{cause} Or pass the frames as a list of images.")
     with _reading("video", source), _open(source) as file:
         with _moving_pictures(file) as (container, stream):
             rate = float(stream.average_rate) if stream.average_rate else None
             # Cheap to count, and usually one per frame. Where they are not, the decoded frames decide.
             total = sum(1 for packet in container.demux(stream) if packet.size)
         frames, decoded = _pick(file, choose(total, rate) if total else [], background)
-        if decoded != total and decoded:
-            total = decoded
-            frames, _ = _pick(file, choose(total, rate), background)
+        if decoded not in (0, total):
+            frames, total = _pick(file, choose(decoded, rate), background)
         if not frames:
             raise ValueError("it has no decodable frames")
-    return frames, choose(total, rate), total, rate
+    return frames, total, rate
 
 
 @contextmanager

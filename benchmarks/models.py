@@ -12,7 +12,7 @@ from transformers.initialization import no_init_weights
 from plume import PlumeModel, PlumeProcessor
 from plume.benchmarks.names import DTYPE_NAMES, INPUTS
 from plume.hub.random_checkpoint import build_backbone_config, build_tokenizer
-from plume.start import build_processor, model_class_of
+from plume.start import build_config, build_processor
 
 DTYPES = dict(zip(DTYPE_NAMES, (torch.float32, torch.bfloat16), strict=True))
 _NOISE = 1 << 22  # values drawn once and repeated over all weights: drawing two thousand million takes a minute
@@ -39,7 +39,7 @@ def build_model(
     tokenizer = build_tokenizer(model_type=model_type)
     processor = build_processor(tokenizer, model_type=model_type)
     backbone = build_backbone_config(processor.tokenizer, size, model_type=model_type)
-    config = model_class_of(model_type).config_class.from_backbone(backbone, **{**processor.token_fields(), **fields})
+    config = build_config(backbone, **{**processor.token_fields(), **fields})
     with torch.device(device), no_init_weights():
         model = AutoModel.from_config(config, dtype=dtype).eval()
     model.tie_weights()

@@ -46,7 +46,7 @@ def single_pass(model: PlumeModel, inputs: Inputs) -> torch.Tensor:
     suffix = torch.tensor(model.config.suffix_token_ids, device=model.device).expand(len(inputs["input_ids"]), -1)
     ids = torch.cat([inputs["input_ids"], suffix], dim=1)
     mask = torch.cat([inputs["attention_mask"], torch.ones_like(suffix)], dim=1)
-    media = model.position_media(model.media_of(inputs))
+    media = model.media_of(inputs)
     positions, _ = mrope_index(ids, mask, media, model.model.visual.spatial_merge_size)
     whole = {**inputs, "input_ids": ids, "attention_mask": mask, "position_ids": positions}
     states = model.model(**whole, use_cache=False).last_hidden_state

@@ -46,6 +46,8 @@ def diagnose(path: str | Path, table: Table) -> list[Finding]:
         ValueError: If ``path`` is neither.
     """
     path = Path(path)
+    if not path.exists():
+        raise ValueError(f"There are no results to check: {str(path)!r} does not exist. Name the --output of a run.")
     found = list(diagnose_folder(read_results(path), table) if path.is_dir() else diagnose_vlm2vec(path, table))
     if path.is_dir():
         found += [Finding("fault", "failed", f"{task}: {reason}") for task, reason in read_failures(path).items()]

@@ -16,7 +16,7 @@ from transformers import AutoConfig, AutoModel, AutoProcessor
 
 from plume import PlumeModel, PlumeProcessor, embed_early
 from plume.early_exit import check_exit
-from plume.hub_files_plume import SETTINGS_FILES
+from plume.hub.identity import SETTINGS_FILES
 
 _LIMITS = ("min_pixels", "max_pixels", "video_min_pixels", "video_max_pixels", "blank_image_size")
 _PIXEL_SETTINGS = (

@@ -57,6 +57,7 @@ def draw(
     path: Path,
     title: str,
     rows: list[tuple[str, Any, list[tuple[Any, float, bool | None]]]],
+    abreast: int = 1,
 ) -> None:
     """Write a contact sheet.
 
@@ -64,19 +65,20 @@ def draw(
         path: PNG file.
         title: Heading.
         rows: Per query a caption, its input and its best documents as (input, similarity, right or wrong or unknown).
+        abreast: Rows side by side.
     """
     columns = 1 + max(len(ranked) for _, _, ranked in rows)
     width = GAP + columns * (TILE + GAP) + GAP
-    height = 56 + len(rows) * (TILE + CAPTION + GAP)
-    sheet = Image.new("RGB", (width, height), PAPER)
+    lines = -(-len(rows) // abreast)
+    sheet = Image.new("RGB", (abreast * width, 56 + lines * (TILE + CAPTION + GAP)), PAPER)
     pen = ImageDraw.Draw(sheet)
     pen.text((GAP, 14), title, fill=INK, font=ImageFont.load_default(18))
-    for line, (caption, query, ranked) in enumerate(rows):
-        top = 52 + line * (TILE + CAPTION + GAP)
-        sheet.paste(thumbnail(query), (GAP, top))
-        pen.text((GAP, top + TILE + 4), caption, fill=MUTED, font=ImageFont.load_default(13))
+    for number, (caption, query, ranked) in enumerate(rows):
+        start, top = width * (number // lines), 52 + number % lines * (TILE + CAPTION + GAP)
+        sheet.paste(thumbnail(query), (start + GAP, top))
+        pen.text((start + GAP, top + TILE + 4), caption, fill=MUTED, font=ImageFont.load_default(13))
         for place, (document, similarity, right) in enumerate(ranked):
-            left = 2 * GAP + (place + 1) * (TILE + GAP)
+            left = start + 2 * GAP + (place + 1) * (TILE + GAP)
             sheet.paste(thumbnail(document), (left, top))
             color = MUTED if right is None else RIGHT if right else WRONG
             pen.rectangle((left - 1, top - 1, left + TILE, top + TILE), outline=color, width=1 if right is None else 3)

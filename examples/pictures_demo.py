@@ -17,7 +17,7 @@ import torch
 import plume
 
 FOLDER = Path(__file__).parent / "pictures"
-NUM_SHOWN = 6
+NUM_SHOWN = 4
 # Everyday words and the picture they mean; chosen before the model had answered any.
 WORDS = (
     ("dog", "dog"),
@@ -73,7 +73,7 @@ def main() -> None:
         text = query if isinstance(query, str) else f"{Path(query['image']).stem}, {query['text']}"
         print(f"{text:<48} -> {names[best[0]]:<32} the right one is at rank {place}")
     title = f"The best {NUM_SHOWN} of {len(documents)} pictures, drawn in a style that the model never saw"
-    contact_sheet.draw(options.output, title, rows)
+    contact_sheet.draw(options.output, title, rows, abreast=2)
     print(f"\n{first} of {len(asked)} first. Contact sheet: {options.output}")
 
 

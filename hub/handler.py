@@ -1,4 +1,4 @@
-"""A PLUME checkpoint behind a Hugging Face Inference Endpoint; ``plume publish`` puts this file next to the weights.
+"""A PLUME checkpoint served by a Hugging Face Inference Endpoint; ``plume publish`` puts this file next to the weights.
 
 The body of a request is ``{"inputs": ..., "parameters": {...}}``. The inputs are a text, an object of ``text``,
 ``image`` and ``video``, or a list of those; media come as data URIs. The parameters are ``task`` (``"document"`` or

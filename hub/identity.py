@@ -6,7 +6,8 @@ from pathlib import Path
 
 from huggingface_hub import snapshot_download
 
-from plume.hub_files_plume import SETTINGS_FILES
+# Apart from the weights, what changes vectors.
+SETTINGS_FILES = ("config.json", "processor_config.json", "tokenizer.json", "chat_template.jinja")
 
 
 def identity_of(model: str | os.PathLike, dtype: str) -> str:

@@ -11,11 +11,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from plume import PlumeConfig, PlumeForEmbedding, PlumeProcessor, PromptLayout
+from plume import PlumeForEmbedding, PlumeProcessor, PromptLayout
 from plume.hub.random_checkpoint import build_backbone_config, build_tokenizer
 from plume.latent_plume import LatentTransition
 from plume.playground.drawing import CELL, COLORS, SIGNS
 from plume.playground.tasks import PLAIN, TASKS, draw_example
+from plume.start import build_config
 from plume.start import build_processor as new_processor
 
 LAYOUT = PromptLayout(system="")
@@ -66,7 +67,7 @@ def build_student(processor: PlumeProcessor, seed: int = 0, **fields: Any) -> Pl
         **fields: Fields of [`PlumeConfig`], such as those of the ablations.
     """
     backbone = build_backbone_config(processor.tokenizer, shape=_SHAPE)
-    config = PlumeConfig.from_backbone(backbone, **{**processor.token_fields(), "expert_dropout": 0.0, **fields})
+    config = build_config(backbone, **{**processor.token_fields(), "expert_dropout": 0.0, **fields})
     torch.manual_seed(seed)
     model = PlumeForEmbedding(config)
     adapter = {id(p) for m in model.modules() if isinstance(m, LatentTransition) for p in m.parameters()}

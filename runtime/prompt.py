@@ -13,12 +13,7 @@ from plume.runtime.manifest import PROCESSOR, TEMPLATE, TOKENIZER, Settings
 from plume.runtime.tokenizer import PromptTokenizer
 
 
-class _Held:
-    def __init__(self, tokenizer: PromptTokenizer, chat_template: str) -> None:
-        self.tokenizer, self.chat_template = tokenizer, chat_template
-
-
-class RuntimePrompt(PromptBuilder, _Held):
+class RuntimePrompt(PromptBuilder):
     """Model inputs as arrays of numpy."""
 
     def _process(self, items: Sequence[Any], prompt: str, **kwargs: Any) -> dict[str, np.ndarray]:

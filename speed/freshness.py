@@ -1,6 +1,7 @@
 """Has anything changed that a kept result depends on? Cheap enough to ask before every pass."""
 
-from collections.abc import Iterable, Iterator
+import threading
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -70,4 +71,36 @@ def is_served(module: nn.Module, device: torch.device) -> bool:
     )
 
 
-__all__ = ["is_served", "runs_own_code", "stamp_module", "stamp_weights"]
+class Keeper:
+    """Keeps results, between threads, until the module that they belong to changes; they are not copied with it.
+
+    Args:
+        owner: The module whose method it replaces.
+    """
+
+    nothing: Callable[[], Any]  # an empty collection of results
+
+    def __init__(self, owner: Any) -> None:
+        self.owner, self.kept = owner, self.nothing()
+        self._stamp: list[Any] = []
+        self._lock = threading.Lock()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.owner,)
+
+    def fresh(self, watched: nn.Module) -> tuple[Any, list[Any]]:
+        """A copy of what is kept, and the state of the module that it belongs to."""
+        stamp = stamp_module(watched)
+        with self._lock:
+            if stamp != self._stamp:
+                self.kept, self._stamp = self.nothing(), stamp
+            return self.kept.copy(), self._stamp
+
+    def keep(self, stamp: list[Any], change: Callable[[Any], Any]) -> None:
+        """Change what is kept, unless the module has changed since."""
+        with self._lock:
+            if stamp is self._stamp:
+                self.kept = change(self.kept)
+
+
+__all__ = ["Keeper", "is_served", "runs_own_code", "stamp_module", "stamp_weights"]

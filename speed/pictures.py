@@ -6,14 +6,13 @@
 """
 
 import hashlib
-import threading
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 from transformers.utils import logging
 
-from plume.speed.freshness import is_served, runs_own_code, stamp_module
+from plume.speed.freshness import Keeper, is_served, runs_own_code
 
 logger = logging.get_logger(__name__)
 
@@ -46,63 +45,40 @@ class Features:
     deepstack_features: list[tuple[torch.Tensor, ...]]
 
 
-class PictureFeatures:
-    """Replaces ``get_image_features`` of a backbone; what is kept is not copied with it.
+class PictureFeatures(Keeper):
+    """Replaces ``get_image_features`` of a backbone; keeps pictures by their digests."""
 
-    Args:
-        backbone: Whose method it is.
-    """
-
-    def __init__(self, backbone: Any) -> None:
-        self.backbone = backbone
-        self.kept: dict[bytes, Picture] = {}
-        self._stamp: list[Any] = []
-        self._lock = threading.Lock()
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {"backbone": self.backbone}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(**state)  # type: ignore[misc]
+    nothing: Any = dict
 
     def __call__(self, pixels: torch.Tensor, grids: torch.Tensor | None = None, **kwargs: Any) -> Any:
         """As the backbone's own method, to rounding."""
-        own, tower = getattr(type(self.backbone), _METHOD), self.backbone.visual
+        own, tower = getattr(type(self.owner), _METHOD), self.owner.visual
         if grids is None or kwargs or not is_served(tower, pixels.device) or not runs_own_code(tower):
-            return own(self.backbone, pixels, grids, **kwargs)
-        known, stamp = self._fresh()
+            return own(self.owner, pixels, grids, **kwargs)
+        known, stamp = self.fresh(tower)
         # 2. The tower reads what is new, once each.
         patches = pixels.split(grids.prod(dim=-1).tolist())
         keys = [_digest(patch, grid) for patch, grid in zip(patches, grids, strict=True)]
         new = {key: place for place, key in reversed(list(enumerate(keys))) if key not in known}
         places = sorted(new.values())
         if places:
-            output = own(self.backbone, torch.cat([patches[place] for place in places]), grids[places])
+            output = own(self.owner, torch.cat([patches[place] for place in places]), grids[places])
             known |= {keys[place]: picture for place, picture in zip(places, _split(output), strict=True)}
         # 3. Keep them.
         pictures = {key: known[key] for key in keys}
-        self._keep(pictures, stamp)
+        self.keep(stamp, lambda kept: _most_recent(kept, pictures))
         levels = zip(*(pictures[key].levels for key in keys), strict=True)
         return Features([pictures[key].tokens for key in keys], list(levels))
 
-    def _fresh(self) -> tuple[dict[bytes, Picture], list[Any]]:
-        """What is kept, and the state of the tower that it belongs to."""
-        stamp = stamp_module(self.backbone.visual)
-        with self._lock:
-            if stamp != self._stamp:
-                self.kept, self._stamp = {}, stamp
-            return dict(self.kept), self._stamp
 
-    def _keep(self, pictures: dict[bytes, Picture], stamp: list[Any]) -> None:
-        """Keep the pictures of a batch and the most recent others, unless the tower has changed since."""
-        with self._lock:
-            if stamp is not self._stamp:
-                return
-            self.kept = {key: old for key, old in self.kept.items() if key not in pictures} | pictures
-            total = sum(len(picture.tokens) for picture in self.kept.values())
-            for key in list(self.kept):
-                if total > _MOST_TOKENS:
-                    total -= len(self.kept.pop(key).tokens)
+def _most_recent(kept: dict[bytes, Picture], pictures: dict[bytes, Picture]) -> dict[bytes, Picture]:
+    """The pictures of a batch after the others, without the oldest of all where there are too many tokens."""
+    kept = {key: old for key, old in kept.items() if key not in pictures} | pictures
+    total = sum(len(picture.tokens) for picture in kept.values())
+    for key in list(kept):
+        if total > _MOST_TOKENS:
+            total -= len(kept.pop(key).tokens)
+    return kept
 
 
 def _digest(patches: torch.Tensor, grid: torch.Tensor) -> bytes:

@@ -15,7 +15,6 @@ Everything is dropped when weights or the code of a module change. A decoder wit
 reads everything itself, and a message says so.
 """
 
-import threading
 from typing import Any, NamedTuple
 
 import torch
@@ -23,7 +22,7 @@ from transformers.utils import logging
 
 from plume.cache_plume import CACHE_ARGUMENT, PreallocatedCache
 from plume.modeling_plume import PlumeModel
-from plume.speed.freshness import is_served, runs_own_code, stamp_module
+from plume.speed.freshness import Keeper, is_served, runs_own_code
 from plume.speed.packed import PackedForward
 
 logger = logging.get_logger(__name__)
@@ -52,37 +51,23 @@ class Entry(NamedTuple):
     hidden: torch.Tensor
 
 
-class PrefixForward:
-    """Replaces the forward of a decoder; entries are not copied with it.
+class PrefixForward(Keeper):
+    """Replaces the forward of a decoder; keeps entries, the most recent first."""
 
-    Args:
-        decoder: Whose forward it is.
-    """
-
-    def __init__(self, decoder: Any) -> None:
-        self.decoder = decoder
-        self.entries: list[Entry] = []
-        self._stamp: list[Any] = []
-        self._lock = threading.Lock()
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {"decoder": self.decoder}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(**state)  # type: ignore[misc]
+    nothing: Any = list
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """As the decoder's own forward, to rounding."""
-        own = type(self.decoder).forward
+        own = type(self.owner).forward
         if args or not self._serves(kwargs):
-            return own(self.decoder, *args, **kwargs)
+            return own(self.owner, *args, **kwargs)
         vectors, positions, cache = kwargs["inputs_embeds"], kwargs["position_ids"], kwargs[CACHE_ARGUMENT]
         starts = kwargs["attention_mask"].long().argmax(dim=-1)
-        entries, stamp = self._fresh_entries()
+        entries, stamp = self.fresh(self.owner)
         # 2. The columns that need not be read.
         entry, first = _find(entries, vectors, positions, starts.tolist())
         if entry is None:
-            output = own(self.decoder, **kwargs)
+            output = own(self.owner, **kwargs)
         else:
             # 3. Copy them, read the others. Padding gets the first token's: finite, and hidden by the mask.
             index_BC = (torch.arange(first) - starts.unsqueeze(1)).clamp(min=0)
@@ -90,7 +75,7 @@ class PrefixForward:
                 cache.update(keys[:, index_BC].transpose(0, 1), values[:, index_BC].transpose(0, 1), layer)
             cache.for_next_pass(first)
             rest = {"inputs_embeds": vectors[:, first:], "position_ids": positions[..., first:]}
-            output = own(self.decoder, **{**kwargs, **rest})
+            output = own(self.owner, **{**kwargs, **rest})
             output.last_hidden_state = torch.cat([entry.hidden[index_BC], output.last_hidden_state], dim=1)
         # 1. Keep the longest row, unless all of it is known.
         row = int(starts.argmin())
@@ -100,38 +85,24 @@ class PrefixForward:
             keys_and_values = {n: [t[row, :, part].clone() for t in both] for n, both in cache.buffers.items()}
             hidden = output.last_hidden_state[row, part].clone()
             new = [Entry(vectors[row, part].clone(), positions[:, row, part].clone(), keys_and_values, hidden)]
-        self._keep([*new, *([entry] if entry else [])], stamp)
+        recent = [*new, *([entry] if entry else [])]
+        self.keep(stamp, lambda kept: [*recent, *(old for old in kept if old is not entry)][:_MOST_ENTRIES])
         return output
 
     def _serves(self, kwargs: dict[str, Any]) -> bool:
         cache: Any = kwargs.get(CACHE_ARGUMENT)
         if kwargs.keys() != _ARGUMENTS or type(cache) is not PreallocatedCache or cache.get_seq_length():
             return False
-        if not is_served(self.decoder, kwargs["inputs_embeds"].device):
+        if not is_served(self.owner, kwargs["inputs_embeds"].device):
             return False
-        if runs_own_code(self.decoder, PackedForward):
+        if runs_own_code(self.owner, PackedForward):
             return True
-        self.entries = []
+        self.kept = self.nothing()
         logger.warning_once(
             "speed_up(): the decoder has hooks, adapters or replaced modules, so common beginnings of inputs are read "
             "every time. Merge adapters (merge_and_unload) or remove hooks to have them read once."
         )
         return False
-
-    def _fresh_entries(self) -> tuple[list[Entry], list[Any]]:
-        """The entries, and the state of the decoder that they belong to."""
-        stamp = stamp_module(self.decoder)
-        with self._lock:
-            if stamp != self._stamp:
-                self.entries, self._stamp = [], stamp
-            return self.entries, self._stamp
-
-    def _keep(self, recent: list[Entry], stamp: list[Any]) -> None:
-        """Put entries first, unless the decoder has changed since."""
-        with self._lock:
-            if stamp is self._stamp:
-                others = [entry for entry in self.entries if all(entry is not other for other in recent)]
-                self.entries = [*recent, *others][:_MOST_ENTRIES]
 
 
 def _find(

@@ -15,8 +15,9 @@ LIBRARY = [path for path in LIBRARY if path.name not in ("setup.py",)]
 CLOSURE = sorted(ROOT.glob("*_plume*.py"))
 # Arrows point one way: a root file stands on those of earlier lines only (rooms stand on all root files).
 ORDER = [
-    {"configuration_plume", "positions_plume", "hub_files_plume", "cache_plume"},
-    {"latent_plume", "checks_plume"},
+    {"fields_plume", "positions_plume", "hub_files_plume", "cache_plume"},
+    {"configuration_plume", "checks_plume"},
+    {"latent_plume"},
     {"rollout_plume"},
     {"modeling_plume"},
     {"modeling_plume_qwen2_5_vl", "modeling_plume_qwen3_vl"},
@@ -60,7 +61,7 @@ def test_root_files_import_along_the_arrows_only(path):
     if level is not None:
         assert ours <= set().union(*ORDER[:level])
     else:  # the processor and its parts, which know nothing of the model
-        assert not ours & set().union(*ORDER) - {"hub_files_plume"}
+        assert not ours & set().union(*ORDER) - {"fields_plume", "hub_files_plume"}
         assert PROCESSING not in ours
 
 
@@ -85,7 +86,7 @@ def test_a_backbone_is_named_in_its_own_files_only():
 
 def test_the_code_that_travels_with_the_weights_is_small():
     # A limit, not a goal: the plan asked for 2300, and reading media robustly took the rest (docs/LOG.md).
-    assert sum(len(path.read_text().splitlines()) for path in CLOSURE) <= 3050
+    assert sum(len(path.read_text().splitlines()) for path in CLOSURE) <= 2507
 
 
 TRAINING_ARROWS = {

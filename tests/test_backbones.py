@@ -13,7 +13,7 @@ from inputs import MEDIA, embed, noise_image, noise_video
 from plume.hub import MODEL_TYPES
 from plume.hub.random_checkpoint import save_random_backbone, save_random_plume
 from plume.layouts import EMBEDDER_LAYOUT
-from plume.positions_plume import Media, mrope_index, split_into_frames
+from plume.positions_plume import Media, mrope_index
 
 VIDEO = 9
 
@@ -76,7 +76,7 @@ def test_time_advances_by_seconds_where_the_backbone_says_so():
     """Qwen2.5-VL: frame f stands at start + floor(f * step); text goes on after the largest position of any axis."""
     ids = torch.tensor([[1, *[VIDEO] * 12, 2]])
     media = [Media(VIDEO, None, torch.tensor([[3, 4, 4]]), torch.tensor([2.5]))]
-    positions, following = mrope_index(ids, torch.ones_like(ids), media, spatial_merge_size=2)
+    positions, following = mrope_index(ids, torch.ones_like(ids), media, merge_size=2)
     assert positions[0, 0].tolist() == [0, *[1] * 4, *[3] * 4, *[6] * 4, 7]
     assert positions[1, 0].tolist() == [0, *[1, 1, 2, 2] * 3, 7]
     assert following.tolist() == [8]
@@ -85,8 +85,8 @@ def test_time_advances_by_seconds_where_the_backbone_says_so():
 def test_frames_are_items_of_their_own_where_the_backbone_says_so():
     """Qwen3-VL: timestamps stand between the frames of a clip, and no frame advances time."""
     ids = torch.tensor([[1, *[VIDEO] * 4, 3, *[VIDEO] * 4, 2]])
-    media = split_into_frames([Media(VIDEO, None, torch.tensor([[2, 4, 4]]))])
-    positions, _ = mrope_index(ids, torch.ones_like(ids), media, spatial_merge_size=2)
+    media = [Media(VIDEO, None, torch.tensor([[2, 4, 4]]), frames_apart=True)]
+    positions, _ = mrope_index(ids, torch.ones_like(ids), media, merge_size=2)
     assert positions[0, 0].tolist() == [0, *[1] * 4, 3, *[4] * 4, 6]
     assert positions[2, 0].tolist() == [0, 1, 2, 1, 2, 3, 4, 5, 4, 5, 6]
 

@@ -110,9 +110,12 @@ MISTAKES = [
     (["embed"], "There is nothing to embed"),
     (["embed", "--items-file", "missing.jsonl"], "missing.jsonl"),
     (["embed", "a", "--num-latent-steps", "99"], "num_latent_steps=99 is outside 0..32"),
-    (["verify", "missing"], "missing is no folder"),
+    (["verify", "no/folder"], "no/folder is no folder"),
     (["publish", "missing", "org/name", "--dry-run"], "missing"),
     (["info", "/missing"], "missing"),
+    (["info", "tyny"], "There is no model 'tyny'"),
+    (["embed", "a", "--model", "tyny"], "come with the package are tiny, anytime, pictures"),
+    (["evaluate", "doctor", "missing"], "There are no results to check: 'missing' does not exist"),
 ]
 
 

@@ -1,4 +1,4 @@
-"""A published checkpoint behind a Hugging Face Inference Endpoint: what the endpoint does, in this process."""
+"""A published checkpoint in a Hugging Face Inference Endpoint: what the endpoint does, in this process."""
 
 import base64
 import importlib.util

@@ -3,14 +3,15 @@
 import pytest
 import torch
 
-from plume import PlumeConfig, PlumeForEmbedding
+from plume import PlumeForEmbedding
 from plume.hub.random_checkpoint import build_backbone_config, build_tokenizer, fill_weights
 from plume.latent_plume import LatentTransition
+from plume.start import build_config
 from reference import adapter
 
 
 def make_transition(**fields) -> LatentTransition:
-    transition = LatentTransition(PlumeConfig.from_backbone(build_backbone_config(build_tokenizer()), **fields)).eval()
+    transition = LatentTransition(build_config(build_backbone_config(build_tokenizer()), **fields)).eval()
     fill_weights(transition, seed=7)
     return transition
 
@@ -46,7 +47,7 @@ def test_selected_probabilities_are_not_renormalised(states):
 
 def test_a_fresh_adapter_is_the_identity(states):
     z, anchor = states
-    model = PlumeForEmbedding(PlumeConfig.from_backbone(build_backbone_config(build_tokenizer())))
+    model = PlumeForEmbedding(build_config(build_backbone_config(build_tokenizer())))
     refined, _ = model.latent_transition.eval()(z, 1, anchor)
     assert torch.equal(refined, z)
 
@@ -95,7 +96,7 @@ def test_adapter_has_the_released_checkpoint_s_size():
     """47,273,476 parameters at Qwen2-VL-2B's width, as in the released checkpoint."""
     backbone = build_backbone_config(build_tokenizer(), "2b")
     with torch.device("meta"):
-        transition = LatentTransition(PlumeConfig.from_backbone(backbone))
+        transition = LatentTransition(build_config(backbone))
     assert sum(parameter.numel() for parameter in transition.parameters()) == 47_273_476
 
 

@@ -17,7 +17,7 @@ from PIL import Image, ImageDraw
 
 from inputs import MEDIA, ROOT, load_video, noise_image, noise_video
 from plume import content_plume, vision_plume
-from plume.pixels_plume import patchify
+from plume.pixels_plume import CLIP_MEAN, CLIP_STD, patchify
 from plume.vision_plume import load_clip, load_image
 
 av = pytest.importorskip("av")
@@ -428,8 +428,9 @@ def released_patches(image: Image.Image, max_pixels: int) -> tuple[np.ndarray, t
         grow = (3136 / (height * width)) ** 0.5
         rows, columns = (-int(-side * grow // 28) * 28 for side in (height, width))
     image = image.resize((columns, rows), Image.BICUBIC)
-    limits = {"min_pixels": 784, "max_pixels": max_pixels}
-    return patchify([image], **limits, patch_size=14, merge_size=2, temporal_patch_size=2)
+    settings = {"patch_size": 14, "merge_size": 2, "temporal_patch_size": 2, "resize": "once"}
+    settings |= {"image_mean": CLIP_MEAN, "image_std": CLIP_STD}
+    return patchify([image], settings, min_pixels=784, max_pixels=max_pixels)
 
 
 def released(processor, image, max_pixels=28 * 28 * 100):

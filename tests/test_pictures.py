@@ -17,17 +17,19 @@ pytest.importorskip("mteb")
 
 import plume
 from inputs import ROOT
-from plume.evaluation.table import read_table
-from plume.playground.pictures import warmup
+from plume.evaluation.table import read_table, select
+from plume.evaluation.tasks import make_task
+from plume.playground.pictures import thinking, warmup
 from plume.playground.pictures.augment import augment
 from plume.playground.pictures.concepts import LANGUAGES, PARTIAL_LANGUAGES, family_of, key_of, read_concepts, slug
 from plume.playground.pictures.corpora import aliases, genders, tones, write_pairs, write_tasks
+from plume.playground.pictures.develop import dev_scores
 from plume.playground.pictures.drawing import EDGE, STYLES, on_white
 from plume.playground.pictures.evaluate import Remembering, WordMatch
 from plume.playground.pictures.sources import PACKAGES, REDISTRIBUTABLE, Archive, Package, fetch, manifest
 from plume.playground.pictures.splits import DEV_STYLE, TEST_STYLE, has_unseen_words, split_of, trained_languages
-from plume.playground.pictures.student import save_student
-from plume.playground.pictures.words import training_words
+from plume.playground.pictures.student import build_tokenizer, save_student
+from plume.playground.pictures.words import WISHES, Word, training_words
 from plume.playground.pictures.world import read_world, write_concepts
 
 _FACES, _SIGNS = 60, 8
@@ -199,6 +201,19 @@ def test_tasks_ask_for_every_concept_of_the_test_style(world, tmp_path):
     )
 
 
+def test_a_word_is_asked_for_in_another_language(world, tmp_path):
+    table = read_table(write_tasks(world, tmp_path, progress=False))
+    (row,) = select(table, ["words-ar-to-fr"])
+    task = make_task(row, tmp_path)
+    task.load_data()
+    data = task.dataset["default"]["test"]
+    words = dict(zip(data["corpus"]["id"], data["corpus"]["text"], strict=True))
+    asked = dict(zip(data["queries"]["id"], data["queries"]["text"], strict=True))
+    found = {asked[name]: words[next(iter(keys))] for name, keys in data["relevant_docs"].items()}
+    assert found == {c.names["ar"]: c.names["fr"] for c in world.concepts}
+    assert not {"image", "video"} & {*data["queries"].column_names, *data["corpus"].column_names}
+
+
 def test_composed_queries_join_one_thing_in_two_forms(world):
     toned = list(tones(world, TEST_STYLE, world.concepts))
     assert {(asked.query, Path(asked.answer_picture).stem) for asked in toned} == {
@@ -235,6 +250,21 @@ def test_pictures_are_changed_but_stay_pictures():
     assert not torch.allclose(changed, pictures, atol=0.05)
 
 
+@pytest.mark.parametrize("strength", [0.0, 1.0])
+def test_skin_tones_stay_where_colors_are_kept(strength):
+    pictures = torch.full((8, 3, EDGE, EDGE), 0.4)
+    pictures[:, 0] = 0.8
+    changed = augment(pictures, torch.Generator().manual_seed(0), recolor=False, strength=strength)
+    assert (changed.flatten(2).median(dim=2).values - torch.tensor([0.8, 0.4, 0.4])).abs().max() < 1e-4
+
+
+def test_more_is_changed_at_a_higher_strength():
+    pictures = torch.rand(8, 3, EDGE, EDGE)
+    weak, strong = (augment(pictures, torch.Generator().manual_seed(0), strength=strength) for strength in (0.0, 1.0))
+    assert not torch.allclose(weak, strong, atol=0.05)
+    assert 0 <= strong.min() < strong.max() <= 1
+
+
 def test_transparency_is_white_and_the_picture_in_the_middle():
     drawn = on_white(Image.new("RGBA", (30, 10), (255, 0, 0, 255)))
     assert drawn.size == (EDGE, EDGE)
@@ -244,13 +274,52 @@ def test_transparency_is_white_and_the_picture_in_the_middle():
 
 @pytest.fixture(scope="module")
 def student(world, tmp_path_factory):
-    return save_student(tmp_path_factory.mktemp("student"), [word.text for word in world.words])
+    return save_student(tmp_path_factory.mktemp("student"), world.words)
 
 
-def plan(latent_steps=2, second=2):
-    return warmup.Plan(
-        (warmup.Phase(False, 3, 8, 4, 1e-3), warmup.Phase(True, second, 8, 4, 1e-3, 14.0)), latent_steps, save_every=2
-    )
+def test_a_text_is_first_what_has_it_as_its_name():
+    word = Word("dog", "en", ("dog", "face", "poodle"), ("dog",))
+    assert word.shares() == {"dog": pytest.approx(0.85), "face": pytest.approx(0.075), "poodle": pytest.approx(0.075)}
+    assert Word("dog", "en", ("dog",), ("dog",)).shares() == {"dog": 1.0}
+    assert Word("pet", "en", ("dog", "poodle"), ()).shares() == {"dog": 0.5, "poodle": 0.5}
+
+
+def test_every_word_of_an_english_name_is_one_piece(world):
+    tokenizer = build_tokenizer(world.words)
+    names = [word.text for word in world.words if word.language == "en" and word.is_name]
+    names = [name for name in names if not any(map(str.isdigit, name))]
+    assert names
+    for name in [*names, *WISHES]:
+        assert len(tokenizer(name)["input_ids"]) == len(name.replace(":", " :").replace("-", " - ").split())
+
+
+@pytest.mark.parametrize("text", ["Firefighter", "firefighter", "FIREFIGHTER"])
+def test_capital_letters_change_nothing(world, text):
+    tokenizer = build_tokenizer(world.words)
+    alone = tokenizer("firefighter")["input_ids"]
+    assert tokenizer(text)["input_ids"] == alone
+    assert tokenizer(f"user\n{text}")["input_ids"][-len(alone) :] == alone
+
+
+def test_a_wish_joins_a_picture_with_the_number_of_its_tone(world, student):
+    pictures = warmup.Pictures(world, plume.load(student)[1])
+    shown = pictures.draw(len(pictures.plain), len(pictures.toned), torch.Generator().manual_seed(0))
+    asked = [(int(label), int(wish)) for label, wish in zip(shown.labels, shown.wishes, strict=True) if wish >= 0]
+    people = {world.number[key] for key in _PEOPLE if split_of(world.by_key[key]) == "train"}
+    assert {label for label, _ in asked} == people
+    for label, wish, wished in zip(
+        *(part.tolist() for part in (shown.labels, shown.wishes, shown.wished)), strict=True
+    ):
+        if wish >= 0:
+            key = world.concepts[label].key
+            other = next(one for one in _PEOPLE if one != key)
+            assert wished in (world.number[other], *pictures.toned)
+            assert (wished == world.number[other]) == ("same as" in WISHES[wish])
+
+
+def plan(second=2):
+    phases = (warmup.Phase(False, 3, 8, 4, 2, 1e-3), warmup.Phase(True, second, 8, 4, 2, 1e-3, latent_steps=2))
+    return warmup.Plan(phases, save_every=2)
 
 
 def test_a_killed_warm_up_goes_on_as_if_it_had_not_been(world, student, tmp_path, monkeypatch):
@@ -274,6 +343,61 @@ def test_a_warm_up_of_another_plan_is_not_continued(world, student, tmp_path):
     warmup.run(world, student, tmp_path, plan())
     with pytest.raises(ValueError, match="of another run"):
         warmup.run(world, student, tmp_path, plan(second=4))
+
+
+def test_the_dev_style_is_scored_by_language(world, student):
+    model, processor = plume.load(student)
+    scores = dev_scores(world, model, processor, ("en", "fi"), latent_steps=0)
+    assert scores.keys() == {"en", "fi", "mean"}
+    assert all(0 <= one["hit@1"] <= one["hit@10"] <= 100 for one in scores.values())
+    assert scores["mean"]["hit@10"] == pytest.approx((scores["en"]["hit@10"] + scores["fi"]["hit@10"]) / 2)
+
+
+def test_variants_of_thinking_run_at_three_rates_and_at_the_best_with_further_seeds(world, tmp_path, monkeypatch):
+    runs = []
+
+    def run(self, variant, rate, seed):
+        runs.append(variant)
+        if len(runs) == 5:
+            raise KeyboardInterrupt
+        dev = {"mean": {"hit@10": -abs(rate - thinking.RATES[1])}}
+        return {"variant": variant, "rate": rate, "seed": seed, "dev": dev}
+
+    monkeypatch.setattr(thinking.Lab, "run", run)
+    torch.save({}, tmp_path / "parts.pt")
+    command = [
+        str(world.folder),
+        str(tmp_path / "parts.pt"),
+        str(tmp_path / "rows.json"),
+        "--variants",
+        "K = 8",
+        "K = 0",
+    ]
+    with pytest.raises(KeyboardInterrupt):
+        thinking.main(command)
+    thinking.main(command)
+    rows = json.loads((tmp_path / "rows.json").read_text(encoding="utf-8"))
+    done = {(row["variant"], row["rate"], row["seed"]) for row in rows}
+    assert len(rows) == len(done) == 10
+    assert {rate for _, rate, seed in done if seed} == {thinking.RATES[1]}
+
+
+def test_a_variant_of_thinking_starts_from_the_state_after_the_parts(world, student, tmp_path, monkeypatch):
+    warmup.run(world, student, tmp_path, plan())
+    parts = torch.load(tmp_path / warmup.PARTS, weights_only=False)
+    started = []
+
+    def train_step(self):
+        started.append((self.phase.latent_steps, self.model.get_input_embeddings().weight[:, 1:].clone()))
+        self.step += 1
+        return {}
+
+    monkeypatch.setattr(warmup.Warmup, "train_step", train_step)
+    monkeypatch.setattr(thinking, "read_student", lambda world: plume.load(student))
+    thinking.Lab(world, parts, 4).run("abrupt", 1e-3, 0)
+    assert [latent_steps for latent_steps, _ in started] == [0, 0, 8, 8]
+    assert parts["step"] == 3
+    assert torch.equal(started[0][1], parts["model"]["model.language_model.embed_tokens.weight"][:, 1:])
 
 
 def test_an_archive_with_another_content_is_refused(tmp_path):
@@ -319,9 +443,9 @@ def test_the_checkpoint_is_small_enough_for_the_repository():
     "text",
     ["sleeping face", "Ελλάδα", "สวัสดี", "日本語", "עברית", "\u1780\u1798\u17d2\u1796\u17bb\u1787\u17b6", "\U0001f634"],
 )
-def test_every_script_is_written_and_read_back(text):
+def test_every_script_is_written_and_read_back_in_lower_case(text):
     tokenizer = plume.load("pictures")[1].tokenizer
-    assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
+    assert tokenizer.decode(tokenizer(text)["input_ids"]) == text.lower()
 
 
 def test_the_demo_draws_its_sheet(tmp_path):

@@ -22,11 +22,12 @@ from inputs import MEDIA, embed, load_video, mixed_inputs, noise_image, noise_vi
 from plume import PlumeProcessor, vision_plume
 from plume.hub.random_checkpoint import build_tokenizer
 from plume.layouts import EMBEDDER_LAYOUT
-from plume.pixels_plume import patchify, smart_resize
+from plume.pixels_plume import CLIP_MEAN, CLIP_STD, patchify, smart_resize
 from plume.start import BACKBONE_SETTINGS, processor_from_backbone
 from plume.vision_plume import load_clip, load_image
 
-PATCHES = {"patch_size": 14, "merge_size": 2, "temporal_patch_size": 2}
+PATCHES = {"patch_size": 14, "merge_size": 2, "temporal_patch_size": 2, "resize": "once"}
+PATCHES |= {"image_mean": CLIP_MEAN, "image_std": CLIP_STD}
 
 
 def pil_processor(**limits):
@@ -51,7 +52,7 @@ def test_pixels_equal_transformers_pil_processor_bit_for_bit(backbone, mode, siz
     image = noise_image(1, *size).convert(mode)
     limits = {"min_pixels": 56 * 56, "max_pixels": 28 * 28 * 64}
     theirs = pil_processor(**limits, **backbone[0])(images=[image], return_tensors="np")
-    patches, grid = patchify([load_image(image)], **limits, **{**PATCHES, **backbone[1]})
+    patches, grid = patchify([load_image(image)], {**PATCHES, **backbone[1]}, **limits)
     assert np.array_equal(patches, theirs["pixel_values"])
     assert list(grid) == theirs["image_grid_thw"][0].tolist()
 
@@ -59,18 +60,18 @@ def test_pixels_equal_transformers_pil_processor_bit_for_bit(backbone, mode, siz
 def test_patches_of_a_clip_hold_consecutive_frames():
     frames = [noise_image(seed) for seed in range(4)]
     limits = {"min_pixels": 56 * 56, "max_pixels": 28 * 28 * 64}
-    clip, grid = patchify(frames, **limits, **PATCHES)
+    clip, grid = patchify(frames, PATCHES, **limits)
     assert grid == (2, 4, 6)
     values = clip.reshape(2, 24, 3, 2, 14, 14)
     for index, frame in enumerate(frames):
-        alone, _ = patchify([frame], **limits, **PATCHES)
+        alone, _ = patchify([frame], PATCHES, **limits)
         assert np.array_equal(values[index // 2, :, :, index % 2], alone.reshape(24, 3, 2, 14, 14)[:, :, 0])
 
 
 def test_an_odd_clip_repeats_its_last_frame():
     frames = [noise_image(seed) for seed in range(3)]
     limits = {"min_pixels": 56 * 56, "max_pixels": 28 * 28 * 64}
-    odd, even = (patchify(clip, **limits, **PATCHES)[0] for clip in (frames, [*frames, frames[-1]]))
+    odd, even = (patchify(clip, PATCHES, **limits)[0] for clip in (frames, [*frames, frames[-1]]))
     assert np.array_equal(odd, even)
 
 
@@ -343,7 +344,7 @@ def test_an_empty_batch_is_refused(processor):
     ids="-".join,  # the values would name a picture by its address, another one in every process
 )
 def test_options_without_effect_are_refused(processor, options):
-    with pytest.raises(ValueError, match="option|exceeds max_pixels"):
+    with pytest.raises(ValueError, match="option|must be a positive integer|exceeds max_pixels"):
         processor.process_documents([noise_image(0)], **options)
 
 
@@ -374,8 +375,8 @@ def saved(processor, tmp_path):
         ({"min_pixels": None}, "min_pixels must be a positive integer"),
         ({"min_pixels": 10**7}, "min_pixels=10000000 exceeds max_pixels"),
         ({"video_min_pixels": 10**7}, "exceeds video_max_pixels"),
-        ({"blank_image_size": -1}, "blank_image_size must be a positive integer"),
-        ({"blank_image_size": False}, "blank_image_size must be a positive integer"),
+        ({"blank_image_size": -1}, "blank_image_size must be an integer of at least 0"),
+        ({"blank_image_size": False}, "blank_image_size must be an integer of at least 0"),
         ({"image_mean": [0.5, 0.5]}, "three numbers"),
         ({"image_mean": [0.5, 0.5, float("nan")]}, "three numbers"),
         ({"image_std": [0.5, 0.5, 0]}, "three positive numbers"),
@@ -383,7 +384,7 @@ def saved(processor, tmp_path):
         ({"background_color": "white"}, "three integers"),
         ({"resize": "twice"}, "'once' or 'released'"),
         ({"video_limits": 1}, "'frame' or 'clip'"),
-        ({"fps": float("inf")}, "positive number or none"),
+        ({"fps": float("inf")}, "fps must be a positive number"),
         ({"timestamps": 1, "fps": 1.0}, "true or false"),
         ({"timestamps": True}, "timestamps need fps"),
         ({"query_prompt": 5}, "query_prompt must be a text"),
@@ -568,9 +569,7 @@ def test_a_clip_gets_the_size_of_transformers_qwen3_vl(frames):
     rng = np.random.default_rng(frames)
     for height, width in rng.integers(8, 400, (20, 2)).tolist():
         limits = {"min_pixels": 32 * 32 * int(rng.integers(1, 40)), "max_pixels": 32 * 32 * int(rng.integers(40, 200))}
-        _, grid = patchify(
-            [noise_image(0, width, height)] * frames, **limits, **{**PATCHES, **QWEN3[1]}, whole_clip=True
-        )
+        _, grid = patchify([noise_image(0, width, height)] * frames, {**PATCHES, **QWEN3[1]}, **limits, whole_clip=True)
         expected = theirs(max(frames, 2), height, width, temporal_factor=2, factor=32, **limits)
         assert (grid[1] * 16, grid[2] * 16) == expected
 

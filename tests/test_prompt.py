@@ -121,7 +121,7 @@ def test_several_texts_keep_their_places_between_the_media():
         ({"text": ""}, "is empty"),
         ({"audio": b""}, "unknown modality 'audio'"),
         (3.5, "given as float"),
-        ([{"role": "user", "content": [{"type": "audio", "audio": 1}]}], "unknown type 'audio'"),
+        ([{"role": "user", "content": [{"type": "audio", "audio": 1}]}], "unknown modality 'audio'"),
         ([{"role": "user", "content": [{"type": "image"}]}], "holds no image"),
         ([{"role": "query", "content": "a"}], "role 'query'"),
         ([{"role": "user"}], "needs 'role' and 'content'"),
@@ -153,12 +153,12 @@ def test_unusable_inputs_are_refused_with_the_cause(item, message):
     ],  # fmt: skip
 )
 def test_a_list_of_frames_is_one_video_and_a_list_of_files_several(given_video, count):
-    assert len(to_conversation({"video": given_video})[0]["content"]) == count
+    assert len(canonical_messages(to_conversation({"video": given_video}), [])[0]["content"]) == count
 
 
 def test_whole_videos_and_frames_in_one_list_are_refused():
     with pytest.raises(ValueError, match="mixes whole videos and single frames"):
-        to_conversation({"video": ["a.mp4", "b.png"]})
+        canonical_messages(to_conversation({"video": ["a.mp4", "b.png"]}), [])
 
 
 def test_halves_of_a_control_token_do_not_meet():

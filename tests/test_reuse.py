@@ -63,7 +63,7 @@ def towers(monkeypatch, model):
 
 
 def entries(model) -> list[prefixes.Entry]:
-    return model.model.language_model.forward.entries
+    return model.model.language_model.forward.kept
 
 
 # Common beginnings
@@ -241,7 +241,7 @@ def test_copies_and_pickles_begin_anew(reusing, processor):
     expected = vectors(reusing, processor, QUERIES)
     for other in (copy.deepcopy(reusing), pickle.loads(pickle.dumps(reusing))):
         assert entries(other) == []
-        assert other.model.language_model.forward.decoder is other.model.language_model
+        assert other.model.language_model.forward.owner is other.model.language_model
         assert (vectors(other, processor, QUERIES) - expected).abs().max() <= 1e-5
 
 

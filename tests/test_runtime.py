@@ -3,8 +3,11 @@
 One export of plume-tiny and one of it in eight bits serve the module; each takes half a minute.
 """
 
+import contextlib
 import json
+import logging
 import shutil
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +25,7 @@ import onnxruntime
 import plume
 from inputs import MEDIA, ROOT, mixed_inputs, noise_image, noise_video
 from plume.benchmarks.__main__ import main as bench
-from plume.hub.export import OPSET, export
+from plume.hub.export import OPSET, _without_remarks, export
 from plume.hub.export.eight_bits import quantize, quantize_weight
 from plume.hub.random_checkpoint import save_random_plume
 from plume.runtime import Runtime
@@ -92,6 +95,14 @@ def test_latent_states_and_routing_are_the_models(runtime, loaded):
     found = runtime.run({name: tensor.numpy() for name, tensor in inputs.items()}, 5)
     assert np.abs(found.latent_states - expected.latent_states.numpy()).max() <= 1e-4  # of a size of some units
     assert np.abs(found.router_probs - expected.router_probs.numpy()).max() <= 1e-5
+
+
+@pytest.mark.parametrize(("remarks", "heard"), [(_without_remarks, (False, 0)), (contextlib.nullcontext, (True, 1))])
+def test_torch_s_remarks_on_itself_are_silent_during_an_export_only(remarks, heard, recwarn):
+    with remarks():
+        warnings.warn("`isinstance(treespec, LeafSpec)` is deprecated", FutureWarning, stacklevel=1)
+        is_enabled = logging.getLogger("torch.onnx._internal.exporter._registration").isEnabledFor(logging.WARNING)
+    assert (is_enabled, len(recwarn)) == heard
 
 
 @pytest.mark.slow

@@ -210,6 +210,14 @@ def test_a_query_whose_file_is_missing_names_it(index, even):
             run(options)
 
 
+def test_a_folder_without_an_index_is_refused_and_stays_as_it_is(tmp_path, even):
+    for command in (["query", "a bus"], ["page"]):
+        options = parse_arguments([*command, "--index", str(tmp_path / "indx"), "--model", str(even)])
+        with pytest.raises(ValueError, match=r"There is no index in .*indx, so nothing can be found"):
+            run(options)
+    assert not (tmp_path / "indx").exists()
+
+
 def test_two_runs_at_a_time_are_refused(corpus, index, encoder):
     with locked(index.folder), pytest.raises(ValueError, match="Another run"):
         index_folders([corpus], index, encoder)

@@ -44,7 +44,7 @@ def world(tmp_path_factory) -> tuple[Path, list[Question]]:
 
 @pytest.fixture(scope="module")
 def index(world, tiny) -> Index:
-    """The shipped media, a note, and the answers of the playground, as ``make search`` indexes them."""
+    """The shipped media, a note, and the answers of the playground, as ``make search-puzzles`` indexes them."""
     folder, _ = world
     shutil.copytree(MEDIA, folder / "media")
     (folder / "media" / "note.txt").write_text("tickets are sold on board of the red bus")

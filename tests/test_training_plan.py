@@ -30,12 +30,27 @@ def planned(tmp_path, given=(), options=None, **changes) -> dict:
 
 @pytest.mark.parametrize(
     ("rows", "batch", "steps"),
-    [(1, 1, 150), (3, 1, 150), (50, 25, 150), (64, 32, 150), (1000, 62, 150), (5000, 63, 239), (1_000_000, 64, 46875)],
+    [
+        (1, 1, 150),
+        (3, 3, 150),
+        (4, 2, 150),
+        (50, 25, 150),
+        (64, 32, 150),
+        (1000, 62, 150),
+        (5000, 63, 239),
+        (1_000_000, 64, 46875),
+    ],
 )
 def test_batch_and_steps_follow_from_the_rows(tmp_path, rows, batch, steps):
     plan = planned(tmp_path, num_rows=rows)
     assert (plan["per_device_train_batch_size"], plan["max_steps"]) == (batch, steps)
     assert batch <= rows
+
+
+def test_ranks_share_a_pool_of_at_least_two_pairs(tmp_path, monkeypatch):
+    monkeypatch.setattr(PlumeTrainingConfig, "world_size", 2)
+    assert planned(tmp_path, num_rows=3)["per_device_train_batch_size"] == 1
+    assert planned(tmp_path, num_rows=9)["per_device_train_batch_size"] == 2
 
 
 @pytest.mark.parametrize(("width", "lora", "rate"), [(1536, False, 5e-5), (128, False, 6e-4), (2048, True, 7.5e-5)])

@@ -248,7 +248,7 @@ def with_media_of_every_kind(rows: Rows, spare: dict[str, torch.Tensor]) -> Rows
     media = {
         name: torch.cat([inputs[name], spare[name]]) if name in inputs else spare[name]
         for kind in _KINDS
-        for name in (kind.pixels, *kind.per_item)
+        for name in (kind.pixels, kind.grid, *kind.others)
         if name in spare
     }
     suffixes = {
@@ -265,7 +265,7 @@ def _slice_media(inputs: dict[str, Any], kind: MediaKind, first: int, last: int)
         return {}
     patches = inputs[kind.grid].prod(dim=1)
     begin, end = patches[:first].sum().item(), patches[:last].sum().item()
-    rows = {name: inputs[name][first:last] for name in kind.per_item if name in inputs}
+    rows = {name: inputs[name][first:last] for name in (kind.grid, *kind.others) if name in inputs}
     return {kind.pixels: inputs[kind.pixels][begin:end], **rows}
 
 

@@ -12,12 +12,13 @@ import sys
 from pathlib import Path
 
 from plume.arguments import ArgumentParser, refuse_output
+from plume.checkpoints import SHIPPED
 
 
 def build_parser() -> ArgumentParser:
     """The command line."""
     parser = ArgumentParser(prog="plume mine", description=__doc__)
-    parser.add_argument("model", help="folder or Hub id of a checkpoint, or tiny")
+    parser.add_argument("model", help=f"folder or Hub id of a checkpoint, or {', '.join(SHIPPED)}")
     parser.add_argument("pairs", nargs="+", help="files or names of datasets, as --train-files of the training")
     parser.add_argument("--output", type=Path, required=True, help="JSON lines, to train on")
     parser.add_argument("--column", nargs="+", default=[], help="OURS=YOURS, as in training")

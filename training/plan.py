@@ -93,7 +93,8 @@ def _decide_batch(args: PlumeTrainingConfig, given: Set[str], facts: Facts) -> l
     if name in given:
         too_large = args.per_device_train_batch_size * ranks > rows
         return [Decision(name, rows // ranks, f"there are only {rows} pairs")] if too_large else []
-    batches = min(max(math.ceil(rows / (LARGEST_BATCH * ranks)), 2), rows // ranks)  # two at least: pools that change
+    # At least two batches, so pools change, but no pool of one pair: it has no negative, and nothing would be learned.
+    batches = min(max(math.ceil(rows / (LARGEST_BATCH * ranks)), 2), max(rows // (2 * ranks), 1))
     decisions = [Decision(name, rows // (batches * ranks), f"{rows} pairs in {batches} equal batches")]
     if not given & {"chunk_size", "chunk_tokens"}:
         decisions.append(Decision("chunk_tokens", CHUNK_TOKENS, "bounds the memory; gradients stay exact"))

@@ -1,4 +1,4 @@
-"""Who ranks for the latent view to learn from, beside the contrast of the pairs themselves.
+"""Who ranks for the latent view to learn from, in addition to the contrast of the pairs themselves.
 
 - ``explicit``: the explicit view of the model itself, a frozen copy of it that reads the rationales (as LaSER, though
   LaSER's teacher goes on learning). It teaches every stage but the explicit one.

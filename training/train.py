@@ -95,7 +95,7 @@ class PlumeScriptArguments:
 
 
 def _is_plume(name: str, **hub: Any) -> bool:
-    return AutoConfig.from_pretrained(name, **hub).model_type.startswith("plume")
+    return AutoConfig.from_pretrained(locate(name), **hub).model_type.startswith("plume")
 
 
 def refuse_unknown_layout(layout: str) -> None:
@@ -115,6 +115,7 @@ def load_processor(name: str, layout: str, **hub: Any) -> PlumeProcessor:
         ValueError: If the layout is unknown.
     """
     refuse_unknown_layout(layout)
+    name = locate(name)
     if _is_plume(name, **hub):
         return AutoProcessor.from_pretrained(name, **hub)
     return processor_from_backbone(name, _LAYOUTS[layout], **_SETTINGS[layout], **hub)
@@ -126,7 +127,7 @@ def load_model(arguments: ModelConfig, layout: str) -> tuple[PlumeModel, PlumePr
     Raises:
         ValueError: If the layout is unknown or the checkpoint is of another model.
     """
-    name, hub = str(arguments.model_name_or_path), {"revision": arguments.model_revision}
+    name, hub = locate(str(arguments.model_name_or_path)), {"revision": arguments.model_revision}
     options: dict[str, Any] = {"dtype": arguments.dtype, "attn_implementation": arguments.attn_implementation, **hub}
     if quantization := get_quantization_config(arguments):
         options["quantization_config"] = quantization
@@ -181,7 +182,7 @@ def expand(arguments: list[str]) -> list[str]:
     if first == 0:
         return arguments
     model, *pairs, output = arguments[:first]
-    named = ["--model_name_or_path", locate(model), "--train_files", *pairs, "--output_dir", output, "--holdout", "0.1"]
+    named = ["--model_name_or_path", model, "--train_files", *pairs, "--output_dir", output, "--holdout", "0.1"]
     return [*named, *arguments[first:]]
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from plume.apps.shared.terminal import plain
 from plume.arguments import KINDS, ArgumentParser
-from plume.checkpoints import DEFAULT_MODEL
+from plume.checkpoints import DEFAULT_MODEL, SHIPPED
 
 _OFFERED = 4  # questions that the page offers
 
@@ -22,7 +22,9 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     """The command line, or the given words."""
     common = ArgumentParser(add_help=False)
     common.add_argument("--index", type=Path, default=Path("outputs/search-index"), help="folder of the index")
-    common.add_argument("--model", default=DEFAULT_MODEL, help="PLUME checkpoint: folder or Hub id, or tiny")
+    common.add_argument(
+        "--model", default=DEFAULT_MODEL, help=f"folder or Hub id of a checkpoint, or {', '.join(SHIPPED)}"
+    )
     common.add_argument("--runtime", type=Path, metavar="OUT", help="what `plume export` wrote, instead of --model")
     common.add_argument("--device", help="torch device; CUDA if available")
     common.add_argument("--dtype", default="auto", help="dtype of the weights, e.g. float32")
@@ -66,7 +68,7 @@ def run(options: argparse.Namespace) -> None:
     from plume.apps.search.importing import import_vectors  # here and below: a help does not wait for libraries
     from plume.apps.search.indexing import index_folders
     from plume.apps.search.searching import Search
-    from plume.apps.search.store import open_index
+    from plume.apps.search.store import open_index, steps_of
     from plume.apps.search.world import read_questions, write_world
     from plume.apps.shared.batches import open_encoder
     from plume.apps.shared.limits import Limits, MediaError
@@ -74,6 +76,11 @@ def run(options: argparse.Namespace) -> None:
     if options.command == "world":
         print(f"{len(write_world(options.folder))} questions and their answers in {options.folder}")
         return
+    if options.command in ("query", "page") and steps_of(options.index) is None:
+        raise ValueError(
+            f"There is no index in {options.index}, so nothing can be found. Make one with `plume search index FOLDER "
+            f"--index {options.index}`, or name another one with --index."
+        )
     encoder = open_encoder(
         options.model, options.device, options.dtype, options.runtime, int8=options.int8, reuse=not options.no_reuse
     )

@@ -71,6 +71,8 @@ def _usable(method: Callable[Concatenate["Index", P], T]) -> Callable[Concatenat
 
 def steps_of(folder: Path) -> int | None:
     """K of the documents of an index; None if there is no index in the folder yet."""
+    if not folder.is_dir():  # LanceDB would create it
+        return None
     try:
         table = lancedb.connect(folder).open_table(TABLE)
     except ValueError:

@@ -28,11 +28,14 @@ def _written(instruction: str, text: str = "") -> str:
 def _image_query(row: Mapping[str, Any], media: MediaFiles, strip: bool) -> Item:
     instruction = (row.get("qry_inst") or "").replace(_MARK, "")
     instruction = "\n" + instruction.strip() if strip else instruction
-    return Item(_written(instruction, row["qry_text"]), image=media.image(row["qry_img_path"]))
+    picture = None if media.row.query.modality == "text" else media.image(row["qry_img_path"])
+    return Item(_written(instruction, row["qry_text"]), image=picture)
 
 
 def parse_image_to_text(rows: Iterable[Mapping[str, Any]], media: MediaFiles, strip: bool) -> Parsed:
     """Classification, question answering and image-to-text: image and text against texts.
+
+    A task of our own may say that its queries are texts alone.
 
     Args:
         rows: The data.

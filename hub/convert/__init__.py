@@ -32,7 +32,7 @@ from plume.hub import BACKBONES
 from plume.hub.layout import ADAPTER, Source, adapter_fields, convert_adapter, open_source, rename
 from plume.hub_files_plume import write_hub_files
 from plume.layouts import LAYOUTS
-from plume.start import model_class_of, processor_from_backbone
+from plume.start import build_config, model_class_of, processor_from_backbone
 
 AUTHORS_LATENT_STEPS = 8  # K of the authors' evaluation script, whatever the training
 # How the released checkpoint was evaluated: task texts come with the data, text-only inputs get a white image.
@@ -135,7 +135,7 @@ def convert(
     wanted = max([*processor.row_sources, fields["latent_token_id"]]) + 1
     backbone.text_config.vocab_size = max(opened.num_rows(_EMBEDDING), wanted)
     with torch.device("meta"):
-        model = model_class(model_class.config_class.from_backbone(backbone, **fields))
+        model = model_class(build_config(backbone, **fields))
     with _all_or_nothing(target) as partial:
         _stream(opened, partial, model, processor, adapter, report, ignore, seed)
         _finish(partial, model, processor, report)

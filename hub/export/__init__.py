@@ -8,8 +8,12 @@
 """
 
 import json
+import logging
 import os
 import tempfile
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -133,7 +137,7 @@ def _settings_of(model: PlumeModel, processor: PlumeProcessor) -> Settings:
 
 
 def write_graphs(model: PlumeModel, folder: Path, checkpoint: str, opset: int, *, int8: bool) -> None:
-    """2. The three graphs of a model, with their weights beside them; the model is used up.
+    """2. The three graphs of a model, with their weights next to them; the model is used up.
 
     Args:
         model: In evaluation mode.
@@ -203,7 +207,7 @@ class _Writer:
     ) -> None:
         """Write one graph; an argument is an example and which of its sizes are free."""
         examples, shapes = zip(*arguments.values(), strict=True)
-        with torch.no_grad():
+        with torch.no_grad(), _without_remarks():
             program = torch.onnx.export(
                 module.eval(),
                 examples,
@@ -220,6 +224,20 @@ class _Writer:
             quantize(program.model)
         program.model.metadata_props[CHECKPOINT_KEY] = self.checkpoint
         program.save(self.folder / name, external_data=True)
+
+
+@contextmanager
+def _without_remarks() -> Iterator[None]:
+    """Silence torch on itself: its own old calls, and operators of torchvision, which no graph here has."""
+    logger = logging.getLogger("torch.onnx._internal.exporter._registration")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=r"`isinstance\(treespec, LeafSpec\)`", category=FutureWarning)
+            yield
+    finally:
+        logger.setLevel(level)
 
 
 def _searchsorted(

@@ -17,11 +17,11 @@ DOMAIN = "com.microsoft"
 BLOCK = 32  # weights, or numbers of a state, that share a scale
 _LARGEST, _ZERO = 127, 128
 _OF_BYTES = 4  # accuracy level of the operator
-_CONSTANTS = {
+_CONSTANTS: dict[str, np.ndarray | np.generic] = {
     "last": np.array([-1]),
     "blocks": np.array([-1, BLOCK]),
-    "largest": np.float32(_LARGEST),
-    "least": np.float32(1e-30),  # a block of zeros has no scale
+    "largest": np.array(_LARGEST, np.float32),
+    "least": np.array(1e-30, np.float32),  # a block of zeros has no scale
 }
 
 
@@ -63,10 +63,10 @@ def _split(tape: Tape, states: ir.Value, constants: dict[str, ir.Value]) -> ir.V
     return tape.op("Concat", [first, tape.op("Sub", [states, first])], {"axis": 0})
 
 
-def _store(graph: ir.Graph, name: str, array: np.ndarray | np.generic) -> ir.Value:
+def _store(graph: ir.Graph, name: str, array: np.ndarray) -> ir.Value:
     """A constant of the graph."""
     tensor = ir.tensor(array, name=name)
-    value = ir.Value(name=name, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor)
+    value = ir.Value(name=name, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
     graph.register_initializer(value)
     return value
 

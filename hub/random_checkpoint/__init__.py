@@ -28,9 +28,9 @@ from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
 
 from plume import PAPER_LAYOUT, PlumeModel, PlumeProcessor, PromptLayout
 from plume.hub.sizes import SIZES
-from plume.start import build_processor, model_class_of
+from plume.start import build_config, build_processor, model_class_of
 
-_SPECIAL_TOKENS = [
+SPECIAL_TOKENS = [
     "<|endoftext|>",
     "<|im_start|>",
     "<|im_end|>",
@@ -104,7 +104,7 @@ def build_tokenizer(
         eos_token="<|im_end|>",
         pad_token="<|endoftext|>",
     )
-    tokenizer.add_special_tokens({"additional_special_tokens": _SPECIAL_TOKENS})
+    tokenizer.add_special_tokens({"additional_special_tokens": SPECIAL_TOKENS})
     tokenizer.add_tokens(_ADDED_TOKENS[model_type])
     return tokenizer
 
@@ -295,7 +295,7 @@ def save_random_plume(
         video_max_pixels=28 * 28 * 8,
     )
     model_class = model_class_of(model_type)
-    config = model_class.config_class.from_backbone(
+    config = build_config(
         build_backbone_config(processor.tokenizer, size, model_type=model_type),
         **{**processor.token_fields(), **fields},
     )

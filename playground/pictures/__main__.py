@@ -45,7 +45,7 @@ def main(arguments: list[str] | None = None) -> None:
     world = read_world(args.output)
     write_tasks(world, args.output / "test")
     write_pairs(world, args.output / "train", args.rows, args.seed)
-    save_student(args.output / "student", [word.text for word in world.words], args.seed)
+    save_student(args.output / "student", world.words, args.seed)
     hashes = {name: hash_folder(args.output / name) for name in ("pictures", "train", "test")}
     content = {"packages": manifest(), "hashes": hashes}
     (args.output / "manifest.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")

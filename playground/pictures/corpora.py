@@ -21,12 +21,13 @@ from plume.playground.corpora import TABLE, MediaFolder, save_datasets, write_wh
 from plume.playground.pictures.augment import augment
 from plume.playground.pictures.concepts import LANGUAGES, PARTIAL_LANGUAGES, Concept, slug
 from plume.playground.pictures.splits import TEST_STYLE, has_unseen_words, split_of, trained_languages
+from plume.playground.pictures.words import GENDERS, gender_wish, tone_wish
 from plume.playground.pictures.world import World
 
 _OTHER_STYLE = "noto"  # answers of the task that asks for the same concept in another style
 _SOME_LANGUAGES = ("en", "de", "fi", "ar", "ja")
+_TRANSLATED = (("de", "en"), ("en", "ja"), ("fi", "sv"), ("ar", "fr"), ("ja", "ko"))
 _AT_ONCE = 256  # pictures that are changed together
-_MAN, _WOMAN = "man", "woman"
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,10 @@ def _tasks(world: World) -> Iterator[tuple[str, str, list[Asked], list[str]]]:
     for kind, found in aliases(concepts).items():
         yield kind, "aliases", [Asked(query=text, answer_picture=drawn[key]) for text, key in found], everything
     yield "naming-en", "naming", [Asked(query_picture=drawn[c.key], answer=c.names["en"]) for c in concepts], []
+    for own, another in _TRANSLATED:
+        some = [concept for concept in concepts if {own, another} <= concept.names.keys()]
+        asked = [Asked(query=concept.names[own], answer=concept.names[another]) for concept in some]
+        yield f"words-{own}-to-{another}", "languages", asked, []
     other = {row.key: row.path for row in world.drawn(_OTHER_STYLE)}
     for kind, some in (("styles", concepts), ("untrained-concepts-styles", untrained)):
         asked = [Asked(query_picture=drawn[c.key], answer_picture=other[c.key]) for c in some if c.key in other]
@@ -128,19 +133,26 @@ def tones(world: World, style: str, concepts: Iterable[Concept]) -> Iterator[Ask
         for tone, key in sorted(concept.toned.items()):
             own, toned = f"{style}/{concept.key}.png", f"{style}/{key}.png"
             if all((world.folder / "pictures" / path).exists() for path in (own, toned)):
-                yield Asked(query=f"the same with {tone} skin tone", query_picture=own, answer_picture=toned)
+                yield Asked(query=tone_wish(tone), query_picture=own, answer_picture=toned)
 
 
 def genders(world: World, style: str, wanted: Callable[[Concept], bool] = lambda concept: True) -> Iterator[Asked]:
     """A man's picture and "a woman", or the other way round."""
     drawn = {row.key: row.path for row in world.drawn(style)}
-    by_name = {concept.names["en"]: concept for concept in world.concepts if concept.key in drawn}
+    for concept, other, partner in partners([concept for concept in world.concepts if concept.key in drawn]):
+        if wanted(concept):
+            yield Asked(gender_wish(other), drawn[concept.key], answer_picture=drawn[partner.key])
+
+
+def partners(concepts: Iterable[Concept]) -> Iterator[tuple[Concept, str, Concept]]:
+    """A concept with a man or a woman in its name, the other of both, and the concept named so."""
+    by_name = {concept.names["en"]: concept for concept in concepts}
     for name, concept in sorted(by_name.items()):
         words = name.split(" ")
-        for own, other in ((_MAN, _WOMAN), (_WOMAN, _MAN)):
+        for own, other in (GENDERS, GENDERS[::-1]):
             partner = by_name.get(" ".join(other if word == own else word for word in words))
-            if own in words and partner and wanted(concept):
-                yield Asked(f"the same as a {other}", drawn[concept.key], answer_picture=drawn[partner.key])
+            if own in words and partner:
+                yield concept, other, partner
 
 
 def _write_task(
@@ -205,14 +217,16 @@ def write_pairs(world: World, folder: Path, rows: int, seed: int = 0, progress: 
     """
     writer, media = _Pairs(world, random.Random(f"pairs-{seed}")), MediaFolder(folder / "media")
     pairs = [writer.draw() for _ in range(rows)]
-    shown = [side for pair in pairs for side in (pair["qry"], pair["pos"]) if "image" in side]
     generator = torch.Generator().manual_seed(seed)
-    for start in tqdm(range(0, len(shown), _AT_ONCE), "pictures of pairs", disable=not progress):
-        sides = shown[start : start + _AT_ONCE]
-        pixels = torch.stack([torch.from_numpy(world.open(side["image"])) for side in sides]).float() / 255
-        changed = (augment(pixels, generator) * 255).round().byte().permute(0, 2, 3, 1).numpy()
-        for side, picture in zip(sides, changed, strict=True):
-            side["image"] = media.add(Image.fromarray(picture))
+    for recolor in (True, False):  # a skin tone does not survive a change of colors
+        some = [pair for pair in pairs if (pair["dataset_name"] != "tones") == recolor]
+        shown = [side for pair in some for side in (pair["qry"], pair["pos"]) if "image" in side]
+        for start in tqdm(range(0, len(shown), _AT_ONCE), "pictures of pairs", disable=not progress):
+            sides = shown[start : start + _AT_ONCE]
+            pixels = torch.stack([torch.from_numpy(world.open(side["image"])) for side in sides]).float() / 255
+            changed = (augment(pixels, generator, recolor) * 255).round().byte().permute(0, 2, 3, 1).numpy()
+            for side, picture in zip(sides, changed, strict=True):
+                side["image"] = media.add(Image.fromarray(picture))
     lines = [json.dumps(pair, ensure_ascii=False) for pair in pairs]
     return write_whole(folder / "pairs.jsonl", "\n".join(lines) + "\n")
 

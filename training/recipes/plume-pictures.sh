@@ -1,14 +1,11 @@
 #!/usr/bin/env bash
-# How checkpoints/plume-pictures was trained: data, warm-up, stages. Works in ./outputs/pictures. Every part goes on where it
-# was after a kill. One core; needs the npm client and the extra "pictures".
+# How checkpoints/plume-pictures was trained: data, training, weights of 16 bits, scores. Works in ./outputs/pictures. Every part
+# goes on where it was after a kill. One core; needs the npm client and the extra "pictures".
 set -euo pipefail
 world=outputs/pictures
 export OMP_NUM_THREADS=1
 [ -f $world/manifest.json ] || python -m plume.playground.pictures --output $world
 python -m plume.playground.pictures.warmup $world $world/warmup
-python -m plume.training.train --config training/recipes/plume-pictures.yaml --model_name_or_path $world/warmup/model \
-    --train_files $world/train/pairs.jsonl --media_root $world/train/media --output_dir $world/run \
-    --resume_from_checkpoint true
-python -m plume.playground.pictures.shrink $world/run $world/plume-pictures
+python -m plume.playground.pictures.shrink $world/warmup/model $world/plume-pictures
 cp $world/plume-pictures/*.{json,jinja,safetensors} checkpoints/plume-pictures/ # its code files are links: save elsewhere, copy
 python -m plume.playground.pictures.evaluate checkpoints/plume-pictures $world $world/scores

@@ -1,1 +1,0 @@
-../../truncation_plume.py
