@@ -248,10 +248,13 @@ def test_vectors_of_eight_bits_have_another_identity(checkpoint):
     assert 0.999 <= (expected * found).sum(-1).min() < 1 - 1e-7
 
 
-@pytest.mark.parametrize(("options", "flag"), [({"int8": True}, "--int8"), ({"reuse": False}, "--no-reuse")])
-def test_an_exported_model_takes_no_options_of_a_checkpoint(tmp_path, options, flag):
+@pytest.mark.parametrize(
+    ("model", "options", "flag"),
+    [(None, {"int8": True}, "--int8"), (None, {"reuse": False}, "--no-reuse"), ("tiny", {}, "--model")],
+)
+def test_an_exported_model_takes_no_options_of_a_checkpoint(tmp_path, model, options, flag):
     with pytest.raises(ValueError, match=f": {flag} would have no effect"):
-        open_encoder("tiny", None, "auto", tmp_path, **options)
+        open_encoder(model, None, "auto", tmp_path, **options)
 
 
 # What a checkpoint is blessed with

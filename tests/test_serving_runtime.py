@@ -122,4 +122,4 @@ def test_search_indexes_with_torch_and_asks_without(exported, tmp_path, capsys):
 
 def test_options_of_a_checkpoint_are_refused_with_an_export(exported):
     with pytest.raises(ValueError, match=r"--device, --dtype would have no effect"):
-        open_encoder("tiny", "cpu", "float32", exported)
+        open_encoder(None, "cpu", "float32", exported)

@@ -23,7 +23,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     common = ArgumentParser(add_help=False)
     common.add_argument("--index", type=Path, default=Path("outputs/search-index"), help="folder of the index")
     common.add_argument(
-        "--model", default=DEFAULT_MODEL, help=f"folder or Hub id of a checkpoint, or {', '.join(SHIPPED)}"
+        "--model", help=f"folder or Hub id of a checkpoint, or {', '.join(SHIPPED)}; {DEFAULT_MODEL} if omitted"
     )
     common.add_argument("--runtime", type=Path, metavar="OUT", help="what `plume export` wrote, instead of --model")
     common.add_argument("--device", help="torch device; CUDA if available")

@@ -5,13 +5,17 @@ from dataclasses import replace
 from pathlib import Path
 
 from plume.arguments import ArgumentParser
-from plume.checkpoints import DEFAULT_MODEL
+from plume.checkpoints import SHIPPED
+
+_MODEL = "pictures"
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     """The command line, or the given words."""
     parser = ArgumentParser(prog="plume serve", description=__doc__.splitlines()[0])
-    parser.add_argument("--model", default=DEFAULT_MODEL, help="PLUME checkpoint: folder or Hub id")
+    parser.add_argument(
+        "--model", help=f"folder or Hub id of a checkpoint, or {', '.join(SHIPPED)}; {_MODEL} if omitted"
+    )
     parser.add_argument("--runtime", type=Path, metavar="OUT", help="what `plume export` wrote, instead of --model")
     parser.add_argument("--device", help="torch device; CUDA if available")
     parser.add_argument("--dtype", default="auto", help="dtype of the weights, e.g. float32")
@@ -36,6 +40,7 @@ def main(arguments: list[str] | None = None) -> None:
     from plume.apps.serving.app import Settings, build_app
     from plume.apps.shared.batches import open_encoder
 
+    model = options.model or (None if options.runtime else _MODEL)
     settings = replace(
         Settings(),
         name=options.name,
@@ -47,11 +52,11 @@ def main(arguments: list[str] | None = None) -> None:
     )
     app = build_app(
         open_encoder(
-            options.model, options.device, options.dtype, options.runtime, int8=options.int8, reuse=not options.no_reuse
+            model, options.device, options.dtype, options.runtime, int8=options.int8, reuse=not options.no_reuse
         ),
         settings,
     )
-    print(f"Serving {options.runtime or options.model} at http://{options.host}:{options.port}/v1", flush=True)
+    print(f"Serving {options.runtime or model} at http://{options.host}:{options.port}/v1", flush=True)
     uvicorn.run(app, host=options.host, port=options.port, log_level="warning", timeout_keep_alive=10)
 
 

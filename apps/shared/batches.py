@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from plume.checkpoints import DEFAULT_MODEL, locate
+from plume.checkpoints import DEFAULT_MODEL
 from plume.vision_plume import Clip
 
 # Pixels per batch. A CPU gains nothing from large batches, and what comes next waits for a batch to end.
@@ -137,7 +137,7 @@ def pack(weights: Sequence[int], budget: int) -> list[list[int]]:
 
 
 def open_encoder(
-    model: str, device: str | None, dtype: str, runtime: Path | None, *, int8: bool = False, reuse: bool = True
+    model: str | None, device: str | None, dtype: str, runtime: Path | None, *, int8: bool = False, reuse: bool = True
 ) -> BatchEncoder:
     """The encoder that a command line names: a checkpoint, or with ``runtime`` an exported one.
 
@@ -147,9 +147,9 @@ def open_encoder(
     if runtime is None:
         from plume.apps.shared.encoder import Encoder  # with torch, which an exported model does without
 
-        return Encoder(model, device, dtype=dtype, int8=int8, reuse=reuse)
+        return Encoder(model or DEFAULT_MODEL, device, dtype=dtype, int8=int8, reuse=reuse)
     given = {
-        "--model": locate(model) != locate(DEFAULT_MODEL),
+        "--model": model is not None,
         "--device": device is not None,
         "--dtype": dtype != "auto",
         "--int8": int8,
