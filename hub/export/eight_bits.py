@@ -17,7 +17,7 @@ DOMAIN = "com.microsoft"
 BLOCK = 32  # weights, or numbers of a state, that share a scale
 _LARGEST, _ZERO = 127, 128
 _OF_BYTES = 4  # accuracy level of the operator
-_CONSTANTS: dict[str, np.ndarray | np.generic] = {
+_CONSTANTS: dict[str, np.ndarray] = {
     "last": np.array([-1]),
     "blocks": np.array([-1, BLOCK]),
     "largest": np.array(_LARGEST, np.float32),

@@ -1,4 +1,4 @@
-"""Warm up a fresh student before the curriculum: pictures and words meet at one vector per concept.
+"""Teach a fresh student pictures and words, before any curriculum: they meet at one vector per concept.
 
 ``python -m plume.playground.pictures.warmup WORLD OUTPUT``. A contrast between a few hundred pairs hardly moves a fresh
 model: it stays at the log of the pool for hundreds of steps. Here every picture and every word is classified among
