@@ -380,6 +380,7 @@ def test_variants_of_thinking_run_at_three_rates_and_at_the_best_with_further_se
     done = {(row["variant"], row["rate"], row["seed"]) for row in rows}
     assert len(rows) == len(done) == 10
     assert {rate for _, rate, seed in done if seed} == {thinking.RATES[1]}
+    assert (tmp_path / "rows.png").stat().st_size > 10_000
 
 
 def test_a_variant_of_thinking_starts_from_the_state_after_the_parts(world, student, tmp_path, monkeypatch):

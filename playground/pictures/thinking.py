@@ -8,12 +8,16 @@ at the best by the dev style, with two further seeds. The same command goes on w
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
+import matplotlib
 import torch
+from matplotlib.figure import Figure
 
 import plume
 from plume.arguments import ArgumentParser
+from plume.evaluation.style import PALETTE, STYLE
 from plume.playground.pictures.develop import dev_scores
 from plume.playground.pictures.warmup import Phase, Pictures, Plan, Warmup, Words
 from plume.playground.pictures.world import World, read_world
@@ -76,6 +80,29 @@ def missing(rows: Sequence[Row], variants: Sequence[str]) -> Iterator[tuple[str,
     yield from (run for run in seeds if run not in done)
 
 
+def draw(rows: Sequence[Row], file: Path) -> None:
+    """Hit@10 on dev, two panels: by learning rate in the first seed, and of all seeds at each variant's best rate."""
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(7.5, 2.8), layout="constrained")
+        left, right = figure.subplots(1, 2, sharey=True)
+        variants = [variant for variant in VARIANTS if any(row["variant"] == variant for row in rows)]
+        for place, (variant, color) in enumerate(zip(variants, PALETTE, strict=False)):
+            own = sorted((row for row in rows if row["variant"] == variant), key=lambda row: row["rate"])
+            first = [row for row in own if row["seed"] == SEEDS[0]]
+            scores = lambda some: [row["dev"]["mean"]["hit@10"] for row in some]  # noqa: E731
+            left.plot([row["rate"] for row in first], scores(first), "o-", color=color, label=variant)
+            seeds = scores(row for row in own if row["rate"] == best_rate(rows, variant))
+            right.plot([place] * len(seeds), seeds, "o", color=color)
+            right.hlines(mean(seeds), place - 0.2, place + 0.2, color=color)
+        left.set(xscale="log", xlabel="learning rate", ylabel="Hit@10 (%)", title="one seed")
+        left.set_xticks(RATES, [f"{rate:g}" for rate in RATES])
+        left.minorticks_off()
+        left.legend()
+        right.set_xticks(range(len(variants)), variants)
+        right.set(title="at the best rate, every seed and their mean")
+        figure.savefig(file)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Read the command line and run what is missing.
 
@@ -94,6 +121,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     while left := list(missing(rows, args.variants)):
         rows.append(lab.run(*left[0]))
         args.output.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+    draw(rows, args.output.with_suffix(".png"))
 
 
 if __name__ == "__main__":
