@@ -7,7 +7,7 @@ role is ``"query"`` or ``"document"``. Instructions are part of the texts alread
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from inspect import signature
+from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -251,7 +251,10 @@ def steps_condition(config: Any, latent_steps: int | None = None) -> int | str:
 
 def processor_condition(processor: PlumeProcessor, latent_steps: int | str) -> dict[str, Any]:
     """What of the processor changes vectors, and K; settings of newer processors only where they are not the usual."""
-    usual = {name: parameter.default for name, parameter in signature(type(processor)).parameters.items()}
+    usual = {
+        field.name: field.default if field.default_factory is MISSING else field.default_factory()
+        for field in fields(processor)
+    }
     settings = {
         name: value
         for name, value in vars(processor).items()
