@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+import re
 import subprocess
 import sys
 import tarfile
@@ -199,6 +200,15 @@ def test_tasks_ask_for_every_concept_of_the_test_style(world, tmp_path):
     assert rows["words-uk-seen"].num_queries + rows["words-uk-unseen"].num_queries == sum(
         split_of(concept) == "train" for concept in world.concepts
     )
+
+
+def test_the_block_of_the_page_runs_and_finds_its_pictures(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    (block,) = re.findall(r"```python\n(.*?)```", Path("docs/pictures.md").read_text("utf-8"), re.DOTALL)
+    names = {}
+    exec(block, names)
+    vectors = plume.embed(names["pictures"], names["model"], progress=False).vectors
+    assert (names["words"] @ vectors.T).argmax(axis=1).tolist() == [0, 1, 2]
 
 
 def test_a_word_is_asked_for_in_another_language(world, tmp_path):
