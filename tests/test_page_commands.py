@@ -125,7 +125,7 @@ NOT_RUN = [
     "plume bench compare --quick --output quick.json",
     "plume bench compare --backbone qwen3_vl --quick --output qwen3.json",
     "plume bench parts --size 2b --dtype bf16 --batch 1 8",
-    "plume bench compare --minutes 45 --threads 2 --output docs/results/benchmark-cpu.json",
+    "plume bench compare --minutes 12 --threads 2 --output docs/results/benchmark-cpu.json",
     "plume bench compare --device cuda --output docs/results/benchmark-gpu.json",
     "python -m plume.playground.ablate --output sweep --results sweep/report --seeds 0 --variants full no_latent",
     "accelerate launch training/train.py --config training/recipes/lora_24gb.yaml --model_name_or_path MODEL --train_files pairs.jsonl --media_root media --output_dir my-plume",
