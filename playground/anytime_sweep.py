@@ -30,20 +30,21 @@ _EXPLICIT_SEED = 42
 _DEV_QUERIES = 40
 
 # A sentence is two look-up tokens, so two latent steps stand for it and stage 4 has all eight; the last stage is 5.
+# "readouts_weight" is what all read-outs weigh together.
 PHASES: tuple[dict[str, Any], ...] = (
-    {"stage_weights": [0, 3, 1, 0, 0, 0], "learning_rate": 1e-3, "max_steps": 200, "readout_weight": 0.05},
+    {"stage_weights": [0, 3, 1, 0, 0, 0], "learning_rate": 1e-3, "max_steps": 200, "readouts_weight": 0.25},
     {
         "stage_weights": [0, 0, 1, 2, 2, 0],
         "learning_rate": 7e-4,
         "max_steps": 400,
-        "readout_weight": 0.05,
+        "readouts_weight": 0.25,
         "per_device_train_batch_size": 32,
     },
     {
         "stage_weights": [0, 0, 0, 0, 1, 9],
         "learning_rate": 5e-4,
         "max_steps": 220,
-        "readout_weight": 0.1,
+        "readouts_weight": 0.5,
         "per_device_train_batch_size": 32,
         "stage_mixing": 0.3,
         "lr_scheduler_type": "linear",
@@ -55,7 +56,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "anytime": {
         **_VIEW,
         "steps_per_sentence": 2,
-        "readout_steps": [0, 2, 4, 6, 8],
+        "readout_steps": list(range(9)),
         "matryoshka_dims": [16, 64],
         "matryoshka_weights": [0.2, 0.2],
     },
@@ -76,8 +77,9 @@ def phase_options(variant: str, place: int, rate: float, steps: int) -> dict[str
         steps: Optimizer steps of the phase.
     """
     phase, own = dict(PHASES[place]), VARIANTS[variant]
-    weight = phase.pop("readout_weight")
-    read = {"readout_weights": [weight] * len(own["readout_steps"])} if "readout_steps" in own else {}
+    weight = phase.pop("readouts_weight")
+    count = len(own.get("readout_steps", ()))
+    read = {"readout_weights": [weight / count] * count} if count else {}
     scales = [1.0] * len(phase["stage_weights"])
     rates = {"learning_rate": phase["learning_rate"] * rate, "stage_lr_scales": scales}
     return {**phase, **own, **read, **rates, "max_steps": steps}
