@@ -75,16 +75,13 @@ class Context(ABC):
 
 
 class CachedContext(Context):
-    """Context over a KV cache: written in place without gradient, in immutable pieces with it."""
+    """Context over a KV cache."""
 
-    _cache: "PreallocatedCache"
+    _cache: "PieceCache"
     _shared: tuple[Tensor, Pair] | None = None
 
     def _read(self, inputs_embeds: Tensor, start: int, stop: int) -> Tensor:
-        if start == 0:
-            cache = PieceCache if torch.is_grad_enabled() else PreallocatedCache
-            self._cache = cache(self.attention_mask.shape[1])
-        self._cache = self._cache.for_next_pass(start)
+        self._cache = self._cache.next_pass(start) if start else PieceCache()
         # Checkpointed layers refuse to return a cache.
         arguments = {CACHE_ARGUMENT: self._cache, "use_cache": not _is_checkpointing(self.language_model)}
         if start > 0:
@@ -133,64 +130,44 @@ class RecomputedContext(Context):
         return self._run(self._read_so_far, 0, stop, use_cache=False, **self.prefix_arguments)[:, start:]
 
 
-class PreallocatedCache(Cache):
-    """Keys and values, ``(B, heads, L, head width)`` per layer, written in place into preallocated space."""
-
-    def __init__(self, num_columns: int) -> None:
-        super().__init__(layers=[])
-        self._num_columns, self._start = num_columns, 0
-        self.buffers: dict[int, Pair] = {}
-
-    def for_next_pass(self, start: int) -> "PreallocatedCache":
-        """The cache for a pass over the columns from ``start`` on."""
-        self._start = start
-        return self
-
-    def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any) -> Pair:
-        """Write the keys and values of this pass, and return those of all columns so far."""
-        if layer_idx not in self.buffers:
-            batch, heads, _, width = key_states.shape
-            shape = (batch, heads, self._num_columns, width)
-            self.buffers[layer_idx] = (key_states.new_empty(shape), value_states.new_empty(shape))
-        keys, values = self.buffers[layer_idx]
-        stop = self._start + key_states.shape[-2]
-        keys[:, :, self._start : stop] = key_states
-        values[:, :, self._start : stop] = value_states
-        return (key_states, value_states) if self._start == 0 else (keys[:, :, :stop], values[:, :, :stop])
-
-    def get_seq_length(self, layer_idx: int = 0) -> int:
-        """Columns before this pass."""
-        return self._start
-
-    def get_mask_sizes(self, query_length: int | Tensor, layer_idx: int = 0) -> tuple[int, int]:
-        """Keys that this pass sees, and the offset of the first; older libraries give the positions of the pass."""
-        queries = len(query_length) if isinstance(query_length, Tensor) else query_length
-        return self._start + queries, 0
-
-
-class PieceCache(PreallocatedCache):
-    """As :class:`PreallocatedCache` for use with gradient: one immutable piece per pass, after the earlier ones.
+class PieceCache(Cache):
+    """Keys and values, ``(B, heads, S, head width)`` per layer, of one pass, and of the passes before it.
 
     Nothing that a backward pass needs is written over, and a layer may be replayed.
     """
 
-    def __init__(self, num_columns: int, past: tuple["PieceCache", ...] = (), start: int = 0) -> None:
-        super().__init__(num_columns)
-        self._past, self._start = past, start
+    def __init__(self, past: tuple["PieceCache", ...] = (), start: int = 0) -> None:
+        super().__init__(layers=[])
+        self.past, self.start = past, start  # the columns before ``start`` are those of the past
+        self.buffers: dict[int, Pair] = {}
 
-    def for_next_pass(self, start: int) -> "PieceCache":
-        """The cache for a pass over the columns from ``start`` on."""
-        return PieceCache(self._num_columns, (*self._past, self) if start else (), start)
+    def next_pass(self, start: int) -> "PieceCache":
+        """The cache for a pass over the columns from ``start`` on; what this one has from there on is forgotten."""
+        kept = PieceCache(self.past, self.start)
+        length = start - self.start
+        kept.buffers = {layer: (k[:, :, :length], v[:, :, :length]) for layer, (k, v) in self.buffers.items()}
+        return PieceCache((*self.past, kept), start)
+
+    def columns(self, layer_idx: int) -> Pair:
+        """Keys and values of a layer for all columns so far."""
+        if not self.past:
+            return self.buffers[layer_idx]
+        keys, values = zip(*(piece.buffers[layer_idx] for piece in (*self.past, self)), strict=True)
+        return torch.cat(keys, dim=-2), torch.cat(values, dim=-2)
 
     def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any) -> Pair:
-        """Keep the keys and values of this pass, and return them after all earlier ones."""
+        """Keep the keys and values of this pass, and return those of all columns so far."""
         self.buffers[layer_idx] = (key_states, value_states)
-        pieces = []
-        for piece, following in zip(self._past, (*self._past, self)[1:], strict=True):
-            kept = following._start - piece._start
-            pieces.append(tuple(states[:, :, :kept] for states in piece.buffers[layer_idx]))
-        keys, values = zip(*pieces, (key_states, value_states), strict=True)
-        return torch.cat(keys, dim=-2), torch.cat(values, dim=-2)
+        return self.columns(layer_idx)
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """Columns before this pass."""
+        return self.start
+
+    def get_mask_sizes(self, query_length: int | Tensor, layer_idx: int = 0) -> tuple[int, int]:
+        """Keys that this pass sees, and the offset of the first; older libraries give the positions of the pass."""
+        queries = len(query_length) if isinstance(query_length, Tensor) else query_length
+        return self.start + queries, 0
 
 
 def context_class(language_model: Any) -> type[Context]:

@@ -101,8 +101,8 @@ class _ShrinkingContext(CachedContext):
             mask, rotary = self._shared
             cos, sin = (part.index_select(-3, rows) for part in rotary)
             self._shared = mask[rows], (cos, sin)
-        for layer, (keys, values) in self._cache.buffers.items():
-            self._cache.buffers[layer] = keys[rows], values[rows]
+        for piece in (*self._cache.past, self._cache):
+            piece.buffers = {layer: (keys[rows], values[rows]) for layer, (keys, values) in piece.buffers.items()}
 
 
 def embed_early(

@@ -50,21 +50,24 @@ class PackedProduct:
 
     def __init__(self, weights: Weights) -> None:
         self._weights = weights
-        self._packed: dict[torch.dtype, tuple[torch.Tensor, torch.Tensor | None]] = {}
+        self._packed: dict[torch.dtype, Product] = {}
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """The product for ``x``, ``(B, ..., in)``."""
         dtype = x.dtype
         if dtype == torch.bfloat16 and len(x) >= _FLOAT32_ROWS and emulates_bfloat16():
             dtype = torch.float32
-        found = self._packed.get(dtype)
-        if found is None:
-            weight, bias = self._weights()
-            whole = weight.detach().to(dtype).contiguous()
-            packed = torch.ops.mkldnn._reorder_linear_weight(whole, _ROWS_HINT)
-            found = self._packed[dtype] = packed, None if bias is None else bias.detach().to(dtype)
-        product = torch.ops.mkldnn._linear_pointwise(x.to(dtype), *found, "none", [], "")
-        return product if dtype == x.dtype else product.to(x.dtype)
+        if dtype not in self._packed:
+            self._packed[dtype] = self._pack(dtype)
+        return self._packed[dtype](x.to(dtype)).to(x.dtype)
+
+    def _pack(self, dtype: torch.dtype) -> Product:
+        weight, bias = self._weights()
+        whole, bias = weight.detach().to(dtype).contiguous(), None if bias is None else bias.detach().to(dtype)
+        if dtype == torch.bfloat16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported():  # needs more than AVX2
+            return partial(nn.functional.linear, weight=whole, bias=bias)
+        packed = torch.ops.mkldnn._reorder_linear_weight(whole, _ROWS_HINT)
+        return lambda x: torch.ops.mkldnn._linear_pointwise(x, packed, bias, "none", [], "")
 
 
 class PackedForward:

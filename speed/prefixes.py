@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import torch
 from transformers.utils import logging
 
-from plume.cache_plume import CACHE_ARGUMENT, PreallocatedCache
+from plume.cache_plume import CACHE_ARGUMENT, PieceCache
 from plume.modeling_plume import PlumeModel
 from plume.speed.freshness import Keeper, is_served, runs_own_code
 from plume.speed.packed import PackedForward
@@ -71,9 +71,10 @@ class PrefixForward(Keeper):
         else:
             # 3. Copy them, read the others. Padding gets the first token's: finite, and hidden by the mask.
             index_BC = (torch.arange(first) - starts.unsqueeze(1)).clamp(min=0)
+            known = PieceCache()
             for layer, (keys, values) in entry.layers.items():
-                cache.update(keys[:, index_BC].transpose(0, 1), values[:, index_BC].transpose(0, 1), layer)
-            cache.for_next_pass(first)
+                known.update(keys[:, index_BC].transpose(0, 1), values[:, index_BC].transpose(0, 1), layer)
+            cache.past, cache.start = (known,), first
             rest = {"inputs_embeds": vectors[:, first:], "position_ids": positions[..., first:]}
             output = own(self.owner, **{**kwargs, **rest})
             output.last_hidden_state = torch.cat([entry.hidden[index_BC], output.last_hidden_state], dim=1)
@@ -82,7 +83,7 @@ class PrefixForward(Keeper):
         part = slice(int(starts[row]), min(int(starts[row]) + _MOST_TOKENS, vectors.shape[1] - 1))
         new = []
         if first < part.stop:
-            keys_and_values = {n: [t[row, :, part].clone() for t in both] for n, both in cache.buffers.items()}
+            keys_and_values = {n: [t[row, :, part].clone() for t in cache.columns(n)] for n in cache.buffers}
             hidden = output.last_hidden_state[row, part].clone()
             new = [Entry(vectors[row, part].clone(), positions[:, row, part].clone(), keys_and_values, hidden)]
         recent = [*new, *([entry] if entry else [])]
@@ -91,7 +92,7 @@ class PrefixForward(Keeper):
 
     def _serves(self, kwargs: dict[str, Any]) -> bool:
         cache: Any = kwargs.get(CACHE_ARGUMENT)
-        if kwargs.keys() != _ARGUMENTS or type(cache) is not PreallocatedCache or cache.get_seq_length():
+        if kwargs.keys() != _ARGUMENTS or type(cache) is not PieceCache or cache.get_seq_length():
             return False
         if not is_served(self.owner, kwargs["inputs_embeds"].device):
             return False

@@ -45,7 +45,11 @@ def test_without_latent_steps_the_rationale_goes_sentence_by_sentence_too(tmp_pa
 def test_only_the_view_tells_fixed_k8_from_fixed_k8_view(tmp_path):
     read = {name: curriculum(name, 1, tmp_path) for name in ("fixed_k8", "fixed_k8_view", "anytime")}
     found = {name: args.readouts(stages.stages[3]) for name, (args, stages) in read.items()}
-    assert found == {"fixed_k8": {}, "fixed_k8_view": {6: 0.3}, "anytime": {**dict.fromkeys(range(6), pytest.approx(0.25 / 9)), 6: pytest.approx(0.3 + 0.25 / 9)}}
+    assert found == {
+        "fixed_k8": {},
+        "fixed_k8_view": {6: 0.3},
+        "anytime": {**dict.fromkeys(range(6), pytest.approx(0.25 / 9)), 6: pytest.approx(0.3 + 0.25 / 9)},
+    }
 
 
 def test_the_first_seed_chooses_among_the_rates_on_dev_and_only_once(tmp_path, monkeypatch):

