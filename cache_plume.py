@@ -88,7 +88,9 @@ class CachedContext(Context):
             step = self._step if self._shared else self._run
             return step(inputs_embeds, start, stop, **arguments)
         states = self._run(inputs_embeds, start, stop, **arguments, **self.prefix_arguments)
-        if _takes_plain_masks(self.language_model.config):
+        config = self.language_model.config
+        sliding = "sliding_attention" in (vars(config).get("layer_types") or ())
+        if config._attn_implementation in ("sdpa", "eager") and not sliding:  # other layers have masks of other formats
             self._shared = self._share(states)
         return states
 
@@ -189,9 +191,3 @@ def context_class(language_model: Any) -> type[Context]:
 
 def _is_checkpointing(language_model: Any) -> bool:
     return any(layer.training and layer.gradient_checkpointing for layer in language_model.layers)
-
-
-def _takes_plain_masks(config: Any) -> bool:
-    """Whether every layer of the decoder takes one additive mask; other kernels have formats of their own."""
-    sliding = "sliding_attention" in (vars(config).get("layer_types") or ())
-    return config._attn_implementation in ("sdpa", "eager") and not sliding

@@ -1,15 +1,12 @@
-"""Input checks: errors for inputs that would silently give a wrong vector, and warnings."""
+"""Input checks: errors for inputs that would silently give a wrong vector."""
 
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.utils import logging
 
 from .positions_plume import Media
-
-logger = logging.get_logger(__name__)
 
 
 def left_aligned(input_ids: Tensor, attention_mask: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -80,15 +77,3 @@ def check_finite(embeddings: Tensor) -> None:
     if not embeddings.isfinite().all():
         cause = "The embeddings are not finite (NaN or infinity), so similarities computed from them mean nothing."
         raise ValueError(f"{cause} Check the weights for NaN, and use bfloat16 or float32 instead of float16.")
-
-
-def emulates_bfloat16() -> bool:
-    """Whether this CPU has no bfloat16 arithmetic, so that every product converts its factors first."""
-    return torch.cpu._is_avx2_supported() and not torch.cpu._is_avx512_bf16_supported()
-
-
-def warn_of_emulation(vectors: Tensor) -> None:
-    """Say once that vectors of any shape in bfloat16 on such a CPU are slow (``docs/performance.md``)."""
-    if vectors.dtype == torch.bfloat16 and vectors.device.type == "cpu" and emulates_bfloat16():
-        what = "The weights are bfloat16, which this CPU only emulates: embedding takes some three times as long."
-        logger.warning_once(f"{what} Load with dtype=torch.float32 where memory allows it, at 4 bytes per weight.")

@@ -25,6 +25,7 @@ from .modeling_plume import PlumeModel
 from .pages import count_pages, render_page
 from .processing_plume import PlumeProcessor
 from .resume import Embeddings, Failure, Parts, Unit, condition_of
+from .speed.bfloat16 import warn_of_emulation
 from .start import HUB_OPTIONS
 
 _WINDOW = 4  # batches prepared at a time
@@ -72,7 +73,9 @@ def load(
         )
     loaded = AutoModel.from_pretrained(path, dtype=dtype, **options).eval()
     chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    return loaded.to(chosen), AutoProcessor.from_pretrained(path, **hub)
+    loaded = loaded.to(chosen)
+    warn_of_emulation(loaded)
+    return loaded, AutoProcessor.from_pretrained(path, **hub)
 
 
 def embed(

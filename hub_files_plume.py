@@ -1,8 +1,7 @@
 """The files, next to weights and code, that make a folder a complete Hub repository.
 
-Three JSON files let sentence-transformers drive the model with its built-in module, so that no custom module
-(and no second implementation) exists; a model card tells people how to load it. Existing cards are kept. A save leaves
-no older weights behind, and a load looks at the headers of weights first.
+Three JSON files let sentence-transformers drive the model with its built-in module, so that there is no second
+implementation. A save leaves no older weights behind, and a load looks at the headers of weights first.
 """
 
 import json
@@ -22,15 +21,13 @@ _FLOATS = ("F64", "F32", "F16", "BF16")
 ST_FILES = ("modules.json", "sentence_bert_config.json", "config_sentence_transformers.json")
 PUSH_OPTIONS = ("repo_id", "commit_message", "commit_description", "private", "token", "revision", "create_pr")
 
-_MODULE = {"idx": 0, "name": "0", "path": "", "kwargs": ["num_latent_steps", "task"]}
-_MODULE["type"] = "sentence_transformers.base.modules.transformer.Transformer"
+_TYPE = "sentence_transformers.base.modules.transformer.Transformer"
+_MODULE = {"idx": 0, "name": "0", "path": "", "type": _TYPE, "kwargs": ["num_latent_steps", "task"]}
 _MODALITY = {"method": "forward", "method_output_name": "embeddings"}
 _TRANSFORMER = {
     "transformer_task": "feature-extraction",
-    "modality_config": {
-        **dict.fromkeys(("text", "image", "video"), _MODALITY),
-        "message": {**_MODALITY, "format": "structured"},
-    },
+    "modality_config": {name: _MODALITY for name in ("text", "image", "video")}
+    | {"message": {**_MODALITY, "format": "structured"}},
     "module_output_name": "sentence_embedding",
     # Where a text is cut, the processor keeps the ending: sentence-transformers shall not write its own over it.
     "processing_kwargs": {"chat_template": {"add_generation_prompt": True, "restore_suffix": False}},
@@ -57,16 +54,12 @@ steps over its key-value cache (PLUME, arXiv 2604.02073). Replace `org/plume` by
 
 ```python
 from sentence_transformers import SentenceTransformer
-
 model = SentenceTransformer("org/plume", trust_remote_code=True)
 queries = model.encode_query(["a red bus at a stop"])
 documents = model.encode_document([{"image": "bus.jpg"}, {"video": "bus.mp4"}, "a bus timetable"])
 print(model.similarity(queries, documents))
-```
 
-```python
 from transformers import AutoModel, AutoProcessor
-
 model = AutoModel.from_pretrained("org/plume", trust_remote_code=True)
 processor = AutoProcessor.from_pretrained("org/plume", trust_remote_code=True)
 embeddings = model(**processor.process_queries(["a red bus at a stop"])).embeddings
@@ -83,17 +76,13 @@ def write_hub_files(folder: str | os.PathLike, prompts: dict[str, str] | None = 
     Settings that the folder has already stay, because sentence-transformers saves its own before it asks model and
     processor to save theirs. ``prompts`` are the instructions per role, where the caller owns them.
     """
-    root = Path(folder)
-    settings = root / "config_sentence_transformers.json"
+    root, settings = Path(folder), Path(folder, "config_sentence_transformers.json")
     existing = json.loads(settings.read_text("utf-8")) if settings.exists() else {}
     if prompts is not None and "__version__" not in existing:  # sentence-transformers writes its version
         existing["prompts"] = prompts
-    contents = {
-        "modules.json": json.dumps([_MODULE], indent=2),
-        "sentence_bert_config.json": json.dumps(_TRANSFORMER, indent=2),
-        "README.md": MODEL_CARD,
-    }
-    for name, content in contents.items():
+    files = {"modules.json": json.dumps([_MODULE], indent=2), "README.md": MODEL_CARD}
+    files["sentence_bert_config.json"] = json.dumps(_TRANSFORMER, indent=2)
+    for name, content in files.items():
         if not (root / name).exists():
             (root / name).write_text(content, encoding="utf-8")
     settings.write_text(json.dumps({**_SENTENCE_TRANSFORMERS, **existing}, indent=2), encoding="utf-8")
@@ -131,11 +120,11 @@ def check_weights(name: str | os.PathLike, options: Mapping[str, Any], loaded: b
     Raises:
         ValueError: As :func:`weight_headers`. What is no safetensors passes.
     """
-    subfolder, is_folder = options.get("subfolder") or "", os.path.isdir(name)
-    file = Path(subfolder, "config.json").as_posix()
-    if is_folder and not loaded:
+    subfolder = options.get("subfolder") or ""
+    if os.path.isdir(name) and not loaded:
         weight_headers(Path(name, subfolder))
-    elif loaded and not is_folder:
+    elif loaded and not os.path.isdir(name):
+        file = Path(subfolder, "config.json").as_posix()
         found = try_to_load_from_cache(str(name), file, options.get("cache_dir"), options.get("revision"))
         if isinstance(found, str):
             weight_headers(Path(found).parent)

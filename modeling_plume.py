@@ -29,12 +29,12 @@ from transformers.core_model_loading import WeightRenaming
 from transformers.utils import logging
 
 from .cache_plume import Context, context_class
-from .checks_plume import check_finite, check_prefix, check_readout_steps, check_suffix, left_aligned, warn_of_emulation
+from .checks_plume import check_finite, check_prefix, check_readout_steps, check_suffix, left_aligned
 from .configuration_plume import PlumeConfig
 from .fields_plume import Count  # noqa: F401 (older loaders copy only the files that are named here)
 from .hub_files_plume import PUSH_OPTIONS, WEIGHT_FILES, HubFolder, check_weights, write_hub_files
 from .latent_plume import LatentExperts, LatentRouter, LatentTransition
-from .positions_plume import Media, media_of, mrope_index, rollout_positions
+from .positions_plume import Media, mrope_index, rollout_positions
 from .rollout_plume import PlumeOutput, rollout, state_at
 
 logger = logging.get_logger(__name__)
@@ -92,8 +92,11 @@ class PlumeModel(HubFolder, _Mixed):
         return self
 
     def media_of(self, inputs: Mapping[str, Any]) -> list[Media]:
-        """Images and videos among model inputs, by their names."""
-        return media_of(self.config, inputs)
+        """Images and videos among model inputs, by their names; what is absent is None."""
+        return [
+            Media(self.config.image_token_id, inputs.get("pixel_values"), inputs.get("image_grid_thw")),
+            Media(self.config.video_token_id, inputs.get("pixel_values_videos"), inputs.get("video_grid_thw")),
+        ]
 
     def prefix_arguments(self, placeholders: list[Tensor], outputs: list[Any]) -> dict[str, Any]:
         """What the decoder takes with a prefix that has media, beyond its input vectors.
@@ -182,12 +185,12 @@ class PlumeModel(HubFolder, _Mixed):
 
         # 1. Prefix: one pass over text and media.
         input_ids, attention_mask = left_aligned(input_ids, attention_mask)
-        num_reserved = num_latent_steps + max(suffix_input_ids.shape[1], read_ids.shape[1])
+        reserved = num_latent_steps + max(suffix_input_ids.shape[1], read_ids.shape[1])
         embed, gen = self.get_input_embeddings(), self.config.embedding_token_id
         read_BSD = embed(read_ids)
         # Not in training, where a dropout of the backbone would draw other numbers than it does pass by pass.
         ahead = read_BSD if 0 in steps and not self.training else None
-        context = self.read_prefix(input_ids, attention_mask, self.media_of(given), num_reserved, ahead)
+        context = self.read_prefix(input_ids, attention_mask, self.media_of(given), reserved, ahead)
         # 2. Anchor: the last <anchor> of each row.
         anchor_BD = state_at(context.hidden, input_ids, self.config.anchor_token_id)
         # 3. Rollout: latent steps and suffix.
@@ -213,16 +216,11 @@ class PlumeModel(HubFolder, _Mixed):
         )
 
     def read_prefix(
-        self,
-        input_ids: Tensor,
-        attention_mask: Tensor,
-        media: list[Media],
-        num_reserved: int,
-        ahead: Tensor | None = None,
+        self, input_ids: Tensor, attention_mask: Tensor, media: list[Media], reserved: int, ahead: Tensor | None = None
     ) -> Context:
         """Run the prefix pass of a left-padded batch, ids and mask ``(B, T)``, every row ending in ``<slt>``.
 
-        ``media`` are :meth:`media_of` the inputs; ``num_reserved`` positions are laid out for latent steps and suffix.
+        ``media`` are :meth:`media_of` the inputs; ``reserved`` positions are laid out for latent steps and suffix.
         ``ahead`` are input vectors of a suffix, ``(B, S, D)``, to look ahead at in the same pass.
 
         Raises:
@@ -230,10 +228,9 @@ class PlumeModel(HubFolder, _Mixed):
         """
         check_prefix(input_ids, attention_mask, media, self.config)
         inputs_embeds, prefix_arguments = self._embed(input_ids, media)
-        warn_of_emulation(inputs_embeds)
         merge_size, scheme = self.model.visual.spatial_merge_size, self.config.position_scheme
-        position_ids = rollout_positions(input_ids, attention_mask, media, merge_size, num_reserved, scheme)
-        mask = nn.functional.pad(attention_mask, (0, num_reserved), value=1)
+        position_ids = rollout_positions(input_ids, attention_mask, media, merge_size, reserved, scheme)
+        mask = nn.functional.pad(attention_mask, (0, reserved), value=1)
         decoder = self.model.language_model
         return context_class(decoder)(decoder, inputs_embeds, ahead, mask, position_ids, prefix_arguments)
 

@@ -11,8 +11,7 @@ host wait for the device.
 4. Padding is ignored: each row starts at 0 however far it is padded.
 """
 
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -28,14 +27,6 @@ class Media(NamedTuple):
     frames_apart: bool = False  # whether every temporal patch is an item of its own for positions (Qwen3-VL)
 
 
-def media_of(config: Any, inputs: Mapping[str, Any]) -> list[Media]:
-    """Images and videos among model inputs; what is absent is None."""
-    return [
-        Media(config.image_token_id, inputs.get("pixel_values"), inputs.get("image_grid_thw")),
-        Media(config.video_token_id, inputs.get("pixel_values_videos"), inputs.get("video_grid_thw")),
-    ]
-
-
 def mrope_index(
     input_ids: Tensor, attention_mask: Tensor, media: list[Media], merge_size: int
 ) -> tuple[Tensor, Tensor]:
@@ -47,18 +38,16 @@ def mrope_index(
         media: Images and videos of the batch; their pixels do not matter here.
         merge_size: Patches per token along height and width.
     """
-    num_axes, (batch, length) = 3, input_ids.shape
     valid = attention_mask.bool()
     advance = valid.long()
-    within = torch.zeros(num_axes, batch * length, dtype=torch.long, device=input_ids.device)
+    within = torch.zeros(3, valid.numel(), dtype=torch.long, device=input_ids.device)
     for kind in media:
         if kind.grid_thw is not None:
             is_media = ((input_ids == kind.token_id) & valid).flatten()
             offsets, spans = _offsets_within_media(is_media, kind, merge_size)
             within += offsets
-            advance = torch.where(is_media.view(batch, length), spans.view(batch, length), advance)
-    start = advance.cumsum(dim=-1) - advance
-    positions = start + within.view(num_axes, batch, length)
+            advance = torch.where(is_media.view_as(valid), spans.view_as(valid), advance)
+    positions = advance.cumsum(dim=-1) - advance + within.view(3, *valid.shape)
     return positions.masked_fill(~valid, 0), advance.sum(dim=-1)
 
 
@@ -73,8 +62,6 @@ def rollout_positions(
     prefix, following = mrope_index(input_ids, attention_mask, media, merge_size)
     if position_scheme == "kv_length":
         following = attention_mask.sum(dim=-1)
-    elif position_scheme != "mrope":
-        raise ValueError(f"position_scheme={position_scheme!r} is unknown. Use 'mrope' or 'kv_length'.")
     ahead = following.unsqueeze(1) + torch.arange(num_ahead, device=input_ids.device)
     return torch.cat([prefix, ahead.expand(len(prefix), -1, -1)], dim=-1)
 

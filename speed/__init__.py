@@ -7,6 +7,7 @@
 
 from typing import Any
 
+from plume.speed.bfloat16 import warn_of_emulation
 from plume.speed.packed import pack_products
 from plume.speed.pictures import reuse_pictures
 from plume.speed.prefixes import reuse_prefixes
@@ -30,6 +31,8 @@ def speed_up(model: Any, enabled: bool = True, *, pack: bool = True, int8: bool 
     """
     if int8 and not pack:
         raise ValueError("int8=True is a way to pack weights, so pack=False would leave it without effect. Drop one.")
+    if enabled:
+        warn_of_emulation(model)
     pack_products(model, enabled and pack, int8)
     reuse_prefixes(model, enabled and reuse)
     reuse_pictures(model, enabled and reuse)

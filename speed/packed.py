@@ -23,7 +23,7 @@ import torch
 from torch import nn
 from transformers.utils import logging
 
-from plume.checks_plume import emulates_bfloat16
+from plume.speed.bfloat16 import emulates_bfloat16
 from plume.speed.freshness import stamp_weights
 from plume.speed.int8 import Int8Product, computes_exactly, quantize, read_quantized
 

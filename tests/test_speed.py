@@ -7,6 +7,7 @@ import pytest
 import torch
 from transformers import AutoModel
 
+import plume
 from inputs import embed, mixed_inputs
 from inputs import every_backbone as model_type  # noqa: F401 (the fixture of this module)
 from plume.cache_plume import CachedContext, RecomputedContext
@@ -257,11 +258,12 @@ def test_a_model_from_remote_code_alone_says_so_and_runs(model, processor, monke
     ("dtype", "emulated", "count"), [(torch.bfloat16, True, 1), (torch.bfloat16, False, 0), (torch.float32, True, 0)]
 )
 def test_emulated_bfloat16_is_warned_of(checkpoint, processor, monkeypatch, dtype, emulated, count):
-    monkeypatch.setattr("plume.checks_plume.emulates_bfloat16", lambda: emulated)
+    monkeypatch.setattr("plume.speed.bfloat16.emulates_bfloat16", lambda: emulated)
     messages = []
-    monkeypatch.setattr("plume.checks_plume.logger.warning_once", messages.append)
-    embed(AutoModel.from_pretrained(checkpoint, dtype=dtype).eval(), processor, ["a red bus"])
-    assert len(messages) == count
+    monkeypatch.setattr("plume.speed.bfloat16.logger.warning_once", messages.append)
+    plume.load(checkpoint, dtype=dtype, device="cpu")
+    AutoModel.from_pretrained(checkpoint, dtype=dtype).speed_up()
+    assert len(messages) == 2 * count
     assert all("dtype=torch.float32" in message for message in messages)
 
 
@@ -293,9 +295,7 @@ def test_gradients_equal_those_of_whole_passes(checkpoint, processor, monkeypatc
 def test_the_cache_takes_no_more_columns_than_reserved(model, processor):
     features = processor.process_documents(["a red bus"])
     with torch.no_grad():
-        context = model.read_prefix(
-            features["input_ids"], features["attention_mask"], model.media_of({}), num_reserved=4
-        )
+        context = model.read_prefix(features["input_ids"], features["attention_mask"], model.media_of({}), reserved=4)
         assert isinstance(context, CachedContext)
         for _ in range(4):
             context.extend(context.hidden[:, -1:])

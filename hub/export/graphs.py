@@ -21,7 +21,7 @@ from transformers import AttentionInterface, Cache
 from plume.cache_plume import CACHE_ARGUMENT
 from plume.latent_plume import LatentExperts
 from plume.modeling_plume import PlumeModel
-from plume.positions_plume import media_of, rollout_positions
+from plume.positions_plume import Media, rollout_positions
 
 _ATTENTION = "plume_grouped"
 
@@ -57,7 +57,10 @@ class Tokens(nn.Module):
             Input vectors ``(B, T, D)``, and the positions of the prefix and of the first token after it,
             ``(3, B, T + 1)``.
         """
-        media = media_of(self.config, {"image_grid_thw": image_grid_thw, "video_grid_thw": video_grid_thw})
+        media = [
+            Media(self.config.image_token_id, None, image_grid_thw),
+            Media(self.config.video_token_id, None, video_grid_thw),
+        ]
         merge_size = self.config.vision_config.spatial_merge_size
         scheme = self.config.position_scheme
         position_ids = rollout_positions(input_ids, attention_mask, media, merge_size, 1, scheme)
