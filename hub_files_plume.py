@@ -4,14 +4,15 @@ Three JSON files let sentence-transformers drive the model with its built-in mod
 implementation. A save leaves no older weights behind, and a load looks at the headers of weights first.
 """
 
+import importlib
 import json
 import os
-import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import CommitInfo, HfApi, try_to_load_from_cache
+from huggingface_hub import try_to_load_from_cache
 from safetensors import SafetensorError, safe_open
 
 # Weights of an earlier save or upload in other pieces would be loaded instead of the new ones.
@@ -19,6 +20,7 @@ WEIGHT_FILES = ["model.safetensors", "model-*-of-*.safetensors", "model.safetens
 _FLOATS = ("F64", "F32", "F16", "BF16")
 # What says how sentence-transformers drives the model; a repository's own stay.
 ST_FILES = ("modules.json", "sentence_bert_config.json", "config_sentence_transformers.json")
+_PACKAGE = "plume.hub.folder"  # the card and the upload: no vector depends on them
 PUSH_OPTIONS = ("repo_id", "commit_message", "commit_description", "private", "token", "revision", "create_pr")
 
 _TYPE = "sentence_transformers.base.modules.transformer.Transformer"
@@ -41,75 +43,41 @@ _SENTENCE_TRANSFORMERS = {
         "transformers": {"specifier": ">=5.0,<6", "reason": "PLUME subclasses the Qwen2-VL of transformers 5."}
     },
 }
-MODEL_CARD = """---
-library_name: sentence-transformers
-pipeline_tag: sentence-similarity
-tags: [sentence-transformers, transformers, multimodal-embedding, visual-document-retrieval, video-retrieval,
-  latent-reasoning, custom_code]
----
-# PLUME
-
-Text, images, videos and page images in one retrieval space. Before it embeds, the model thinks a few latent
-steps over its key-value cache (PLUME, arXiv 2604.02073). Replace `org/plume` by this repository's id.
-
-```python
-from sentence_transformers import SentenceTransformer
-model = SentenceTransformer("org/plume", trust_remote_code=True)
-queries = model.encode_query(["a red bus at a stop"])
-documents = model.encode_document([{"image": "bus.jpg"}, {"video": "bus.mp4"}, "a bus timetable"])
-print(model.similarity(queries, documents))
-
-from transformers import AutoModel, AutoProcessor
-model = AutoModel.from_pretrained("org/plume", trust_remote_code=True)
-processor = AutoProcessor.from_pretrained("org/plume", trust_remote_code=True)
-embeddings = model(**processor.process_queries(["a red bus at a stop"])).embeddings
-```
-
-The number of latent steps, the token positions, the prompt and the pixel limits are stored with the weights.
-State here: training data, scores with their condition, limits, licence and base model.
-"""
 
 
 def write_hub_files(folder: str | os.PathLike, prompts: dict[str, str] | None = None) -> None:
-    """Write the sentence-transformers files into ``folder``, and a model card if there is none.
+    """Write the sentence-transformers files into ``folder``, and a model card if the package is installed.
 
-    Settings that the folder has already stay, because sentence-transformers saves its own before it asks model and
-    processor to save theirs. ``prompts`` are the instructions per role, where the caller owns them.
+    What the folder has already stays, because sentence-transformers saves its own before it asks model and processor to
+    save theirs. ``prompts`` are the instructions per role, where the caller owns them.
     """
     root, settings = Path(folder), Path(folder, "config_sentence_transformers.json")
     existing = json.loads(settings.read_text("utf-8")) if settings.exists() else {}
     if prompts is not None and "__version__" not in existing:  # sentence-transformers writes its version
         existing["prompts"] = prompts
-    files = {"modules.json": json.dumps([_MODULE], indent=2), "README.md": MODEL_CARD}
-    files["sentence_bert_config.json"] = json.dumps(_TRANSFORMER, indent=2)
-    for name, content in files.items():
+    for name, content in (("modules.json", [_MODULE]), ("sentence_bert_config.json", _TRANSFORMER)):
         if not (root / name).exists():
-            (root / name).write_text(content, encoding="utf-8")
+            (root / name).write_text(json.dumps(content, indent=2), encoding="utf-8")
+    with suppress(ImportError):
+        importlib.import_module(_PACKAGE).write_card(root)
     settings.write_text(json.dumps({**_SENTENCE_TRANSFORMERS, **existing}, indent=2), encoding="utf-8")
 
 
 class HubFolder:
     """What is uploaded as the whole folder that its ``save_pretrained`` writes."""
 
-    save_pretrained: Callable[..., Any]
+    def push_to_hub(self, repo_id: str, **options: Any) -> Any:
+        """Upload all that is saved; ``options`` are those of ``plume.hub.folder.push_folder``.
 
-    def push_to_hub(
-        self, repo_id: str, private: bool | None = None, token: Any = None, revision: str | None = None, **upload: Any
-    ) -> CommitInfo:
-        """Upload all that is saved; the card and the sentence-transformers files that a repository has are kept.
-
-        The repository is created where it does not exist. ``upload`` are options of the Hub's ``upload_folder``.
+        Raises:
+            ImportError: If the package is not installed, which keeps the card and the prompts of a repository.
         """
-        api = HfApi(token=token)
-        repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
-        with tempfile.TemporaryDirectory() as folder:
-            for name in (*ST_FILES, "README.md"):
-                if api.file_exists(repo_id, name, revision=revision):
-                    api.hf_hub_download(repo_id, name, revision=revision, local_dir=folder)
-            self.save_pretrained(folder)
-            has_weights = any(Path(folder).glob("model*.safetensors"))  # a processor has none
-            options = {"commit_message": "Upload PLUME", "delete_patterns": WEIGHT_FILES if has_weights else None}
-            return api.upload_folder(repo_id=repo_id, folder_path=folder, revision=revision, **{**options, **upload})
+        try:
+            package = importlib.import_module(_PACKAGE)
+        except ImportError as error:
+            cause = "push_to_hub needs the package, which keeps a repository's card and prompts"
+            raise ImportError(f"{cause}: pip install plume-embedding, or save_pretrained and `hf upload`.") from error
+        return package.push_folder(self, repo_id, **options)
 
 
 def check_weights(name: str | os.PathLike, options: Mapping[str, Any], loaded: bool) -> None:

@@ -1,6 +1,6 @@
 """The model card of a training run."""
 
-from plume.hub_files_plume import MODEL_CARD
+from plume.hub.folder import MODEL_CARD
 from plume.training.config import PlumeTrainingConfig
 
 

@@ -10,8 +10,9 @@ from typing import Any
 from huggingface_hub import CommitInfo, HfApi
 
 from plume.hub.closure import closure
+from plume.hub.folder import MODEL_CARD
 from plume.hub.layout import open_source
-from plume.hub_files_plume import MODEL_CARD, WEIGHT_FILES
+from plume.hub_files_plume import WEIGHT_FILES
 
 HANDLER = Path(__file__).parents[1] / "handler.py"
 _LIMITS = (
