@@ -7,11 +7,9 @@ Legend: B batch, T prefix length, S new positions, R reserved columns (latent st
 3. Each later pass calls the decoder layers themselves over the cache, so that hooks, adapters, quantized and patched
    layers count in every latent step.
 
-Two contexts give the same states and gradients, up to rounding:
-
-- :class:`CachedContext` keeps keys and values (C(k) of Eq. 3): one new position costs one position.
-- :class:`RecomputedContext` runs the whole grown sequence again, for reentrant gradient checkpointing and for
-  transformers that drop the cache of a checkpointed layer. Tests compare the cache with it.
+:class:`CachedContext` keeps keys and values (C(k) of Eq. 3). :class:`RecomputedContext` runs the whole grown sequence
+again, to the same states and gradients, for reentrant gradient checkpointing and for transformers that drop the cache of
+a checkpointed layer. Tests compare the two.
 """
 
 import inspect
@@ -28,8 +26,7 @@ from transformers.models.qwen2.modeling_qwen2 import Qwen2Model
 
 # transformers 5.24 renamed the argument and warns about the old name.
 CACHE_ARGUMENT = "cache" if "cache" in inspect.signature(Qwen2Model.forward).parameters else "past_key_values"
-# Older layers drop any cache under gradient checkpointing and have no switch to keep it.
-_KEEPS_CACHE = "_can_checkpoint_with_cache"
+_KEEPS_CACHE = "_can_checkpoint_with_cache"  # a switch that older layers do not have
 Pair = tuple[Tensor, Tensor]
 
 
@@ -50,10 +47,9 @@ class Context(ABC):
         self.hidden, self.seen_ahead = states[:, :prefix], None if ahead is None else states[:, prefix:]
 
     def extend(self, inputs_embeds: Tensor, keep: int | None = None) -> Tensor:
-        """Read input vectors, ``(B, S, D)``, at the next S positions.
+        """States ``(B, S, D)``, post-norm, of input vectors ``(B, S, D)`` at the next S positions.
 
-        All of them stay, or the first ``keep``; the others are forgotten again. Returns their states, ``(B, S, D)``,
-        post-norm.
+        All of them stay, or the first ``keep``; the others are forgotten again.
         """
         start, stop = self._length, self._length + inputs_embeds.shape[1]
         assert stop <= self.attention_mask.shape[1], "more columns than the context reserved"
@@ -109,11 +105,8 @@ class CachedContext(Context):
         mask, (cos, sin) = self._shared
         prefix = mask.shape[-1] - mask.shape[-2]
         rows = slice(start - prefix, stop - prefix)
-        arguments = {
-            "attention_mask": mask[:, :, rows, :stop],
-            "position_embeddings": (cos[..., rows, :], sin[..., rows, :]),
-            **arguments,
-        }
+        arguments["position_embeddings"] = cos[..., rows, :], sin[..., rows, :]
+        arguments["attention_mask"] = mask[:, :, rows, :stop]
         for layer in self.language_model.layers:
             x_BSD = layer(x_BSD, **arguments)
             if isinstance(x_BSD, tuple):  # older layers
@@ -175,8 +168,7 @@ class PieceCache(Cache):
 def context_class(language_model: Any) -> type[Context]:
     """The context that a decoder can be read with as it is set.
 
-    Reentrant checkpointing runs a layer without gradient first, so that what it keeps for later passes has none: there
-    the whole sequence is read again.
+    Reentrant checkpointing first runs a layer without gradient, so what it keeps for later passes would have none.
     """
     if not _is_checkpointing(language_model):
         return CachedContext

@@ -1,9 +1,8 @@
 """PLUME configuration: a backbone's configuration plus the latent fields.
 
-The paper is arXiv 2604.02073. Field names are the paper's words: *anchor*, *latent steps* (K), *experts*
-(M_e), *active experts* (K_r), *suffix*. This file stores token ids; the processor stores their strings. Invariant:
-two models with equal configuration and equal weights give equal vectors for equal inputs, so every number of the model
-that changes a vector is a field here and is written to ``config.json``.
+Field names are the words of the paper (arXiv 2604.02073): *anchor*, *latent steps* (K), *experts* (M_e), *active
+experts* (K_r), *suffix*. Every number of the model that changes a vector is a field and is written to ``config.json``.
+Token ids are stored here, their strings by the processor.
 """
 
 from inspect import get_annotations
