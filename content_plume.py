@@ -91,8 +91,7 @@ def canonical_messages(conversation: Sequence[Any], control_tokens: Sequence[str
     """
     messages = [_canonical_message(message, control_tokens) for message in conversation]
     if not any(message["role"] == "user" and message["content"] for message in messages):
-        cause = "An input is empty: no text and no media, so there is nothing to embed."
-        raise ValueError(f"{cause} Drop it, or give it a text, an image or a video.")
+        raise ValueError("An input is empty, so there is nothing to embed. Drop it, or give it a text, image or video.")
     if messages[-1]["role"] == "system":
         raise ValueError("A system message comes after the user's, so it instructs nothing. Put it first.")
     if blank and all(part["type"] == "text" for message in messages for part in message["content"]):
@@ -106,8 +105,7 @@ def _canonical_message(message: Mapping[str, Any], control_tokens: Sequence[str]
         raise ValueError(f"A chat message needs 'role' and 'content', got {message!r:.100}.")
     role, content = message["role"], message["content"]
     if role not in ROLES:
-        cause = f"A chat message has the role {role!r}; PLUME knows {', '.join(ROLES)}."
-        raise ValueError(f"{cause} A pair of inputs is not one input: embed its two sides separately.")
+        raise ValueError(f"The role {role!r} is none of {', '.join(ROLES)}. Of a pair, embed its two sides separately.")
     given = [{"type": "text", "text": content}] if isinstance(content, str) else content
     if not isinstance(given, (list, tuple)) or not all(isinstance(part, Mapping) for part in given):
         raise ValueError(f"The content of a chat message is a text or a list of parts, got {content!r:.100}.")
@@ -132,8 +130,7 @@ def _canonical_message(message: Mapping[str, Any], control_tokens: Sequence[str]
 def _canonical_parts(part: Mapping[str, Any], control_tokens: Sequence[str]) -> list[dict[str, Any]]:
     kind = part.get("type")
     if kind not in MODALITIES:
-        cause = f"An input names the unknown modality {kind!r}, which this model cannot embed."
-        raise ValueError(f"{cause} Use {', '.join(MODALITIES)}.")
+        raise ValueError(f"An input has the unknown modality {kind!r}: only {', '.join(MODALITIES)} can be embedded.")
     sources = (kind,) if kind == "text" else (kind, "url", "path")
     unknown = [key for key, value in part.items() if key not in ("type", *sources) and value is not None]
     if unknown:
@@ -156,8 +153,7 @@ def _as_several(kind: str, value: Any) -> list[Any]:
         return [value]
     whole = [kind != "video" or _is_whole_video(entry) for entry in value]
     if any(whole) and not all(whole):
-        cause = "A list of videos mixes whole videos and single frames."
-        raise ValueError(f"{cause} Give video files or lists of frames for several videos, and frames alone for one.")
+        raise ValueError("A list of videos mixes whole videos and single frames. Give videos only, or one's frames.")
     return list(value) if all(whole) and (value or kind != "video") else [value]
 
 
