@@ -12,24 +12,18 @@ from .vision_plume import Clip, is_array
 
 
 class MediaKind(NamedTuple):
-    """One kind of media: its token in the prompt, and the names of its pixel limits and of its model inputs."""
+    """One kind of media: its token in the prompt, the prefix of its settings, and the names of its model inputs."""
 
     placeholder: str
-    limits: tuple[str, str]  # settings of its smallest and largest area
+    prefix: str  # before min_pixels and max_pixels, the settings of its smallest and largest area
     pixels: str  # patches of all items, one after the other
     grid: str  # grids (time, height, width), one row per item
     others: tuple[str, ...] = ()  # more inputs with one row per item, which may be absent
 
 
 MEDIA_KINDS = {
-    "image": MediaKind("<|image_pad|>", ("min_pixels", "max_pixels"), "pixel_values", "image_grid_thw"),
-    "video": MediaKind(
-        "<|video_pad|>",
-        ("video_min_pixels", "video_max_pixels"),
-        "pixel_values_videos",
-        "video_grid_thw",
-        ("second_per_grid_ts",),
-    ),
+    "image": MediaKind("<|image_pad|>", "", "pixel_values", "image_grid_thw"),
+    "video": MediaKind("<|video_pad|>", "video_", "pixel_values_videos", "video_grid_thw", ("second_per_grid_ts",)),
 }
 MODALITIES = ("text", *MEDIA_KINDS)
 ROLES = ("system", "user", "assistant")
@@ -85,30 +79,25 @@ def _is_whole_video(entry: Any) -> bool:
     return name.startswith("data:video/") or name.split("?")[0].endswith(_VIDEO_ENDINGS)
 
 
-def canonical_messages(conversation: Sequence[Any], control_tokens: Sequence[str]) -> list[dict[str, Any]]:
+def canonical_messages(conversation: Sequence[Any], control_tokens: Sequence[str], blank: int = 0) -> list[dict]:
     """Check chat messages and bring them into the order of the prompt.
 
-    A single text goes after its media, whatever the order it was given in; several texts keep their places
-    between the media, and become one, line by line, where nothing stands between them. Blank texts are left out. Texts
-    are neutralised, media stay as they are.
+    A single text goes after its media, whatever the order it was given in; several texts keep their places between the
+    media, and become one, line by line, where nothing stands between them. Blank texts are left out. Texts are
+    neutralised, media stay as they are. A white image of ``blank`` pixels, if any, stands for missing media.
 
     Raises:
         ValueError: If a message is malformed, names an unknown modality, or the user gives neither text nor media.
     """
     messages = [_canonical_message(message, control_tokens) for message in conversation]
     if not any(message["role"] == "user" and message["content"] for message in messages):
-        cause = "An input is empty: no text and no media, so there is nothing to embed."
-        raise ValueError(f"{cause} Drop it, or give it a text, an image or a video.")
+        raise ValueError("An input is empty, so there is nothing to embed. Drop it, or give it a text, image or video.")
     if messages[-1]["role"] == "system":
         raise ValueError("A system message comes after the user's, so it instructs nothing. Put it first.")
-    return messages
-
-
-def add_blank_image(messages: list[dict[str, Any]], size: int) -> None:
-    """Put a white image of ``size`` pixels in front of checked messages without media."""
-    if all(part["type"] == "text" for message in messages for part in message["content"]):
+    if blank and all(part["type"] == "text" for message in messages for part in message["content"]):
         user = next(message for message in messages if message["role"] == "user")
-        user["content"].insert(0, {"type": "image", "image": Image.new("RGB", (size, size), "white")})
+        user["content"].insert(0, {"type": "image", "image": Image.new("RGB", (blank, blank), "white")})
+    return messages
 
 
 def _canonical_message(message: Mapping[str, Any], control_tokens: Sequence[str]) -> dict[str, Any]:
@@ -116,8 +105,7 @@ def _canonical_message(message: Mapping[str, Any], control_tokens: Sequence[str]
         raise ValueError(f"A chat message needs 'role' and 'content', got {message!r:.100}.")
     role, content = message["role"], message["content"]
     if role not in ROLES:
-        cause = f"A chat message has the role {role!r}; PLUME knows {', '.join(ROLES)}."
-        raise ValueError(f"{cause} A pair of inputs is not one input: embed its two sides separately.")
+        raise ValueError(f"The role {role!r} is none of {', '.join(ROLES)}. Of a pair, embed its two sides separately.")
     given = [{"type": "text", "text": content}] if isinstance(content, str) else content
     if not isinstance(given, (list, tuple)) or not all(isinstance(part, Mapping) for part in given):
         raise ValueError(f"The content of a chat message is a text or a list of parts, got {content!r:.100}.")
@@ -142,8 +130,7 @@ def _canonical_message(message: Mapping[str, Any], control_tokens: Sequence[str]
 def _canonical_parts(part: Mapping[str, Any], control_tokens: Sequence[str]) -> list[dict[str, Any]]:
     kind = part.get("type")
     if kind not in MODALITIES:
-        cause = f"An input names the unknown modality {kind!r}, which this model cannot embed."
-        raise ValueError(f"{cause} Use {', '.join(MODALITIES)}.")
+        raise ValueError(f"An input has the unknown modality {kind!r}: only {', '.join(MODALITIES)} can be embedded.")
     sources = (kind,) if kind == "text" else (kind, "url", "path")
     unknown = [key for key, value in part.items() if key not in ("type", *sources) and value is not None]
     if unknown:
@@ -166,8 +153,7 @@ def _as_several(kind: str, value: Any) -> list[Any]:
         return [value]
     whole = [kind != "video" or _is_whole_video(entry) for entry in value]
     if any(whole) and not all(whole):
-        cause = "A list of videos mixes whole videos and single frames."
-        raise ValueError(f"{cause} Give video files or lists of frames for several videos, and frames alone for one.")
+        raise ValueError("A list of videos mixes whole videos and single frames. Give videos only, or one's frames.")
     return list(value) if all(whole) and (value or kind != "video") else [value]
 
 

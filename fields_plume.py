@@ -13,8 +13,8 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def _are_three(value: Any, fits: Callable[[Any], bool]) -> bool:
-    return isinstance(value, (list, tuple)) and len(value) == 3 and all(map(fits, value))
+def _three(fits: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, (list, tuple)) and len(value) == 3 and all(map(fits, value))
 
 
 Switch = Annotated[bool, lambda value: isinstance(value, bool), "true or false"]
@@ -24,10 +24,8 @@ Index = Annotated[int, _is_integer, "an integer of at least 0"]
 TokenIds = Annotated[list[int], lambda value: isinstance(value, list) and all(map(_is_integer, value)), "token ids"]
 Share = Annotated[float, lambda value: _is_number(value) and 0 <= value < 1, "a number in [0, 1)"]
 Rate = Annotated[float | None, lambda value: value is None or (_is_number(value) and value > 0), "a positive number"]
-Floats = Annotated[Sequence[float], lambda value: _are_three(value, _is_number), "three numbers"]
-Colour = Annotated[
-    Sequence[int], lambda value: _are_three(value, lambda part: _is_integer(part, 0, 255)), "three integers in 0..255"
-]
+Floats = Annotated[Sequence[float], _three(_is_number), "three numbers"]
+Colour = Annotated[Sequence[int], _three(lambda part: _is_integer(part, 0, 255)), "three integers in 0..255"]
 
 
 def check_fields(kinds: Mapping[str, Any], values: Mapping[str, Any]) -> None:

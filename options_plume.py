@@ -7,12 +7,10 @@ from typing import Any
 
 from .fields_plume import Count, Rate, check_fields
 
-_GROUPS = ("text", "images", "videos", "common")
-_LIMITS = {"min_pixels", "max_pixels"}
 _KNOWN = {
     "text": {"return_tensors", "padding", "padding_side", "pad_to_multiple_of", "truncation", "max_length"},
-    "image": _LIMITS,
-    "video": {*_LIMITS, "num_frames", "video_metadata"},
+    "image": {"min_pixels", "max_pixels"},
+    "video": {"min_pixels", "max_pixels", "num_frames", "video_metadata"},
 }
 _COUNTS = {"min_pixels": Count, "max_pixels": Count, "num_frames": Count, "max_length": Count}
 # The libraries send these to every processor. They mean nothing here unless they are set to something.
@@ -72,7 +70,8 @@ def split_options(kwargs: dict[str, Any], variables: set[str] | None) -> tuple[d
     """
     left = {**kwargs.pop("processor_kwargs", {}), **kwargs}
     left.pop("audio_kwargs", None)
-    text, image, video, common = ({**left.pop(f"{group}_kwargs", {})} for group in _GROUPS)
+    groups = ("text", "images", "videos", "common")
+    text, image, video, common = ({**left.pop(f"{group}_kwargs", {})} for group in groups)
     for name in ("return_tensors", "padding"):  # media have one form each
         image.pop(name, None)
         video.pop(name, None)

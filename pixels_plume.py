@@ -58,14 +58,13 @@ def patchify(
     """
     check_limits(min_pixels, max_pixels)
     step, patch, merge = (settings[name] for name in ("temporal_patch_size", "patch_size", "merge_size"))
-    if settings["resize"] == "released":
-        frames = [_first_resize(frame) for frame in frames]
     height, width, edge, shared = frames[0].height, frames[0].width, patch * merge, {}
+    if settings["resize"] == "released":
+        height, width = smart_resize(height, width, _FIRST_EDGE, *_FIRST_LIMITS, shortest=_FIRST_EDGE)
+        frames = [frame.resize((width, height), Image.Resampling.BICUBIC) for frame in frames]
     if whole_clip:
-        if min(height, width) < edge:
-            scale = max(edge / height, edge / width)
-            height, width = int(height * scale), int(width * scale)
-        count = max(len(frames), step)
+        scale = max(1, edge / height, edge / width)
+        height, width, count = int(height * scale), int(width * scale), max(len(frames), step)
         shared = {"frames": count, "padded": round(count / step) * step}
     rows, columns = smart_resize(height, width, edge, min_pixels, max_pixels, **shared)
     mean, std = (np.array(settings[name], np.float32) for name in ("image_mean", "image_std"))
@@ -75,11 +74,6 @@ def patchify(
     blocks = pixels.reshape(t, step, 3, h // merge, merge, patch, w // merge, merge, patch)
     # Patches of one token lie next to each other: (t, token row, token column, row, column, then values).
     return blocks.transpose(0, 3, 6, 4, 7, 2, 1, 5, 8).reshape(t * h * w, -1), (t, h, w)
-
-
-def _first_resize(frame: Image.Image) -> Image.Image:
-    rows, columns = smart_resize(frame.height, frame.width, _FIRST_EDGE, *_FIRST_LIMITS, shortest=_FIRST_EDGE)
-    return frame.resize((columns, rows), Image.Resampling.BICUBIC)
 
 
 def _normalized(frame: Image.Image, rows: int, columns: int, mean: np.ndarray, std: np.ndarray) -> np.ndarray:

@@ -6,7 +6,7 @@
 4. **Fit**: an over-long prefix loses the end of the user's text, nothing else.
 5. **Pad**: on the left, so that ``<slt>`` is the last column of every row.
 
-What differs between backbones is data, saved in ``processor_config.json`` (``start.py`` has a table of it).
+What differs between backbones is data in ``processor_config.json`` (``start.py`` has a table of it).
 """
 
 import re
@@ -16,9 +16,8 @@ from dataclasses import dataclass, field, fields
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
-from PIL import Image
 
-from .content_plume import MEDIA_KINDS, add_blank_image, canonical_messages, check_text, to_conversation
+from .content_plume import MEDIA_KINDS, canonical_messages, check_text, to_conversation
 from .fields_plume import Colour, Count, Floats, Index, Rate, Switch, Text
 from .options_plume import check_settings, clip_rates, flatten_media, length_limit, split_options, warn_once
 from .pixels_plume import CLIP_MEAN, CLIP_STD, Grid, patchify
@@ -68,16 +67,14 @@ class PromptBuilder:
     video_min_pixels: Count = 128 * 28 * 28  # the smallest for videos
     video_max_pixels: Count = 768 * 28 * 28  # the largest for videos
     num_frames: Count = 8  # most frames taken from a video, evenly spaced
-    # Edge in pixels of a white image before inputs without media; the released checkpoint was trained with one.
-    blank_image_size: Index = 0
+    blank_image_size: Index = 0  # edge in pixels of a white image before inputs without media, as in released training
     patch_size: Count = 14  # pixels per patch along an edge
     merge_size: Count = 2  # patches per token along an edge
     temporal_patch_size: Count = 2  # frames per patch
     image_mean: Floats = field(default_factory=CLIP_MEAN.copy)  # of each colour, for values in [0, 1]
     image_std: Floats = field(default_factory=CLIP_STD.copy)  # standard deviation of each colour
     background_color: Colour = field(default_factory=WHITE.copy)  # RGB that shows through transparency
-    # "released" resizes twice, and as stored whatever EXIF says, as the released checkpoint was evaluated.
-    resize: Literal["once", "released"] = "once"
+    resize: Literal["once", "released"] = "once"  # "released": twice, ignoring EXIF, as that checkpoint was evaluated
     video_limits: Literal["frame", "clip"] = "frame"  # what the pixel limits of videos hold for
     fps: Rate = None  # frames taken per second of a video, up to num_frames; num_frames of any video if None
     min_frames: Count = 1  # with fps, fewest frames taken from a video that has them
@@ -89,10 +86,10 @@ class PromptBuilder:
         self.row_sources: dict[int, int] = {}
         unknown = [vars(self)[name] for name in _TOKENS if not is_token(vars(self)[name], self.tokenizer)]
         if unknown or not self.suffix.endswith(self.embedding_token):
-            cause = f"The tokenizer does not know {unknown or 'the end of the suffix'}."
-            raise ValueError(
-                f"{cause} No model could read its prompts: start with plume.from_backbone, or give its own strings."
+            cause = (
+                f"The tokenizer does not know {unknown or 'the end of the suffix'}. No model could read its prompts:"
             )
+            raise ValueError(f"{cause} start with plume.from_backbone, or give its own strings.")
 
     def token_fields(self) -> dict[str, Any]:
         """Fields of [`PlumeConfig`] that hold the ids of this processor's tokens and suffix."""
@@ -147,13 +144,9 @@ class PromptBuilder:
         """
         if len(conversation) == 0:
             raise ValueError("The batch is empty: pass at least one input.")
-        is_batch, control_tokens = not isinstance(conversation[0], dict), self.control_tokens
-        conversations = _each(
-            lambda messages: canonical_messages(messages, control_tokens), conversation if is_batch else [conversation]
-        )
-        if self.blank_image_size:
-            for messages in conversations:
-                add_blank_image(messages, self.blank_image_size)
+        is_batch, rules = not isinstance(conversation[0], dict), (self.control_tokens, self.blank_image_size)
+        given = conversation if is_batch else [conversation]
+        conversations = _each(lambda messages: canonical_messages(messages, *rules), given)
         # A template of the caller may have variables of its own.
         options, variables = split_options(kwargs, {"latent"} if chat_template is None else None)
         template = {"chat_template": chat_template or self.chat_template, "tokenize": False, **variables}
@@ -161,7 +154,9 @@ class PromptBuilder:
         if not tokenize:
             prompts = [self.tokenizer.apply_chat_template(messages, **template) for messages in conversations]
             return prompts if is_batch else prompts[0]
-        media = self._see_all({kind: [_parts(chat, kind) for chat in conversations] for kind in MEDIA_KINDS}, options)
+        parts = [[part for message in messages for part in message["content"]] for messages in conversations]
+        sources = {kind: [[p[kind] for p in row if p["type"] == kind] for row in parts] for kind in MEDIA_KINDS}
+        media = self._see_all(sources, options)
         limit = length_limit(options["text"], self.tokenizer.model_max_length)
         rows = _each(lambda row: self._fit(conversations[row], media[row], template, *limit), range(len(media)))
         outputs = self._collate(rows, media, options["text"])
@@ -199,10 +194,8 @@ class PromptBuilder:
         rows = _each(lambda row: self._ids(self._expand(prompts[row], media[row])), range(len(prompts)))
         longest = max(map(len, rows))
         if longest > max_length:
-            cause = f"A rendered prompt has {longest} tokens, more than max_length={max_length}."
-            raise ValueError(
-                f"{cause} Pass messages to apply_chat_template, which cuts text alone, or lower max_pixels."
-            )
+            cause = f"A rendered prompt has {longest} tokens, more than max_length={max_length}. Lower max_pixels, or"
+            raise ValueError(f"{cause} pass messages to apply_chat_template, which cuts text alone.")
         return self._collate(rows, media, options["text"])
 
     def _see_all(self, sources: dict[str, list[list[Any]]], options: dict[str, dict]) -> list[Media]:
@@ -210,22 +203,24 @@ class PromptBuilder:
         rates = iter(clip_rates(options["video"], sum(map(len, sources["video"]))))
 
         def see(row: int) -> Media:
-            images = [self._see_image(source, options["image"]) for source in sources["image"][row]]
-            videos = [self._see_video(source, next(rates), options["video"]) for source in sources["video"][row]]
+            images = [self._see("image", source, options["image"]) for source in sources["image"][row]]
+            videos = [self._see("video", source, options["video"], next(rates)) for source in sources["video"][row]]
             return {"image": images, "video": videos}
 
         return _each(see, range(len(sources["image"])))
 
-    def _see_image(self, source: Any, chosen: dict[str, Any]) -> Item:
-        frame = load_image(source, self.background_color, upright=self.resize == "once")
-        return Item(*self._patchify([frame], "image", source, chosen))
-
-    def _see_video(self, source: Any, rate: float | None, chosen: dict[str, Any]) -> Item:
-        clip = self.read_clip(source, chosen.get("num_frames"), rate)
-        patches, grid = self._patchify(clip.frames, "video", source, chosen)
-        step, times = self.temporal_patch_size, list(clip.times or [])
-        times += times[-1:] * (-len(times) % step)
-        middles = [(times[first] + times[first + step - 1]) / 2 for first in range(0, len(times), step)]
+    def _see(self, kind: str, source: Any, chosen: dict[str, Any], rate: float | None = None) -> Item:
+        prefix, step = MEDIA_KINDS[kind].prefix, self.temporal_patch_size
+        if kind == "image":
+            clip = Clip([load_image(source, self.background_color, upright=self.resize == "once")])
+        else:
+            clip = self.read_clip(source, chosen.get("num_frames"), rate)
+        limits = [chosen.get(name, vars(self)[prefix + name]) for name in ("min_pixels", "max_pixels")]
+        with _naming(describe(kind, source)):
+            patches, grid = patchify(clip.frames, vars(self), *limits, kind == "video" and self.video_limits == "clip")
+        times = clip.times or []
+        last = len(times) - 1
+        middles = [(times[first] + times[min(first + step - 1, last)]) / 2 for first in range(0, len(times), step)]
         return Item(patches, grid, middles if self.timestamps else (), step / clip.fps if clip.fps else 1.0)
 
     def read_clip(self, source: Any, num_frames: int | None = None, rate: float | None = None) -> Clip:
@@ -236,29 +231,21 @@ class PromptBuilder:
         sampling = (num_frames or self.num_frames, self.fps, self.min_frames, rate)
         return load_clip(source, *sampling, self.background_color, upright=self.resize == "once")
 
-    def _patchify(
-        self, frames: list[Image.Image], kind: str, source: Any, chosen: dict[str, Any]
-    ) -> tuple[np.ndarray, Grid]:
-        limits = [chosen.get(name.removeprefix("video_"), vars(self)[name]) for name in MEDIA_KINDS[kind].limits]
-        with _naming(describe(kind, source)):
-            return patchify(frames, vars(self), *limits, kind == "video" and self.video_limits == "clip")
-
     def _expand(self, prompt: str, media: Media) -> str:
         """Repeat each placeholder once per visual token of its item, in parts with their times where those are text."""
-        for kind, items in media.items():
-            pad, remaining = MEDIA_KINDS[kind].placeholder, iter(items)
+        remaining = {MEDIA_KINDS[kind].placeholder: iter(items) for kind, items in media.items()}
 
-            def write(found: re.Match) -> str:
-                item = next(remaining)  # noqa: B023
-                tokens = int(np.prod(item.grid)) // self.merge_size**2
-                if not item.times:
-                    return (found[1] or "") + pad * tokens + (found[2] or "")  # noqa: B023
-                part = _VISION_START + pad * (tokens // len(item.times)) + _VISION_END  # noqa: B023
-                return "".join(f"<{seconds:.1f} seconds>{part}" for seconds in item.times)
+        def write(found: re.Match) -> str:
+            start, pad, end = found.groups(default="")
+            item = next(remaining[pad])
+            tokens = int(np.prod(item.grid)) // self.merge_size**2
+            if not item.times:
+                return start + pad * tokens + end
+            part = _VISION_START + pad * (tokens // len(item.times)) + _VISION_END
+            return "".join(f"<{seconds:.1f} seconds>{part}" for seconds in item.times)
 
-            around = (re.escape(text) for text in (_VISION_START, pad, _VISION_END))
-            prompt = re.sub("({})?{}({})?".format(*around), write, prompt)
-        return prompt
+        start, pads, end = re.escape(_VISION_START), "|".join(map(re.escape, remaining)), re.escape(_VISION_END)
+        return re.sub(f"({start})?({pads})({end})?", write, prompt)
 
     def _ids(self, text: str) -> list[int]:
         check_text(text)
@@ -306,8 +293,8 @@ class PromptBuilder:
         return text
 
     def _offsets(self, text: str) -> list[tuple[int, int]]:
-        options = {"add_special_tokens": False, "verbose": False, "return_offsets_mapping": True}
-        return self.tokenizer(text, **options)["offset_mapping"]
+        read = self.tokenizer(text, add_special_tokens=False, verbose=False, return_offsets_mapping=True)
+        return read["offset_mapping"]
 
     def _collate(self, rows: list[list[int]], media: list[Media], text_options: dict[str, Any]) -> Any:
         text_options = {"padding": True, "padding_side": "left", **text_options}
@@ -324,10 +311,6 @@ class PromptBuilder:
         return outputs
 
 
-def _parts(messages: list[dict], kind: str) -> list[Any]:
-    return [part[kind] for message in messages for part in message["content"] if part["type"] == kind]
-
-
 @contextmanager
 def _naming(what: str) -> Iterator[None]:
     """Put ``what`` before the message of a ValueError, so that it says which input is meant."""
@@ -338,8 +321,7 @@ def _naming(what: str) -> Iterator[None]:
 
 
 def _cut(text: str, offsets: list[tuple[int, int]], kept: int) -> str:
-    # Up to the start of the first token that must go: the tokens of one character share its offsets, so the end of
-    # the last token that may stay can lie after it. The text gets shorter in every round.
+    # Up to the start of the first token that must go, as tokens of one character share its offsets: always shorter.
     return text[: offsets[kept][0]].rstrip() if kept > 0 else ""
 
 

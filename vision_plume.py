@@ -34,8 +34,6 @@ except ImportError:  # the extra `video`
 
 WHITE = [255, 255, 255]
 _MAX_16_BIT, _CHANNELS = 65535, (1, 3, 4)
-_TIMEOUT = 20.0  # seconds to wait for an answer
-_FORMATS_REFUSED = {"EPS"}  # a program, which Pillow would hand to Ghostscript
 # Formats of clips by name: a "clip" that is a playlist would make the decoder open other files and addresses.
 CLIP_FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpeg,mpegts,gif,ogg,flv,asf"
 # What Pillow and PyAV raise for damaged files.
@@ -84,7 +82,7 @@ def _open(source: str | os.PathLike | bytes) -> IO[bytes]:
     if os.path.isfile(address):
         return open(address, "rb")
     if address.startswith(("http://", "https://")):
-        with urlopen(Request(address, headers={"User-Agent": "plume-embedding"}), timeout=_TIMEOUT) as answer:
+        with urlopen(Request(address, headers={"User-Agent": "plume-embedding"}), timeout=20.0) as answer:
             file = TemporaryFile()  # noqa: SIM115
             shutil.copyfileobj(answer, file)
         file.seek(0)
@@ -119,7 +117,7 @@ def load_image(source: Any, background: Sequence[int] = WHITE, upright: bool = T
         cause = f"An image is given as {type(source).__name__}."
         raise ValueError(f"{cause} Pass a PIL image, a path, a URL, bytes, or an array of shape (H, W, 3).")
     Image.init()
-    formats = [name for name in Image.OPEN if name not in _FORMATS_REFUSED]
+    formats = [name for name in Image.OPEN if name != "EPS"]  # a program, which Pillow would hand to Ghostscript
     with _reading("image", source), _open(source) as file, Image.open(file, formats=formats) as image:
         return _to_rgb(image, background, upright)
 
@@ -218,8 +216,7 @@ def load_clip(
         frames = [load_image(source[index], background, upright) for index in indices]
     sizes = {frame.size for frame in frames}
     if len(sizes) > 1:
-        cause = f"The frames of a video differ in size ({sorted(sizes)}), so they do not fit one grid."
-        raise ValueError(f"{cause} Resize them to one size first.")
+        raise ValueError(f"Frames of a video differ in size ({sorted(sizes)}): no grid fits all. Resize them to one.")
     rate = rate or fps
     return Clip(frames, [index / rate for index in indices], len(frames) / total * rate) if rate else Clip(frames)
 
@@ -278,10 +275,8 @@ def _pick(file: IO[bytes], indices: list[int], background: Sequence[int]) -> tup
 
 def _as_shown(frame: Any, aspect: Any, background: Sequence[int]) -> Image.Image:
     """A frame as a player shows it: on a background, with square pixels, turned as it was filmed."""
-    if any(component.is_alpha for component in frame.format.components):
-        image = load_image(frame.to_ndarray(format="rgba"), background)
-    else:
-        image = frame.to_image()
+    has_alpha = any(component.is_alpha for component in frame.format.components)
+    image = load_image(frame.to_ndarray(format="rgba"), background) if has_alpha else frame.to_image()
     if aspect and aspect != 1:  # enlarged along one side, so that nothing is thrown away
         width, height = round(image.width * max(aspect, 1)), round(image.height / min(aspect, 1))
         if Image.MAX_IMAGE_PIXELS and width * height > Image.MAX_IMAGE_PIXELS:
