@@ -8,8 +8,8 @@ Legend: B batch, T prefix length, S new positions, R reserved columns (latent st
    layers count in every latent step.
 
 :class:`CachedContext` keeps keys and values (C(k) of Eq. 3). :class:`RecomputedContext` runs the whole grown sequence
-again, to the same states and gradients, for reentrant gradient checkpointing and for transformers that drop the cache of
-a checkpointed layer. Tests compare the two.
+again, to the same states, for reentrant gradient checkpointing and for transformers that drop the cache of a
+checkpointed layer. Tests compare the two.
 """
 
 import inspect
