@@ -62,6 +62,8 @@ def rollout_positions(
     prefix, following = mrope_index(input_ids, attention_mask, media, merge_size)
     if position_scheme == "kv_length":
         following = attention_mask.sum(dim=-1)
+    elif position_scheme != "mrope":
+        raise ValueError(f"position_scheme={position_scheme!r} is unknown. Use 'mrope' or 'kv_length'.")
     ahead = following.unsqueeze(1) + torch.arange(num_ahead, device=input_ids.device)
     return torch.cat([prefix, ahead.expand(len(prefix), -1, -1)], dim=-1)
 

@@ -16,6 +16,7 @@ from plume.evaluation.baselines import ExplicitCoT
 from plume.evaluation.embedders import prepare
 from plume.hub import MODEL_TYPES
 from plume.speed import prefixes
+from plume.speed.int8 import computes_exactly
 
 TOKENS = {"text64": 64, "text512": 512, "image448": 320, "page896": 1324, "video8": 640}
 
@@ -138,7 +139,9 @@ def test_reuse_meets_other_words_after_the_same_instruction(loaded, monkeypatch)
     model, eight = loaded[0], timers["plume_k8_int8"].args[0].args[0]
     with torch.inference_mode():
         expected, found = (each(**read(loaded, "query12"), num_latent_steps=8).embeddings for each in (model, eight))
-    assert 0.99 < (expected * found).sum() < 1 - 1e-6
+    cosine = (expected * found).sum()
+    assert cosine > 0.99
+    assert (cosine < 1 - 1e-6) == computes_exactly()  # a CPU that cannot keeps the weights in their own dtype
 
 
 def test_processor_time_is_another_condition(tmp_path, monkeypatch):
