@@ -181,7 +181,7 @@ def pack_products(model: Any, enabled: bool, int8: bool) -> None:
 
 
 def _is_quantized(module: Any) -> bool:
-    return isinstance(module, nn.Linear) and read_quantized(module.weight) is not None and computes_exactly()
+    return isinstance(module, nn.Linear) and read_quantized(module.weight) is not None
 
 
 def _why_not(module: nn.Module) -> str | None:
@@ -193,7 +193,9 @@ def _why_not(module: nn.Module) -> str | None:
         return "they are replaced or wrapped"
     if any(weight.device.type != "cpu" for weight in weights.values()):
         return "weights are packed on a CPU only"
-    if any(type(weight) is not nn.Parameter for weight in weights.values()) and not _is_quantized(module):
+    if any(type(weight) is not nn.Parameter for weight in weights.values()):
+        if _is_quantized(module):
+            return None if computes_exactly() else "this CPU or this build of torch does not multiply eight bits exactly"
         return "weights are packed in their plain form, or in torchao's symmetric int8 with a scale per channel"
     if not {weight.dtype for weight in weights.values()} <= {torch.float32, torch.bfloat16} or not weights:
         return "weights are packed from float32 or bfloat16"
