@@ -3,6 +3,7 @@
 They are built anew for each module: a module may override the backbone, and its checkpoint must not reach the next one.
 """
 
+import copy
 import os
 import tempfile
 
@@ -51,9 +52,15 @@ def backbone(model_type, tmp_path_factory) -> Path:
     return save_random_backbone(tmp_path_factory.mktemp("backbone"), model_type=model_type)
 
 
-@pytest.fixture
-def model(checkpoint) -> PlumeModel:
+@pytest.fixture(scope="module")
+def loaded_model(checkpoint) -> PlumeModel:
     return AutoModel.from_pretrained(checkpoint).eval()
+
+
+@pytest.fixture
+def model(loaded_model) -> PlumeModel:
+    """A model of the test's own, which it may change."""
+    return copy.deepcopy(loaded_model)
 
 
 @pytest.fixture(scope="module")

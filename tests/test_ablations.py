@@ -55,6 +55,7 @@ def test_every_variant_of_the_paper_is_there():
     assert set(VARIANTS) == {"full", *PAPER}
 
 
+@pytest.mark.slow
 def test_a_run_leaves_scores_and_a_page(full):
     folder, rows = full
     assert {(row["variant"], row["seed"]) for row in rows} == {("full", 0)}
@@ -125,6 +126,7 @@ def test_a_sweep_whose_plan_lacks_a_newer_field_goes_on(tmp_path):
     ablate.Sweep(ablate.Plan(rows=24), tmp_path, RECIPE)
 
 
+@pytest.mark.slow
 def test_a_task_that_is_never_mastered_ends_the_sweep(tmp_path, monkeypatch):
     plan = ablate.Plan(tasks=("image-chain", "image-name"), rows=24, explicit_steps=3, batch_size=8, mastered=0.0)
     monkeypatch.setattr(ablate, "_EXPLICIT_RUNS", 2)
@@ -144,6 +146,7 @@ def test_results_of_another_number_of_steps_are_not_mixed(swept):
         run(swept, "--variants", "full", "--latent_steps", "6")
 
 
+@pytest.mark.slow
 def test_the_explicit_stage_goes_on_until_every_task_is_mastered(tmp_path, monkeypatch):
     """One step, then runs of a third of three; a sweep that was cut goes on from the last one."""
     plan = ablate.Plan(tasks=("image-chain", "image-name"), rows=24, explicit_steps=3, batch_size=8, mastered=0.5)

@@ -213,6 +213,7 @@ def test_turns_go_forth_and_back_until_the_time_is_over(monkeypatch, millisecond
     assert rows[1]["ms_median"] == pytest.approx(statistics.median(measured))
 
 
+@pytest.mark.slow
 def test_a_result_has_all_rows_and_columns(result):
     written = json.loads(result.read_text())
     assert set(written) == {"header", "rows"}
@@ -324,6 +325,7 @@ def test_a_step_demands_every_weight_once(loaded):
     assert demand["operations"] == 2 * 2 * demand["weight_bytes"] / 4 + 4 * 2 * 10 * width * 2
 
 
+@pytest.mark.slow
 def test_the_parts_command_prints_and_writes_what_it_found(tmp_path, capsys):
     command.main(
         ["parts", "--size", "tiny", "--batch", "2", "--device", "cpu", "--min-seconds", "0.01", "--json", str(tmp_path / "p.json")]

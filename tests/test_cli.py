@@ -49,6 +49,7 @@ def test_help_imports_no_heavy_library(name):
 KNOWN = "from transformers import AutoConfig; print(AutoConfig.for_model('plume').model_type)"
 
 
+@pytest.mark.slow
 def test_an_import_anywhere_else_registers_the_model():
     done = run("-c", f"import plume; {KNOWN}")
     assert done.stdout.strip() == "plume", done.stderr[-2000:]

@@ -176,6 +176,7 @@ plume.embed(ITEMS, plume.load(FOLDER), output="vectors.npz", batch_tokens=200, p
 """
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_where_it_was(pair, checkpoint, tmp_path, monkeypatch):
     items = [f"a red bus at stop {n}" for n in range(400)]
     (tmp_path / "tests_items.py").write_text(f"ITEMS = {items!r}\nFOLDER = {str(checkpoint)!r}\n")

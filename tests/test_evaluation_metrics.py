@@ -205,6 +205,7 @@ def our_input(row) -> dict:
     return item
 
 
+@pytest.mark.slow
 def test_all_78_tasks_run_through_mteb_and_equal_the_reference(tmp_path):
     write_world(tmp_path, TABLE.rows)
     toy = Toy()

@@ -134,6 +134,7 @@ def test_vectors_are_finished_and_described():
     assert describe(finished[:1])["mean_cosine"] is None
 
 
+@pytest.mark.slow
 def test_several_devices_give_the_same_vectors(checkpoint, embedder):
     pooled = load_embedder(checkpoint, devices=["cpu", "cpu"], batch_size=2)
     assert isinstance(pooled, PooledEmbedder)

@@ -358,6 +358,7 @@ def test_named_tensors_are_ignored_and_reported(tmp_path):
     assert json.loads((tmp_path / "target" / "conversion.json").read_text())["kind"] == "qwen2-vl"
 
 
+@pytest.mark.slow
 def test_a_killed_conversion_leaves_no_target_and_the_next_one_clears_up(tmp_path):
     source = make_source(tmp_path / "source", "qwen2-vl", shards=3)
     slow = (
@@ -412,6 +413,7 @@ def converted(tmp_path_factory) -> Path:
     return folder / "target"
 
 
+@pytest.mark.slow
 def test_a_converted_checkpoint_passes_its_verification(converted):
     findings = {finding.name: finding for finding in verify(converted)}
     assert all(finding.passed for finding in findings.values()), findings
@@ -436,6 +438,7 @@ def test_verification_notices_what_is_wrong(converted, tmp_path):
     assert not verify_module._weights(tmp_path / "spoilt", model).passed
 
 
+@pytest.mark.slow
 def test_the_commands_convert_verify_and_publish_dry(tmp_path, monkeypatch, capsys):
     source = make_source(tmp_path / "source", "ume-r1")
     monkeypatch.chdir(tmp_path)

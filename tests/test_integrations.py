@@ -68,6 +68,7 @@ def test_pdf_pages(run, tmp_path):
     assert abs(left["pages"][0].width * left["pages"][0].height / left["PIXELS"] - 1) < 0.01
 
 
+@pytest.mark.slow
 def test_finetune_pairs(run, tmp_path):
     for module in ("trl", "peft", "datasets"):
         pytest.importorskip(module, reason="the extra `train` is not installed")

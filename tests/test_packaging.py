@@ -101,10 +101,12 @@ def installed(wheel, tmp_path_factory):
     return environment
 
 
+@pytest.mark.slow
 def test_the_wheel_works_in_an_environment_of_its_own(installed, tmp_path):
     run([installed / "bin" / "python", "-c", EMBED, tmp_path / "checkpoint"], tmp_path, PYTHONPATH="")
 
 
+@pytest.mark.slow
 def test_the_installed_command_embeds_with_the_shipped_model(installed, tmp_path):
     command = installed / "bin" / "plume"
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -152,11 +154,13 @@ def test_the_shipped_model_opens_anywhere_without_the_package(request, remote, w
         assert np.abs(remote(way, folder, ["open red", "shut green box"]) - expected).max() <= 1e-5
 
 
+@pytest.mark.slow
 def test_the_shipped_model_passes_its_verification_from_elsewhere(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert not [finding for finding in verify(Path(os.path.relpath(TINY, tmp_path))) if not finding.passed]
 
 
+@pytest.mark.slow
 def test_a_checkout_under_an_awkward_name_collects_tests(checkout):
     collected = run([sys.executable, "-m", "pytest", "--collect-only", "-q", "tests/test_vectors.py"], checkout)
     assert "tests/test_vectors.py::" in collected

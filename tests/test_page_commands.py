@@ -114,7 +114,7 @@ RUN = {
     "search.md": Page((write_documents,)),
     "serving.md": Page((use_plume_tiny,), python=True),
     "training.md": Page((write_pairs,)),
-    "weights.md": Page((write_backbone,), quick=True),
+    "weights.md": Page((write_backbone,)),
 }
 ELSEWHERE = {"pictures.md": "its pictures are drawn from packages of npm, which a test does not fetch"}
 NOT_RUN = [

@@ -175,6 +175,7 @@ def test_the_quickstart_notebook_finds_the_answer(run_notebook):
     assert scope["search"](scope["query"], num_latent_steps=0)[0][1] != "box yellow cross"
 
 
+@pytest.mark.slow
 def test_the_fine_tuning_notebook_learns_its_pairs(run_notebook):
     scope = run_notebook("finetune.ipynb")
     assert scope["before"] < 0.5 < 0.9 <= scope["after"]

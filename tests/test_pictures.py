@@ -332,6 +332,7 @@ def plan(second=2):
     return warmup.Plan(phases, save_every=2)
 
 
+@pytest.mark.slow
 def test_a_killed_warm_up_goes_on_as_if_it_had_not_been(world, student, tmp_path, monkeypatch):
     whole = warmup.run(world, student, tmp_path / "whole", plan())
     taken = warmup.Warmup.train_step
@@ -349,6 +350,7 @@ def test_a_killed_warm_up_goes_on_as_if_it_had_not_been(world, student, tmp_path
     assert (whole / "model.safetensors").read_bytes() == (resumed / "model.safetensors").read_bytes()
 
 
+@pytest.mark.slow
 def test_a_warm_up_of_another_plan_is_not_continued(world, student, tmp_path):
     warmup.run(world, student, tmp_path, plan())
     with pytest.raises(ValueError, match="of another run"):
@@ -393,6 +395,7 @@ def test_variants_of_thinking_run_at_three_rates_and_at_the_best_with_further_se
     assert (tmp_path / "rows.png").stat().st_size > 10_000
 
 
+@pytest.mark.slow
 def test_a_variant_of_thinking_starts_from_the_state_after_the_parts(world, student, tmp_path, monkeypatch):
     warmup.run(world, student, tmp_path, plan())
     parts = torch.load(tmp_path / warmup.PARTS, weights_only=False)
@@ -459,6 +462,7 @@ def test_every_script_is_written_and_read_back_in_lower_case(text):
     assert tokenizer.decode(tokenizer(text)["input_ids"]) == text.lower()
 
 
+@pytest.mark.slow
 def test_the_demo_draws_its_sheet(tmp_path):
     sheet = tmp_path / "sheet.png"
     command = [sys.executable, ROOT / "examples" / "pictures_demo.py", "--output", sheet]

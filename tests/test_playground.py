@@ -193,6 +193,7 @@ def test_the_sheet_has_no_empty_bands():
     assert longest <= 40
 
 
+@pytest.mark.slow
 def test_training_rows_are_read_by_the_trainers_reader(world):
     lines = (world / "train/pairs.jsonl").read_text().splitlines()
     pairs = [parse_row(line, world / "train/media") for line in lines]
@@ -241,6 +242,7 @@ def hash_of(text: str) -> int:
     return zlib.crc32(text.encode())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reads", ["nothing", "text", "words"])
 def test_a_model_without_eyes_scores_at_chance(world, reads):
     table = read_table(world / "test/tasks.json")

@@ -297,6 +297,7 @@ def test_a_server_that_answers_nothing_is_given_up_and_nothing_is_lost(server, t
     assert read(output) == expected(30)
 
 
+@pytest.mark.slow
 @openai_only
 def test_after_kills_at_random_moments_the_output_is_that_of_an_uninterrupted_run(server, tmp_path):
     pairs, output, rows = write_pairs(tmp_path / "pairs.jsonl", 60), tmp_path / "killed.jsonl", 60

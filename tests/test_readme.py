@@ -52,6 +52,7 @@ def test_the_blocks_that_import_plume_run(workplace, monkeypatch):
     assert (workplace / "my-plume" / "config.json").exists()
 
 
+@pytest.mark.slow
 def test_the_other_blocks_and_the_model_card_run_without_the_package(workplace):
     readme = [block for block in blocks(README) if "import plume" not in block]
     card = blocks((workplace / "org" / "plume" / "README.md").read_text(encoding="utf-8"))

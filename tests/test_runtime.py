@@ -268,6 +268,7 @@ def test_a_folder_with_other_files_is_not_written_into(tmp_path):
         export("tiny", tmp_path)
 
 
+@pytest.mark.slow
 def test_an_export_is_timed_next_to_its_model(exported, tmp_path):
     def written(*model):
         options = ["--output", str(tmp_path / "costs.json"), "--device", "cpu", "--minutes", "0.01"]

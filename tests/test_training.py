@@ -243,8 +243,12 @@ def losses(trainer) -> list[float]:
     return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
 
 
-@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
-def test_a_run_resumed_in_any_stage_equals_the_uninterrupted_one(corpus, tmp_path, workers):
+@pytest.mark.parametrize(
+    ("workers", "resumed_at"),
+    [(0, (3, 7)), *(pytest.param(workers, (1, 3, 5, 7, 9), marks=pytest.mark.slow) for workers in (0, 2))],
+    ids=["two stages", "no workers", "workers"],
+)
+def test_a_run_resumed_in_any_stage_equals_the_uninterrupted_one(corpus, tmp_path, workers, resumed_at):
     """10 steps over 5 stages of 2 steps, 6 steps an epoch: every resume starts in the middle of a stage."""
     options = {
         "stage_weights": [1.0] * 5, "save_strategy": "steps", "save_steps": 1, "dataloader_num_workers": workers, "chunk_size": 5,
@@ -255,7 +259,7 @@ def test_a_run_resumed_in_any_stage_equals_the_uninterrupted_one(corpus, tmp_pat
     expected = losses(whole)
     assert len(expected) == 10
     weights = {name: p.detach().clone() for name, p in whole.model.named_parameters()}
-    for step in (1, 3, 5, 7, 9):
+    for step in resumed_at:
         resumed = make_trainer(corpus, tmp_path / "resumed", **options)
         resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / f"checkpoint-{step}"))
         assert losses(resumed)[step:] == expected[step:]
@@ -356,17 +360,10 @@ def long_corpus(tmp_path_factory) -> Path:
     return folder
 
 
-def test_a_whole_run_follows_the_committed_trajectory_and_loads_through_every_entry_point(
-    long_corpus, tmp_path, remote
-):
-    """All five stages over 200 pairs through the script in a process of its own; the result loads everywhere."""
+def test_a_whole_run_follows_the_committed_trajectory_and_loads_through_every_entry_point(train, tmp_path, remote):
+    """All five stages over 200 pairs; the result loads everywhere."""
     flags = ["--max_steps", "20", "--stage_weights", "8", "2", "2", "2", "6", "--chunk_size", "8"]
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "training" / "train.py"), *arguments_of(long_corpus, tmp_path / "out", *flags)],
-        cwd=long_corpus, env={**os.environ, "CI": "1"}, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
-    log = log_of(done.stdout)
+    log = log_of(train(tmp_path / "out", *flags))
     assert [step["stage"] for step in log] == [0] * 8 + [1] * 2 + [2] * 2 + [3] * 2 + [4] * 6
     assert [step["loss"] for step in log] == pytest.approx(json.loads(TRAJECTORY.read_text()), rel=2e-3)
     assert_every_entry_point_loads(tmp_path / "out", remote)
