@@ -195,7 +195,7 @@ def _why_not(module: nn.Module) -> str | None:
         return "weights are packed on a CPU only"
     if any(type(weight) is not nn.Parameter for weight in weights.values()):
         if _is_quantized(module):
-            return None if computes_exactly() else "this CPU or this build of torch does not multiply eight bits exactly"
+            return None if computes_exactly() else "this CPU or build of torch does not multiply eight bits exactly"
         return "weights are packed in their plain form, or in torchao's symmetric int8 with a scale per channel"
     if not {weight.dtype for weight in weights.values()} <= {torch.float32, torch.bfloat16} or not weights:
         return "weights are packed from float32 or bfloat16"
