@@ -5,7 +5,7 @@ RUN := $(VENV)/bin/python
 SOURCES := .
 BENCH ?= parts
 # A free worker takes the next file: what a module builds for its tests is built once.
-WORKERS ?= -n logical --maxprocesses 4 --dist loadfile
+WORKERS ?= -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 .PHONY: help demo train-demo test test-all test-min test-runtime test-examples search search-puzzles check fix bench clean
 

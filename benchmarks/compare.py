@@ -23,11 +23,12 @@ import torch
 import transformers
 from tqdm import tqdm
 
+import plume
 from plume import PlumeModel, PlumeProcessor
 from plume.benchmarks.models import DTYPES, build_model
 from plume.benchmarks.names import INPUTS, LATENT_STEPS, RUNTIMES, runs_on
 from plume.benchmarks.systems import SLOW, timers
-from plume.evaluation.embedders import fingerprint, load_checkpoint
+from plume.evaluation.embedders import fingerprint
 from plume.evaluation.store import check_condition, write_whole
 from plume.hub.identity import identity_of
 
@@ -122,7 +123,7 @@ def plan_checkpoint(
     Returns:
         Its cells, what opens it for :func:`run`, what identifies its weights, and the most latent steps that it takes.
     """
-    model, processor = load_checkpoint(path, device)
+    model, processor = plume.load(path, device=device)
     dtypes = {dtype: name for name, dtype in DTYPES.items()}
     dtype = dtypes.get(model.dtype, str(model.dtype).removeprefix("torch."))
     cells = [Cell(Path(path).name, dtype, batch, kind) for batch in batches for kind in kinds or INPUTS]

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from transformers import AutoConfig, AutoModel, AutoProcessor
+from transformers import AutoConfig
 
+import plume
 from plume import PlumeModel, PlumeProcessor, embed_early
 from plume.early_exit import check_exit
 from plume.hub.identity import SETTINGS_FILES
@@ -222,21 +223,12 @@ def load_embedder(
         if exit_threshold is not None:
             raise ValueError("Early exit runs on one device: give one with --devices, or leave out --exit-threshold.")
         return PooledEmbedder(str(path), devices, latent_steps, batch_size, dtype, revision)
-    model, processor = load_checkpoint(path, devices[0] if devices else None, dtype, revision)
+    device = devices[0] if devices else None
+    model, processor = plume.load(path, device=device, dtype=dtype, revision=revision or "main")
     options: dict[str, Any] = {"latent_steps": latent_steps, "checkpoint": fingerprint(path, revision)}
     if exit_threshold is None:
         return ModelEmbedder(model, processor, **options)
     return EarlyEmbedder(model, processor, exit_threshold, exit_steps, **options)
-
-
-def load_checkpoint(
-    path: str | Path, device: str | None = None, dtype: str = "auto", revision: str | None = None
-) -> tuple[PlumeModel, PlumeProcessor]:
-    """A checkpoint on one device (a GPU or the CPU if omitted), in evaluation mode."""
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    model = AutoModel.from_pretrained(path, revision=revision or "main", dtype=dtype)
-    processor = AutoProcessor.from_pretrained(path, revision=revision or "main")
-    return model.to(device).eval(), processor
 
 
 def steps_condition(config: Any, latent_steps: int | None = None) -> int | str:

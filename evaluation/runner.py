@@ -15,13 +15,13 @@ from typing import Any
 import mteb
 from tqdm import tqdm
 
+import plume
 from plume.evaluation import baselines
 from plume.evaluation.embedders import (
     EarlyEmbedder,
     Embedder,
     PooledEmbedder,
     fingerprint,
-    load_checkpoint,
     load_embedder,
 )
 from plume.evaluation.encoder import PlumeEncoder, digest
@@ -157,7 +157,8 @@ def _embedder(model: str | Path | Embedder, baseline: str | None, **options: Any
     devices, dtype, revision = options["devices"], options["dtype"], options["revision"]
     if len(devices) > 1:
         raise ValueError(f"The baseline {baseline} runs on one device; give one with --devices, or split the tasks.")
-    loaded = load_checkpoint(model, devices[0] if devices else None, dtype, revision)
+    device = devices[0] if devices else None
+    loaded = plume.load(model, device=device, dtype=dtype, revision=revision or "main")
     return baselines.load(baseline, *loaded, checkpoint=fingerprint(model, revision))
 
 

@@ -21,12 +21,12 @@ from matplotlib.figure import Figure
 from torch.nn.functional import normalize
 from tqdm import tqdm
 
+import plume
 from plume import ExitHead
 from plume.arguments import ArgumentParser
 from plume.evaluation.audit.data import TaskData, load_task
 from plume.evaluation.audit.passes import Reader
 from plume.evaluation.audit.ranking import rank
-from plume.evaluation.embedders import load_checkpoint
 from plume.evaluation.store import write_json
 from plume.evaluation.style import PALETTE, STYLE
 from plume.evaluation.table import Row, read_table
@@ -103,7 +103,7 @@ def measure_checkpoint(
         tasks: Playground tasks. Defaults to all.
         only_last: Whether to read at the checkpoint's K alone.
     """
-    model, processor = load_checkpoint(str(checkpoint))
+    model, processor = plume.load(checkpoint)
     most = model.config.check_num_latent_steps(task="query")
     reader = Reader(model, processor, max(most, 1), batch_size=64)  # it runs a step at least; K = 0 is a read-out of it
     steps = [k for k in STEPS if k == most or (k < most and not only_last)]

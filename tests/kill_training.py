@@ -5,7 +5,6 @@ python tests/kill_training.py --kills 20 [--seed 0]
 
 import argparse
 import json
-import multiprocessing
 import os
 import random
 import signal
@@ -14,6 +13,7 @@ import tempfile
 import time
 from pathlib import Path
 
+from processes import start
 from safetensors.torch import load_file
 
 _STEPS = 12
@@ -43,17 +43,10 @@ def _end(output: Path) -> tuple:
 
 def run_with_kills(corpus: Path, folder: Path, kills: int, seed: int) -> int:
     """Kills that hit a run while it worked; raises where losses or weights at the end differ."""
-    spawn = multiprocessing.get_context("forkserver")
-    spawn.set_forkserver_preload(["plume.training.train"])
     draw, hits = random.Random(seed), 0
 
-    def start(output: Path) -> multiprocessing.Process:
-        process = spawn.Process(target=_train, args=(corpus, output))
-        process.start()
-        return process
-
     def finish(output: Path) -> tuple:
-        process = start(output)
+        process = start(_train, corpus, output)
         process.join()
         assert process.exitcode == 0, f"the run in {output} ended with {process.exitcode}"
         return _end(output)
@@ -67,7 +60,7 @@ def run_with_kills(corpus: Path, folder: Path, kills: int, seed: int) -> int:
             break
         output = folder / f"killed-{attempt}"
         for _ in range(draw.randint(1, min(4, kills - hits))):
-            process = start(output)
+            process = start(_train, corpus, output)
             process.join(timeout=draw.uniform(0.2, 0.9) * duration)
             if process.is_alive():
                 os.kill(process.pid, signal.SIGKILL)

@@ -1,6 +1,5 @@
 """One training step with parameters sharded by FSDP2, or whole; rank 0 saves the gradients. Used by test_training_ranks.py."""
 
-import sys
 from pathlib import Path
 
 import torch
@@ -37,7 +36,3 @@ def main(folder: Path, out: Path) -> None:
     if rank == 0:
         torch.save(gradients, out / f"shard-{world}.pt")
     leave()
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]))

@@ -1,6 +1,5 @@
 """One training step, whole and in chunks, under any launcher; rank 0 saves loss terms and gradients. Used by test_training.py."""
 
-import sys
 from pathlib import Path
 
 import torch
@@ -52,7 +51,3 @@ def main(folder: Path, out: Path, world: int) -> None:
         for chunk in (0, 3):
             step(folder, out, world, chunk, name, options)
     leave()
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]))

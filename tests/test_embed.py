@@ -1,13 +1,12 @@
 """plume.embed: vectors of long lists with unusable items in them, pages of PDFs, and runs that are killed."""
 
-import subprocess
-import sys
 import time
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from processes import start
 from sentence_transformers import SentenceTransformer
 
 import plume
@@ -169,22 +168,15 @@ def test_a_finished_file_is_read_instead_of_embedding_again(pair, tmp_path, monk
     assert [path.name for path in tmp_path.iterdir()] == ["vectors.npz"]
 
 
-KILLED = """
-import sys, plume
-from tests_items import ITEMS, FOLDER
-plume.embed(ITEMS, plume.load(FOLDER), output="vectors.npz", batch_tokens=200, progress=False)
-"""
-
-
 @pytest.mark.slow
 def test_a_killed_run_goes_on_where_it_was(pair, checkpoint, tmp_path, monkeypatch):
     items = [f"a red bus at stop {n}" for n in range(400)]
-    (tmp_path / "tests_items.py").write_text(f"ITEMS = {items!r}\nFOLDER = {str(checkpoint)!r}\n")
-    process = subprocess.Popen([sys.executable, "-c", KILLED], cwd=tmp_path)
-    while not list(tmp_path.glob("vectors.npz.parts/*.npz")) and process.poll() is None:
+    arguments = f"{items!r}, plume.load({str(checkpoint)!r}), output={str(tmp_path / 'vectors.npz')!r}"
+    process = start(exec, f"import plume; plume.embed({arguments}, batch_tokens=200, progress=False)")
+    while not list(tmp_path.glob("vectors.npz.parts/*.npz")) and process.is_alive():
         time.sleep(0.01)
     process.kill()
-    process.wait()
+    process.join()
     assert not (tmp_path / "vectors.npz").exists()
     stored = sum(len(Embeddings.read(path).vectors) for path in (tmp_path / "vectors.npz.parts").glob("*.npz"))
     seen = []

@@ -4,10 +4,11 @@ import pytest
 import torch
 from datasets import Dataset, Features, Image, Value
 
+import plume
 from inputs import noise_image, noise_video
 from plume.evaluation.audit.passes import Reader
 from plume.evaluation.baselines import load
-from plume.evaluation.embedders import ModelEmbedder, load_checkpoint, load_embedder, prepare
+from plume.evaluation.embedders import ModelEmbedder, load_embedder, prepare
 from plume.hub import MODEL_TYPES
 from plume.hub.random_checkpoint import save_random_plume
 
@@ -31,7 +32,7 @@ def folder(request, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def loaded(folder):
-    return load_checkpoint(folder, "cpu")
+    return plume.load(folder, device="cpu")
 
 
 def test_a_checkpoint_is_opened_by_its_path_alone(folder, loaded):

@@ -1,13 +1,11 @@
 """Rationales that a writer adds to pairs: complete whatever the server does, never asked twice, and trained on."""
 
 import json
-import os
 import random
 import re
 import runpy
 import signal
 import socket
-import subprocess
 import sys
 import threading
 import time
@@ -28,6 +26,8 @@ from transformers.models.qwen2_vl.processing_qwen2_vl import Qwen2VLProcessor
 from inputs import ROOT, noise_image
 
 pytest.importorskip("datasets", reason="training data need the extra `train`")
+
+from processes import start
 
 from plume.hub.random_checkpoint import build_tokenizer, save_random_plume
 from plume.playground.corpora import write_training
@@ -306,15 +306,14 @@ def test_after_kills_at_random_moments_the_output_is_that_of_an_uninterrupted_ru
     assert main(command(server, pairs, tmp_path / "whole.jsonl")) == 0
     draw, stored, before, server.requests = random.Random(0), 0, {}, Counter()
     for _ in range(5):
-        start = [sys.executable, "-m", "plume.training.rationales", *command(server, pairs, output, "--concurrency", 4)]
-        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-        process = subprocess.Popen(start, env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}, **quiet)
+        process = start(main, command(server, pairs, output, "--concurrency", 4))
         wanted = stored + draw.randint(1, 20)
-        while process.poll() is None and (journal.read_bytes().count(b"\n") if journal.exists() else 0) < wanted:
+        while process.is_alive() and (journal.read_bytes().count(b"\n") if journal.exists() else 0) < wanted:
             time.sleep(0.002)
         time.sleep(draw.uniform(0, 0.05))
         process.kill()
-        assert process.wait() == -signal.SIGKILL, "it ended before it could be killed"
+        process.join()
+        assert process.exitcode == -signal.SIGKILL, "it ended before it could be killed"
         assert not output.exists()
         time.sleep(0.1)  # requests in flight end
         done = journal.read_bytes().splitlines(keepends=True)

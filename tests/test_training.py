@@ -1,9 +1,6 @@
 """Training: exact gradients in chunks and over ranks, exact resume, and a whole run that ends in a usable checkpoint."""
 
 import json
-import os
-import subprocess
-import sys
 import warnings
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from corpus import launcher_of_two, make_trainer, write_corpus
+from corpus import make_trainer, write_corpus
 from PIL import Image
 from transformers.testing_utils import CaptureLogger
 from transformers.utils import logging
@@ -25,6 +22,7 @@ from plume.hub.random_checkpoint import save_random_plume
 trl = pytest.importorskip("trl", reason="training needs the extra `train`")
 
 from peft import PeftModel  # noqa: E402
+from processes import run_on_two_ranks  # noqa: E402
 from trl import ModelConfig  # noqa: E402
 
 from plume.training.collator import PairCollator, chunk_sizes, rewrite, split_rows  # noqa: E402
@@ -214,14 +212,10 @@ def test_suffix_scores_are_log_probabilities_of_the_language_model(corpus):
 
 @pytest.fixture(scope="module")
 def steps_of_ranks(corpus, tmp_path_factory) -> Path:
-    """Folder of the step of one rank, taken in this process, and of two, launched."""
+    """Folder of the step of one rank, taken in this process, and of two."""
     folder = tmp_path_factory.mktemp("ranks")
     launch_step.main(corpus, folder, 1)
-    done = subprocess.run(
-        [sys.executable, *launcher_of_two(), launch_step.__file__, str(corpus), str(folder), "2"],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "CI": "1"}, capture_output=True, text=True, check=False, timeout=300,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
+    run_on_two_ranks(launch_step.main, corpus, folder, 2)
     return folder
 
 

@@ -22,6 +22,8 @@ from plume.hub.random_checkpoint import save_random_plume
 
 pytest.importorskip("trl", reason="training needs the extra `train`")
 
+from processes import run_on_two_ranks
+
 from plume.training.collator import PairCollator
 from plume.training.config import PlumeTrainingConfig
 from plume.training.data import load_rows
@@ -162,17 +164,12 @@ def shard_corpus(folder) -> None:
     (folder / "media").symlink_to(folder)
 
 
-@pytest.mark.slow
 def test_sharded_gradients_equal_one_rank_s_with_text_next_to_pictures(corpus, tmp_path):
     """FSDP2 over two ranks, whole and in chunks; a rank that left out the vision tower would hang, up to the time limit."""
     shard_corpus(tmp_path)
     (tmp_path / "model").symlink_to(corpus / "model")
     launch_shard.main(tmp_path, tmp_path)
-    done = subprocess.run(
-        [sys.executable, *launcher_of_two(), launch_shard.__file__, str(tmp_path), str(tmp_path)],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "CI": "1"}, capture_output=True, text=True, check=False, timeout=180,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
+    run_on_two_ranks(launch_shard.main, tmp_path, tmp_path)
     for one, two in zip(*(torch.load(tmp_path / f"shard-{world}.pt") for world in (1, 2)), strict=True):
         scale = max(gradient.abs().max() for gradient in one.values())
         # One rank touches what a stage leaves out, so its gradient there is 0; sharded, there is none.
