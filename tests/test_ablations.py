@@ -72,6 +72,7 @@ def test_a_run_leaves_scores_and_a_page(full):
     assert "| image-name | control, 0 |" in page
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_not_run_again(full, swept, monkeypatch):
     def refuse(*_):
         raise AssertionError("trained again")
@@ -185,6 +186,7 @@ def test_a_checkpoint_survives_a_kill_while_it_is_replaced(tmp_path, monkeypatch
     PlumeForEmbedding.from_pretrained(folder)
 
 
+@pytest.mark.slow
 def test_mastery_is_the_cross_entropy_of_the_queries(tmp_path):
     """A head that says nothing leaves every token at the logarithm of the vocabulary; plume-tiny writes better."""
     plan = ablate.Plan(tasks=("image-chain", "image-name"), rows=64, batch_size=8)

@@ -236,6 +236,7 @@ def test_the_committed_result_is_read_by_todays_code():
     assert ratios["plume_k8 / single_pass, 2b bf16 1 image448"] == pytest.approx(1.15, abs=0.005)
 
 
+@pytest.mark.slow
 def test_a_resumed_run_keeps_rows_and_measures_the_rest(result):
     machine = {**compare.describe_machine("cpu"), "backbone": "qwen2_vl"}
     rows = compare.read_rows(result, machine, quick=False)

@@ -55,6 +55,7 @@ def test_an_import_anywhere_else_registers_the_model():
     assert done.stdout.strip() == "plume", done.stderr[-2000:]
 
 
+@pytest.mark.slow
 def test_in_the_command_line_the_first_public_name_registers_the_model():
     start = "import sys; sys.argv = sys.orig_argv[-1:] = ['plume']; import plume; assert 'torch' not in sys.modules"
     done = run("-c", f"{start}; plume.PlumeConfig; {KNOWN}; plume.nothing")

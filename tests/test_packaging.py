@@ -70,6 +70,7 @@ def wheel(checkout, tmp_path_factory):
     return next(folder.glob("*.whl"))
 
 
+@pytest.mark.slow
 def test_the_wheel_holds_the_package_and_nothing_else(wheel):
     names = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
     assert all(name.startswith("plume/") for name in names)
@@ -80,6 +81,7 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel):
     assert not [name for name in names if "test" in name or "example" in name]
 
 
+@pytest.mark.slow
 def test_the_wheel_holds_the_shipped_model_with_its_code_as_files(wheel):
     archive = zipfile.ZipFile(wheel)
     shipped = {name.rsplit("/", 1)[1]: archive.read(name) for name in archive.namelist() if "plume-tiny/" in name}
@@ -142,6 +144,7 @@ def test_links_outside_the_repository_are_refused(tmp_path):
         link_closure(tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("where", ["a fresh clone", "the wheel"])
 def test_the_shipped_model_opens_anywhere_without_the_package(request, remote, where):
     if where == "the wheel":

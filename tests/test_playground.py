@@ -126,6 +126,7 @@ def test_a_training_set_with_varied_chains_has_all_of_them_equally_often(tmp_pat
     assert counts["image-look"] == [len(PLAIN)] * 24
 
 
+@pytest.mark.slow
 def test_longer_chains_than_trained_are_the_extrapolation_of_a_varied_world(tmp_path):
     names = ["image-chain", "mixed-chain", "image-look"]
     wanted = conditions("test", names, hops=VARIED)

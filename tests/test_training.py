@@ -68,7 +68,9 @@ def prepare(trainer, stage_index: int):
 @pytest.mark.parametrize(
     ("stage", "teacher"), [(0, None), (2, None), (4, None), (0, "scores"), (2, "explicit"), (4, "explicit")]
 )
-@pytest.mark.parametrize("chunk_size", [1, 2, 7])
+@pytest.mark.parametrize(
+    "chunk_size", [pytest.param(1, marks=pytest.mark.slow), 2, pytest.param(7, marks=pytest.mark.slow)]
+)
 def test_chunked_gradients_equal_the_whole_step_s(corpus, tmp_path, stage, teacher, chunk_size):
     """CE, both InfoNCE, balance, ranking, duplicates, hard negatives; 6 pairs and 6 negatives are 18 rows."""
     options = {"balance_weight": 10.0, "temperature": 0.05, "teacher": teacher, "ranking_weight": 3.0}
@@ -219,6 +221,7 @@ def steps_of_ranks(corpus, tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("chunk", [0, 3], ids=["whole", "chunked"])
 @pytest.mark.parametrize("name", ["step", "nested", "explicit", "scores"])
 def test_two_ranks_equal_one_through_accelerate(steps_of_ranks, name, chunk):

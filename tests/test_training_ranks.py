@@ -164,6 +164,7 @@ def shard_corpus(folder) -> None:
     (folder / "media").symlink_to(folder)
 
 
+@pytest.mark.slow
 def test_sharded_gradients_equal_one_rank_s_with_text_next_to_pictures(corpus, tmp_path):
     """FSDP2 over two ranks, whole and in chunks; a rank that left out the vision tower would hang, up to the time limit."""
     shard_corpus(tmp_path)
