@@ -5,7 +5,7 @@ RUN := $(VENV)/bin/python
 SOURCES := .
 BENCH ?= parts
 # A free worker takes the next file: what a module builds for its tests is built once.
-WORKERS ?= -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+WORKERS ?= -n logical --maxprocesses 4 --dist loadfile
 
 .PHONY: help demo train-demo test test-all test-min test-runtime test-examples search search-puzzles check fix bench clean
 
@@ -59,7 +59,7 @@ test: $(VENV)/.installed ## Run the tests, offline, on CPU, in a few minutes
 	$(RUN) -m pytest $(WORKERS) -m "not slow"
 
 test-all: $(VENV)/.installed ## Run the slow tests too
-	$(RUN) -m pytest $(WORKERS)
+	$(RUN) -m pytest $(WORKERS) --no-loadscope-reorder # the longest files have few tests: not last
 
 test-min: .venv-min/.installed ## Run the core tests on the oldest supported libraries
 	.venv-min/bin/python -m pytest tests/test_vectors.py tests/test_processor.py tests/test_entry_points.py tests/test_plume_tiny.py tests/test_embed.py

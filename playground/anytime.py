@@ -27,7 +27,7 @@ from plume.arguments import ArgumentParser
 from plume.evaluation.audit.data import TaskData, load_task
 from plume.evaluation.audit.passes import Reader
 from plume.evaluation.audit.ranking import rank
-from plume.evaluation.store import write_json
+from plume.evaluation.store import write_whole
 from plume.evaluation.style import PALETTE, STYLE
 from plume.evaluation.table import Row, read_table
 from plume.playground.tasks import TASKS
@@ -170,7 +170,8 @@ def add_rows(file: Path, found: Sequence[dict[str, Any]], named: dict[str, Any])
     rows = [row for row in read_rows(file) if not named.items() <= row.items()]
     rows += [{**named, **row} for row in found]
     file.parent.mkdir(parents=True, exist_ok=True)
-    write_json(file, rows)
+    lines = ",\n".join(json.dumps(row, allow_nan=False) for row in rows)
+    write_whole(file, f"[\n{lines}\n]\n")
     return rows
 
 

@@ -428,6 +428,7 @@ def test_costs_are_paired_means_with_their_error():
     assert mean_cost(kinds["multi-hop tasks"], "drop") == pytest.approx((0.3, 0.025))
 
 
+@pytest.mark.slow
 def test_the_command_writes_page_pictures_and_numbers_and_goes_on_where_it_stopped(checkpoint, world, tmp_path, capsys):
     arguments = ["audit", "--model", str(checkpoint), "--table", str(world / "tasks.json"), "--data-root", str(world)]
     arguments += ["--sweep", "0", "2", "--out", str(tmp_path), "--device", "cpu"]

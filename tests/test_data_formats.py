@@ -295,6 +295,7 @@ def test_a_check_runs_the_processor_as_the_run_would(checkpoint, tmp_path, capsy
     assert "--decode runs a checkpoint's processor" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_unequal_numbers_of_negatives_train_and_absent_ones_do_not_count(tmp_path):
     """A pair without negatives next to one with two: the loss is that of the candidates that exist."""
     save_random_plume(tmp_path / "model", num_latent_steps=2, max_latent_steps=8)

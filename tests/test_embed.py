@@ -53,6 +53,7 @@ def thousand(folder) -> tuple[list, set[int]]:
     return items, bad
 
 
+@pytest.mark.slow
 def test_a_thousand_items_with_twenty_bad_ones_give_980_vectors_equal_to_encode_s(tmp_path, checkpoint, pair):
     items, bad = thousand(tmp_path)
     result = plume.embed(items, pair, on_error="skip", progress=False)

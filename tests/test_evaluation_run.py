@@ -220,6 +220,7 @@ def test_a_second_run_encodes_nothing(world, embedder, tmp_path):
     assert [result["scores"] for result in again] == [result["scores"] for result in first]
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_where_it_stopped(world, embedder, model, processor, tmp_path, monkeypatch):
     monkeypatch.setattr(encoder_module, "_PART", 2)
     whole = evaluate(embedder, ROWS, world, progress=False, batch_size=1)

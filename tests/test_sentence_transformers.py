@@ -70,6 +70,7 @@ def test_token_embeddings_are_refused_with_what_exists(encoder, output_value):
         encoder.encode(["a red bus"], output_value=output_value)
 
 
+@pytest.mark.slow
 def test_the_page_runs_as_printed(tmp_path, monkeypatch, model_type):  # noqa: F811
     if model_type != "qwen2_vl":
         pytest.skip("the page trains the shipped checkpoint")

@@ -136,6 +136,7 @@ def packed_products(model) -> list[packed.PackedProduct]:
     return [product for forward in forwards for product in forward.products]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("emulated", [False, True])
 def test_packed_steps_equal_plain_ones_in_bfloat16(model_type, tmp_path, monkeypatch, emulated):  # noqa: F811
     """If the CPU emulates bfloat16, products of many rows are made in float32."""

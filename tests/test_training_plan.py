@@ -198,6 +198,7 @@ def test_a_run_whose_last_stage_is_the_tail_of_a_decay_is_named_and_the_plan_s_i
     assert ("the tail of a decay. Give it a schedule of its own: --final_schedule true" in report) != planned
 
 
+@pytest.mark.slow
 def test_the_verdict_is_reported_drawn_and_printed(tmp_path, capsys):
     output, report, row = fine_tune(tmp_path, "--max_steps", "4", "--save_strategy", "no")
     assert "stage_weights [0.0, 0.0, 0.0, 0.0, 1.0]: no row has rationales" in report
