@@ -15,13 +15,14 @@ os.environ["HF_DATASETS_CACHE"] = tempfile.mkdtemp(prefix="plume-datasets-")
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from remote import Remote
-from transformers import AutoModel
 
-from plume import PlumeModel, PlumeProcessor
-from plume.hub.random_checkpoint import save_random_backbone, save_random_plume
+# Fixtures import torch and what stands on it: the process that hands tests to workers reads this file and needs neither.
+if TYPE_CHECKING:
+    from plume import PlumeModel, PlumeProcessor
 
 
 @pytest.fixture(scope="session")
@@ -41,6 +42,8 @@ def model_type() -> str:
 @pytest.fixture(scope="module")
 def checkpoint(model_type, tmp_path_factory) -> Path:
     """Folder of a tiny PLUME checkpoint; K = 3 keeps the tests quick."""
+    from plume.hub.random_checkpoint import save_random_plume
+
     folder = tmp_path_factory.mktemp("checkpoint") / "plume-random"
     save_random_plume(folder, model_type=model_type, num_latent_steps=3, max_latent_steps=8)
     return folder
@@ -49,20 +52,28 @@ def checkpoint(model_type, tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def backbone(model_type, tmp_path_factory) -> Path:
     """Folder of a tiny plain checkpoint of the backbone."""
+    from plume.hub.random_checkpoint import save_random_backbone
+
     return save_random_backbone(tmp_path_factory.mktemp("backbone"), model_type=model_type)
 
 
 @pytest.fixture(scope="module")
-def loaded_model(checkpoint) -> PlumeModel:
+def loaded_model(checkpoint) -> "PlumeModel":
+    from transformers import AutoModel
+
+    import plume  # noqa: F401 (registers the model)
+
     return AutoModel.from_pretrained(checkpoint).eval()
 
 
 @pytest.fixture
-def model(loaded_model) -> PlumeModel:
+def model(loaded_model) -> "PlumeModel":
     """A model of the test's own, which it may change."""
     return copy.deepcopy(loaded_model)
 
 
 @pytest.fixture(scope="module")
-def processor(checkpoint) -> PlumeProcessor:
+def processor(checkpoint) -> "PlumeProcessor":
+    from plume import PlumeProcessor
+
     return PlumeProcessor.from_pretrained(checkpoint)

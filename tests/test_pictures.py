@@ -181,6 +181,7 @@ def test_pairs_name_no_untrained_concept(world, tmp_path):
     assert not any(f"<answer>{name}</answer>" in text for text in said for name in held_out)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "write", [write_tasks, lambda world, folder, progress: write_pairs(world, folder, 40, progress=progress)]
 )

@@ -207,6 +207,7 @@ def test_training_rows_are_read_by_the_trainers_reader(world):
             assert pair.query.rationale == "".join(PLAIN)
 
 
+@pytest.mark.slow
 def test_the_same_seed_writes_the_same_world(world, tmp_path):
     again = write_training(tmp_path / "train", 60, 0, progress=False)
     assert again.read_text() == (world / "train/pairs.jsonl").read_text()

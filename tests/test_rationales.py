@@ -407,6 +407,7 @@ def test_rationales_that_are_there_stay(server, tmp_path):
     assert read(output)[0]["rationale_positive"] == "Mine."
 
 
+@pytest.mark.slow
 @openai_only
 def test_the_file_is_trained_on(server, tmp_path, capsys):
     pytest.importorskip("trl", reason="training needs the extra `train`")

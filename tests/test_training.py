@@ -626,6 +626,7 @@ def test_the_largest_area_of_a_picture_holds_in_the_run_and_is_saved(train, tmp_
     assert PlumeProcessor.from_pretrained(tmp_path / "out").max_pixels == 3136
 
 
+@pytest.mark.slow
 def test_bad_rows_are_left_out_only_when_asked(long_corpus, train, tmp_path):
     lines = (long_corpus / "pairs.jsonl").read_text().splitlines()[:24]
     spoilt = [line.replace(".png", ".gone") if index == 5 else line for index, line in enumerate(lines)]

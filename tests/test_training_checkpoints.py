@@ -171,6 +171,7 @@ def test_old_checkpoints_are_removed_and_the_best_one_is_loaded_at_the_end(corpu
     assert saved["best_model_checkpoint"] == str(best)
 
 
+@pytest.mark.slow
 def test_a_lora_run_resumes_to_the_same_losses_and_peft_loads_its_checkpoint(corpus, tmp_path, recwarn):
     runs = []
     for folder, resumed in (("whole", None), ("resumed", str(tmp_path / "whole" / "checkpoint-1"))):

@@ -147,6 +147,7 @@ def test_alarms_name_the_cause_and_the_flag(tmp_path, history, before, after, wo
     assert all(word in " ".join(alarms) for word in words), alarms
 
 
+@pytest.mark.slow
 def test_measuring_leaves_the_run_as_it_was(tmp_path):
     """Dropout and order of a measured run are those of an unmeasured one."""
     write_corpus(tmp_path, rows=24)
@@ -219,6 +220,7 @@ def test_a_dry_run_works_before_there_are_enough_rows_and_writes_nothing(tmp_pat
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_pairs_are_held_out_where_there_are_enough(tmp_path, capsys):
     lines = [f'{{"query": "red {i}", "positive": "bus {i}"}}' for i in range(200)]
     (tmp_path / "pairs.jsonl").write_text("\n".join(lines))
