@@ -11,7 +11,7 @@ from inputs import free_port
 def start(function: Callable, *arguments, **environment: str) -> BaseProcess:
     """Call a function that other processes can import by its name, such as the ``main`` of a command, or ``exec``.
 
-    It runs in the environment of this process, and what is given of one.
+    It has the environment variables of this process, and those that are given.
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["plume.training.train"])
